@@ -1,0 +1,1 @@
+"""TransformerLens for vision-language models: hook points, metrics and profiles per modality."""
