@@ -1,4 +1,4 @@
-"""The one exception root of mm_lens, and its warning. Every message names the cause and the remedy."""
+"""The one exception root of mm_lens, and its warning. Messages name the cause and the remedy."""
 
 
 class MMLensError(Exception):

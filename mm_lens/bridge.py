@@ -1,0 +1,401 @@
+"""The bridge: a `TransformerBridge` that takes images, knows what every position is, and never
+runs blind.
+
+Put on a booted bridge by changing its class (`loading.load`), since TransformerLens builds its own
+class. Everything TransformerLens documents keeps its meaning; what is added: `Inputs` wherever
+tokens go, `prepare`, `bound`, hook points per modality, and errors where an edit would do nothing.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+from transformer_lens import ActivationCache
+from transformer_lens.model_bridge import TransformerBridge
+
+from mm_lens import inputs as _inputs
+from mm_lens.errors import HookError, InputError, MMLensWarning
+from mm_lens.families import Family
+from mm_lens.hooks import PARENTS, ForwardContext, guard, install_views, uninstall_views
+from mm_lens.inputs import Inputs, Picture
+from mm_lens.layout import TokenLayout, check_group
+from mm_lens.report import Report
+
+GROUPS = ("visual", "text")
+"""Groups that get hook points at load."""
+
+Names: TypeAlias = "str | list[str] | Callable[[str], bool] | None"
+
+_ALIAS = re.compile(r"blocks\.(\d+)\.hook_([a-z]+)_(\w+)")
+
+
+def names(
+    hook: str | Sequence[str],
+    modality: str | Sequence[str] | None = None,
+    layers: Sequence[int] | None = None,
+) -> Callable[[str], bool]:
+    """A `names_filter` for hook points: `names("resid_post", modality="visual")`.
+
+    Args:
+        hook: short name(s) as in `hooks.PARENTS`: "resid_post", "attn_out", "q", …
+        modality: "visual", "text", or both; None for the full stream.
+        layers: blocks to take; None takes all.
+
+    Raises:
+        InputError: a hook of that name does not exist.
+    """
+    hooks = [hook] if isinstance(hook, str) else list(hook)
+    if unknown := [h for h in hooks if h not in PARENTS]:
+        raise InputError(f"No hook point is called {unknown[0]!r}. Use: {', '.join(PARENTS)}.")
+    if modality is None:
+        tails = {PARENTS[h] for h in hooks}
+    else:
+        groups = [modality] if isinstance(modality, str) else list(modality)
+        tails = {f"{check_group(group)}.hook_{h}" for group in groups for h in hooks}
+    wanted = None if layers is None else set(layers)
+
+    def match(name: str) -> bool:
+        root, _, rest = name.partition(".")
+        layer, _, tail = rest.partition(".")
+        return root == "blocks" and tail in tails and (wanted is None or int(layer) in wanted)
+
+    return match
+
+
+class LayoutCache(ActivationCache):
+    """An `ActivationCache` that knows what the cached rows are.
+
+    ``cache["resid_post", 5, "visual"]`` is ``[batch, n_visual_max, d_model]``, zero padded;
+    ``cache.layout.valid("visual")`` says which rows are real.
+    """
+
+    layout: TokenLayout
+    inputs: Mapping[str, Any]
+
+    def __getitem__(self, key: Any) -> Tensor:
+        """As in TransformerLens; the third place of a key may be a modality for every hook."""
+        if isinstance(key, tuple) and len(key) == 3 and key[2] in GROUPS:
+            # TransformerLens would overrule the modality for q, k, v, z, pre and post, and
+            # answer with the full stream.
+            layer = key[1] if key[1] >= 0 else self.model.cfg.n_layers + key[1]
+            key = f"blocks.{layer}.{key[2]}.hook_{key[0]}"
+        elif isinstance(key, str) and key not in self.cache_dict:
+            key = canonical(key)
+        return super().__getitem__(key)
+
+
+def canonical(name: str) -> str:
+    """Resolve the spelling ``blocks.3.hook_visual_q`` of ``blocks.3.visual.hook_q``."""
+    if (match := _ALIAS.fullmatch(name)) and match[2] in GROUPS and match[3] in PARENTS:
+        return f"blocks.{match[1]}.{match[2]}.hook_{match[3]}"
+    return name
+
+
+class VisionLanguageBridge(TransformerBridge):
+    """A `TransformerBridge` with hook points for visual and text tokens. Made by `mm_lens.load`."""
+
+    # At image positions embed.hook_out is the placeholder's own row, which the image features
+    # replace: what enters the residual stream is block 0's input.
+    hook_aliases = {**TransformerBridge.hook_aliases, "hook_embed": "blocks.0.hook_in"}  # noqa: RUF012
+
+    family: Family
+    attention: str
+    context: ForwardContext
+    report: Report
+    """What the check at load found."""
+
+    _bound: Mapping[str, Any] | None
+    _watch: list[RemovableHandle]
+    _dead: dict[re.Pattern[str], str]
+
+    # ---- installing and uninstalling ----
+
+    @staticmethod
+    def install(bridge: TransformerBridge, family: Family, attention: str) -> VisionLanguageBridge:
+        """Turn a booted bridge into this class, in place."""
+        bridge.__class__ = VisionLanguageBridge
+        assert isinstance(bridge, VisionLanguageBridge)
+        bridge.family, bridge.attention = family, attention
+        bridge.context = ForwardContext(family)
+        bridge._bound = None
+        bridge._watch = bridge.context.attach(bridge.original_model)
+        bridge._dead = {re.compile(k): v for k, v in family.dead_hooks(attention).items()}
+        bridge._refresh_embed_alias("blocks.0.hook_in")
+        install_views(bridge, bridge.context, GROUPS)
+        for name, remedy in family.inert_hooks().items():
+            guard(bridge._hook_registry[name], remedy)
+        guard(
+            bridge._hook_registry["embed.hook_out"],
+            "Image positions take their embedding from the vision tower, not from the token "
+            "table: edit hook_embed (blocks.0.hook_in) or blocks.0.visual.hook_resid_pre.",
+            bridge._image_positions,
+        )
+        return bridge
+
+    def uninstall(self) -> TransformerBridge:
+        """Take everything mm_lens put on after boot off again; returns the plain bridge."""
+        uninstall_views(self)
+        for handle in self._watch:
+            handle.remove()
+        self.__class__ = TransformerBridge  # type: ignore[assignment]
+        VisionLanguageBridge._refresh_embed_alias(self, "embed.hook_out")
+        for name in ("family", "attention", "context", "report", "_bound", "_watch", "_dead"):
+            self.__dict__.pop(name, None)
+        return self
+
+    def _refresh_embed_alias(self, target: str) -> None:
+        self._register_aliases()
+        self._hook_registry["hook_embed"] = self._hook_registry[target]
+
+    def _image_positions(self, tensor: Tensor) -> Tensor | None:
+        return self.context.layout.mask("visual").to(tensor.device)
+
+    # ---- inputs ----
+
+    def prepare(
+        self,
+        text: str | Sequence[str],
+        images: Picture | Sequence[Any] | None = None,
+        *,
+        chat_template: bool | None = None,
+        padding_side: Literal["left", "right"] | None = None,
+    ) -> Inputs:
+        """Turn prompts and images into inputs for this model; see `mm_lens.inputs.prepare`."""
+        return _inputs.prepare(
+            self.family,
+            self.processor,
+            text,
+            images,
+            chat_template=chat_template,
+            padding_side=padding_side,
+            device=self.cfg.device or "cpu",
+        )
+
+    @contextmanager
+    def bound(self, inputs: Mapping[str, Any]) -> Iterator[VisionLanguageBridge]:
+        """Give tools that take only tokens the image of `inputs`.
+
+        Inside, every call with tokens that hold image placeholders and comes without pixels gets
+        the pixels (and, where the shape fits, the attention mask) of `inputs`. Tokens may differ in
+        their text; each row must hold as many placeholders as the row of `inputs`. A batch of
+        copies of one bound row is filled by repeating its images. Calls that start from embeddings
+        (`start_at_layer`) take the layout of `inputs`.
+
+        ```python
+        with model.bound(inputs):
+            patching.get_act_patch_resid_pre(model, inputs.input_ids, clean_cache, metric)
+        ```
+        """
+        before = self._bound, self.context.explicit
+        self._bound = inputs
+        self.context.explicit = (
+            inputs.layout if isinstance(inputs, Inputs) else self.family.layout(inputs)
+        )
+        try:
+            yield self
+        finally:
+            self._bound, self.context.explicit = before
+
+    def _unpack(self, input: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """Tokens and keyword tensors of whatever was passed as input, bound images included."""
+        if isinstance(input, Mapping):
+            kwargs = {**input, **{k: v for k, v in kwargs.items() if v is not None}}
+            input = None
+        if input is None and "input_ids" in kwargs:
+            input = kwargs.pop("input_ids")
+        if input is None and kwargs.get("inputs_embeds") is not None:
+            input = kwargs.pop("inputs_embeds")
+        if self._bound is not None and isinstance(input, Tensor) and not input.is_floating_point():
+            input, kwargs = self._fill_from_bound(input, kwargs)
+        return input, kwargs
+
+    def _fill_from_bound(
+        self, tokens: Tensor, kwargs: dict[str, Any]
+    ) -> tuple[Tensor, dict[str, Any]]:
+        past = kwargs.get("past_key_values")
+        if kwargs.get("pixel_values") is not None or past is not None:
+            return tokens, kwargs
+        tokens = tokens[None] if tokens.ndim == 1 else tokens
+        bound = self._bound
+        assert bound is not None
+        want = (bound["input_ids"] == self.family.image_token_id).sum(1).to(tokens.device)
+        have = (tokens == self.family.image_token_id).sum(1)
+        if not have.any():
+            return tokens, kwargs
+        copies = len(have) if len(want) == 1 else 1
+        if not torch.equal(want.repeat(copies), have):
+            raise InputError(
+                f"The tokens hold {have.tolist()} image placeholders in their rows, but the bound "
+                f"inputs {want.tolist()}. Bind the inputs that these tokens come from."
+            )
+        filled: dict[str, Any] = {
+            k: v.repeat(copies, *[1] * (v.ndim - 1))
+            for k, v in bound.items()
+            if isinstance(v, Tensor) and k not in ("input_ids", "attention_mask")
+        }
+        mask = bound.get("attention_mask")
+        if mask is not None and mask.shape[1] == tokens.shape[1]:
+            filled["attention_mask"] = mask.repeat(copies, 1)
+        given = {k: v for k, v in kwargs.items() if v is not None}
+        return tokens, {**filled, **given}
+
+    # ---- running ----
+
+    def forward(self, input: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As `TransformerBridge.forward`; `input` may also be what `prepare` returns.
+
+        With `return_type="loss"`, targets that are image placeholders or padding are left out.
+        """
+        tokens, kwargs = self._unpack(input, kwargs)
+        return_type = args[0] if args else kwargs.get("return_type", "logits")
+        if return_type in ("loss", "both") and kwargs.get("labels") is None:
+            kwargs["labels"] = self._labels(tokens, kwargs.get("attention_mask"))
+        return super().forward(tokens, *args, **kwargs)
+
+    def _labels(self, tokens: Any, mask: Tensor | None) -> Tensor | None:
+        if not isinstance(tokens, Tensor) or tokens.is_floating_point():
+            return None
+        image = tokens == self.family.image_token_id
+        if not image.any():
+            return None
+        ignore = image if mask is None else image | (mask == 0)
+        return tokens.masked_fill(ignore, -100)
+
+    def run_with_hooks(self, input: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As `TransformerBridge.run_with_hooks`; `input` may also be what `prepare` returns."""
+        tokens, kwargs = self._unpack(input, kwargs)
+        return super().run_with_hooks(tokens, *args, **kwargs)
+
+    def run_with_cache(
+        self,
+        input: Any = None,
+        return_cache_object: bool = True,
+        remove_batch_dim: bool = False,
+        names_filter: Names = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As `TransformerBridge.run_with_cache`; the cache is a `LayoutCache`.
+
+        Without `names_filter` every hook point is cached, views included.
+        """
+        tokens, kwargs = self._unpack(input, kwargs)
+        asked = names_filter
+        if isinstance(names_filter, str):
+            names_filter = canonical(names_filter)
+        elif isinstance(names_filter, list):
+            names_filter = [canonical(name) for name in names_filter]
+        elif names_filter is not None:
+            self._warn_of_dead(names_filter)
+        output, cache = super().run_with_cache(  # type: ignore[call-overload]
+            tokens,
+            return_cache_object=return_cache_object,
+            remove_batch_dim=remove_batch_dim,
+            names_filter=names_filter,
+            **kwargs,
+        )
+        entries = cache.cache_dict if return_cache_object else cache
+        for name in [asked] if isinstance(asked, str) else asked if isinstance(asked, list) else []:
+            if name not in entries and canonical(name) in entries:
+                entries[name] = entries[canonical(name)]
+        if return_cache_object:
+            cache.__class__ = LayoutCache
+            cache.inputs = {"input_ids": tokens, **kwargs}
+            if isinstance(tokens, Tensor) and not tokens.is_floating_point():
+                cache.layout = self.family.layout(cache.inputs)
+            elif self.context.explicit is not None:
+                cache.layout = self.context.explicit
+        return output, cache
+
+    def generate(self, input: Any = "", *args: Any, **kwargs: Any) -> Any:
+        """As `TransformerBridge.generate`; also without KV cache every step sees the image."""
+        tokens, kwargs = self._unpack(input, kwargs)
+        pixels = {k: v for k, v in kwargs.items() if k in self._image_keys(kwargs)}
+        if pixels and kwargs.get("use_past_kv_cache", True) is False:
+            # TransformerLens passes the image to the first step only, which is enough only if the
+            # later ones find it in the cache.
+            with self.bound({"input_ids": tokens, **pixels}):
+                rest = {k: v for k, v in kwargs.items() if k not in pixels}
+                return super().generate(tokens, *args, **rest)
+        return super().generate(tokens, *args, **kwargs)
+
+    def hf_generate(self, input: Any = "", *args: Any, **kwargs: Any) -> Any:
+        """As `TransformerBridge.hf_generate`; `input` may also be what `prepare` returns."""
+        tokens, kwargs = self._unpack(input, kwargs)
+        return super().hf_generate(tokens, *args, **kwargs)
+
+    @staticmethod
+    def _image_keys(kwargs: Mapping[str, Any]) -> set[str]:
+        keys = {"pixel_values", "image_sizes", "pixel_attention_mask", "image_grid_thw"}
+        return {k for k in keys if kwargs.get(k) is not None}
+
+    def enable_compatibility_mode(self, *args: Any, **kwargs: Any) -> None:
+        """As in TransformerLens.
+
+        Raises:
+            InputError: the unembedding would be centred along the wrong axis: TransformerLens takes
+                it by its shape, and vocabulary and d_model are of the same size.
+        """
+        centred = kwargs.get("center_unembed", True) and not kwargs.get("no_processing", False)
+        if centred and self.cfg.d_vocab == self.cfg.d_model:
+            raise InputError(
+                f"d_vocab and d_model are both {self.cfg.d_model}: TransformerLens would centre "
+                "the unembedding along the wrong axis and corrupt the logits. Pass "
+                "center_unembed=False."
+            )
+        super().enable_compatibility_mode(*args, **kwargs)
+
+    # ---- names ----
+
+    def _remedy_if_dead(self, name: str) -> str | None:
+        point = self._hook_registry.get(name)
+        spellings = {name, name if point is None else point.name or name}
+        for pattern, remedy in self._dead.items():
+            if any(pattern.fullmatch(spelling) for spelling in spellings):
+                return remedy
+        return None
+
+    def _declare_dead(self, names: Sequence[str], remedy: str) -> None:
+        self._dead |= {re.compile(re.escape(name)): remedy for name in names}
+
+    def _check_hook_fireable(self, *names: str) -> None:
+        super()._check_hook_fireable(*names)
+        for name in names:
+            if remedy := self._remedy_if_dead(name):
+                raise HookError(f"{name} never fires in this model. {remedy}")
+
+    def _warn_of_dead(self, names_filter: Callable[[str], bool]) -> None:
+        dead = [n for n in self.hook_dict if names_filter(n) and self._remedy_if_dead(n)]
+        if dead:
+            remedy = self._remedy_if_dead(dead[0])
+            warnings.warn(
+                f"{len(dead)} hook points that the filter matches never fire and will not be in "
+                f"the cache, {dead[0]} among them. {remedy}",
+                MMLensWarning,
+                stacklevel=3,
+            )
+
+    def _resolve_hook_point(self, name: str, aliases: Any, hook_dict: Any) -> Any:
+        return super()._resolve_hook_point(canonical(name), aliases, hook_dict)
+
+    def get_hook_point(self, hook_name: str) -> Any:
+        """As in TransformerLens, with the spellings ``blocks.3.hook_visual_resid_post``."""
+        return super().get_hook_point(canonical(hook_name))
+
+    def add_hook(self, name: Any, *args: Any, **kwargs: Any) -> None:
+        """As in TransformerLens, with the spellings ``blocks.3.hook_visual_resid_post``."""
+        super().add_hook(canonical(name) if isinstance(name, str) else name, *args, **kwargs)
+
+    def get_caching_hooks(self, names_filter: Names = None, *args: Any, **kwargs: Any) -> Any:
+        """As in TransformerLens, with the spellings ``blocks.3.hook_visual_resid_post``."""
+        if isinstance(names_filter, str):
+            names_filter = canonical(names_filter)
+        elif isinstance(names_filter, list):
+            names_filter = [canonical(name) for name in names_filter]
+        return super().get_caching_hooks(names_filter, *args, **kwargs)

@@ -1,0 +1,385 @@
+"""Hook points per modality: views of TransformerLens hook points that see one group of tokens.
+
+A view places its hook on the *parent* hook point: gather the rows of its group, call the user's
+hook, scatter edited rows back. So a modality hook and a full-stream hook on the same point see each
+other's edits, in the order in which they were attached; and a view without hooks runs no code.
+
+Activations are padded to ``[batch, n_max, ...]`` with zeros, `n_max` being the largest number of
+tokens of the group in a row. The padding is not data: ``layout.valid(group)`` says which rows are
+real. What a hook writes into padding is dropped.
+
+A hook of a group that has no token in the forward pass (no image in the prompt; a decoding step,
+for visual tokens) is not called.
+
+Backward hooks are tensor hooks made during the forward pass: each gradient meets the rows of its
+own forward pass, whatever ran in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Int, Shaped
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+from transformer_lens.hook_points import HookPoint, LensHandle, _AliasedHookPoint
+
+from mm_lens.errors import HookError, InputError
+from mm_lens.families import Family
+from mm_lens.layout import TokenLayout
+
+Direction = Literal["fwd", "bwd"]
+
+PARENTS: Mapping[str, str] = {
+    "resid_pre": "hook_resid_pre",
+    "resid_mid": "hook_resid_mid",
+    "resid_post": "hook_resid_post",
+    "attn_out": "hook_attn_out",
+    "mlp_out": "hook_mlp_out",
+    "q": "attn.hook_q",
+    "k": "attn.hook_k",
+    "v": "attn.hook_v",
+    "z": "attn.hook_z",
+    "pre": "mlp.hook_pre",
+    "post": "mlp.hook_post",
+}
+"""Token-indexed hook points of a block: short name and where TransformerLens keeps it."""
+
+
+@dataclass
+class Selection:
+    """The rows of one group in one forward pass: `positions` where `valid`, row by row.
+
+    The tensors follow the activations to their devices (a model may be split over several).
+    """
+
+    positions: Int[Tensor, "batch n_max"]
+    valid: Bool[Tensor, "batch n_max"]
+    full: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.full = bool(self.valid.all())
+
+    def on(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Batch index, positions and validity on the device of `x`."""
+        if self.positions.device != x.device:
+            self.positions, self.valid = self.positions.to(x.device), self.valid.to(x.device)
+        batch = torch.arange(len(self.positions), device=x.device)[:, None]
+        return batch, self.positions, self.valid
+
+    def gather(self, x: Shaped[Tensor, "batch pos *rest"]) -> Shaped[Tensor, "batch n_max *rest"]:
+        """The rows of the group, zero where a row of the batch has fewer than `n_max`."""
+        batch, positions, valid = self.on(x)
+        rows = x[batch, positions]
+        if self.full:
+            return rows
+        return rows.masked_fill(~valid.reshape(*valid.shape, *[1] * (x.ndim - 2)), 0)
+
+    def scatter(
+        self, x: Shaped[Tensor, "batch pos *rest"], rows: Shaped[Tensor, "batch n_max *rest"]
+    ) -> Shaped[Tensor, "batch pos *rest"]:
+        """A copy of `x` with the rows of the group replaced; padding in `rows` is ignored."""
+        batch, positions, valid = self.on(x)
+        at = (batch.expand_as(positions)[valid], positions[valid])
+        return x.index_put(at, rows[valid].to(x.dtype))
+
+
+class ForwardContext:
+    """What the running forward pass is about: filled before it by a hook on the wrapped model.
+
+    The layout is worked out only when some hook asks for it. Nothing is kept after the pass.
+    """
+
+    def __init__(self, family: Family) -> None:
+        self.family = family
+        self.explicit: TokenLayout | None = None
+        """Layout for passes that start from embeddings (`bound`)."""
+        self._inputs: Mapping[str, Any] | None = None
+        self._layout: TokenLayout | None = None
+        self._selections: dict[str, Selection | None] = {}
+
+    def attach(self, model: torch.nn.Module) -> list[RemovableHandle]:
+        """Watch the forward passes of the wrapped Hugging Face model."""
+        return [
+            model.register_forward_pre_hook(self._begin, with_kwargs=True),
+            model.register_forward_hook(self._end, always_call=True),
+        ]
+
+    def _begin(self, model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        inputs = {**kwargs, "input_ids": args[0]} if args else kwargs
+        check_images(self.family, inputs)
+        self._inputs = inputs
+
+    def _end(self, model: torch.nn.Module, args: tuple[Any, ...], output: object) -> None:
+        self._inputs = self._layout = None
+        self._selections = {}
+
+    @property
+    def layout(self) -> TokenLayout:
+        """Layout of the running forward pass.
+
+        Raises:
+            HookError: no forward pass of the whole model is running, or it starts from embeddings
+                and no layout was given.
+        """
+        if self._layout is None:
+            self._layout = self._work_out_layout()
+        return self._layout
+
+    def _work_out_layout(self) -> TokenLayout:
+        if self._inputs is None:
+            raise HookError(
+                "A modality hook fired outside of a forward pass of the whole model, so which "
+                "position is what is unknown. Call the model, not one of its blocks."
+            )
+        if self._inputs.get("input_ids") is None:
+            if self.explicit is None:
+                raise HookError(
+                    "A modality hook cannot tell visual from text positions in a forward pass that "
+                    "starts from embeddings (inputs_embeds, start_at_layer). Say which inputs they "
+                    "come from: `with model.bound(inputs): ...`."
+                )
+            return self.explicit
+        return self.family.layout(self._inputs)
+
+    def selection(self, group: str) -> Selection | None:
+        """Rows of `group` in the running forward pass; None if it has none."""
+        if group not in self._selections:
+            valid = self.layout.valid(group)
+            self._selections[group] = (
+                Selection(self.layout.positions(group), valid) if valid.any() else None
+            )
+        return self._selections[group]
+
+
+def check_images(family: Family, inputs: Mapping[str, Any]) -> None:
+    """Raise if image placeholders and images do not match: the model would not see the picture.
+
+    Raises:
+        InputError: naming both numbers and the remedy.
+    """
+    tokens, past = inputs.get("input_ids"), inputs.get("past_key_values")
+    if tokens is None or (past is not None and past.get_seq_length() > 0):
+        return  # embeddings hold the image already; so does the cache of a decoding step
+    if inputs.get("mm_encoder_outputs"):
+        return
+    placeholders = int((tokens == family.image_token_id).sum())
+    expected = family.image_token_counts(inputs)
+    if expected is None:
+        if placeholders:
+            raise InputError(
+                f"The prompt holds {placeholders} image placeholders, but no image came with it "
+                "(pixel_values is missing): the model would answer blind. Pass what "
+                "model.prepare(text, images) returns instead of the bare tokens; for a tool that "
+                "takes only tokens, wrap it in `with model.bound(inputs): ...`."
+            )
+        return
+    if placeholders != sum(expected):
+        raise InputError(
+            f"The prompt holds {placeholders} image placeholders, but the {len(expected)} image(s) "
+            f"make {sum(expected)} tokens ({expected}). Make tokens and pixels in one call: "
+            "model.prepare(text, images)."
+        )
+
+
+@dataclass
+class ViewHandle(LensHandle):
+    """A hook that a view placed on its parent. Both list it."""
+
+    view: ModalityHookPoint | None = None
+
+
+class _Removable(RemovableHandle):
+    """Removes a hook from torch and from the parent's list, whichever side is asked."""
+
+    def __init__(self, inner: RemovableHandle, parent: HookPoint) -> None:
+        self.inner, self.parent = inner, parent
+
+    def remove(self) -> None:
+        self.inner.remove()
+        # New lists: TransformerLens may be iterating over the old ones.
+        self.parent.fwd_hooks = [h for h in self.parent.fwd_hooks if h.hook is not self]
+        self.parent.bwd_hooks = [h for h in self.parent.bwd_hooks if h.hook is not self]
+
+
+class ModalityHookPoint(HookPoint):
+    """The tokens of one group at one hook point. Attaching places a hook on the parent."""
+
+    def __init__(self, parent: HookPoint, group: str, context: ForwardContext) -> None:
+        super().__init__()
+        self._parent = (parent,)  # in a tuple, or torch would adopt the parent as a child
+        self._context = context
+        self.group = group
+
+    @property
+    def parent(self) -> HookPoint:
+        """The full-stream hook point."""
+        return self._parent[0]
+
+    def _mine(self, handles: Iterable[LensHandle]) -> list[LensHandle]:
+        return [h for h in handles if isinstance(h, ViewHandle) and h.view is self]
+
+    # The parent's lists are the only record, so that neither side can be out of date.
+    @property
+    def fwd_hooks(self) -> list[LensHandle]:
+        """Forward hooks attached through this view."""
+        return self._mine(self.parent.fwd_hooks)
+
+    @fwd_hooks.setter
+    def fwd_hooks(self, handles: list[LensHandle]) -> None:
+        pass  # TransformerLens assigns what is left after removal: the parent knows already
+
+    @property
+    def bwd_hooks(self) -> list[LensHandle]:
+        """Backward hooks attached through this view."""
+        return self._mine(self.parent.bwd_hooks)
+
+    @bwd_hooks.setter
+    def bwd_hooks(self, handles: list[LensHandle]) -> None:
+        pass
+
+    def add_hook(
+        self,
+        hook: Callable[..., Any],
+        dir: Direction = "fwd",
+        is_permanent: bool = False,
+        level: int | None = None,
+        prepend: bool = False,
+        alias_names: list[str] | None = None,
+    ) -> LensHandle:
+        """Attach `hook(rows, hook=view)`, rows being ``[batch, n_max, ...]``; see `HookPoint`.
+
+        Raises:
+            ValueError: `dir` is neither "fwd" nor "bwd".
+        """
+        if dir not in ("fwd", "bwd"):
+            raise ValueError(f"Invalid direction {dir}")
+        aliases = [_AliasedHookPoint(name, self) for name in alias_names or ()]
+        points: list[Any] = aliases or [self]
+        run = self._forward_hook if dir == "fwd" else self._backward_hook
+
+        def on_parent(tensor: Tensor, hook: HookPoint) -> Tensor | None:
+            selection = self._context.selection(self.group)
+            return None if selection is None else run(tensor, selection, user, points)
+
+        user = hook
+        inner = self.parent.add_hook(
+            on_parent, is_permanent=is_permanent, level=level, prepend=prepend
+        )
+        handle = ViewHandle(
+            _Removable(inner.hook, self.parent), is_permanent, level, user_hook=hook, view=self
+        )
+        listed = [h for h in self.parent.fwd_hooks if h is not inner]
+        if dir == "bwd":
+            self.parent.fwd_hooks = listed
+            listed = list(self.parent.bwd_hooks)
+        listed.insert(0 if prepend else len(listed), handle)
+        setattr(self.parent, f"{dir}_hooks", listed)
+        return handle
+
+    def _forward_hook(
+        self, tensor: Tensor, selection: Selection, user: Callable[..., Any], points: list[Any]
+    ) -> Tensor | None:
+        rows = selection.gather(tensor)
+        edited = self._call(user, rows, points)
+        return None if edited is None else selection.scatter(tensor, edited)
+
+    def _backward_hook(
+        self, tensor: Tensor, selection: Selection, user: Callable[..., Any], points: list[Any]
+    ) -> Tensor | None:
+        if not tensor.requires_grad:
+            return None
+
+        def on_gradient(gradient: Tensor) -> Tensor | None:
+            edited = self._call(user, selection.gather(gradient), points)
+            return None if edited is None else selection.scatter(gradient, edited)
+
+        # A view of its own: the gradient at this point, and the node is on the path to the output
+        # also where the parent reshapes (q, k, v, z).
+        tensor = tensor.view_as(tensor)
+        tensor.register_hook(on_gradient)
+        return tensor
+
+    def _call(self, user: Callable[..., Any], rows: Tensor, points: list[Any]) -> Tensor | None:
+        """What the hook made of the rows, None if it left them alone. In-place edits count."""
+        version, shape, edited = rows._version, rows.shape, None
+        for point in points:
+            result = user(rows, hook=point)
+            if result is not None:
+                if isinstance(result, tuple) and len(result) == 1:
+                    result = result[0]  # TransformerLens lets backward hooks return (grad,)
+                if not isinstance(result, Tensor) or result.shape != shape:
+                    got = tuple(result.shape) if isinstance(result, Tensor) else type(result)
+                    raise HookError(
+                        f"The hook at {self.name} returned {got}; it must return None or a tensor "
+                        f"of shape {tuple(shape)} [batch, n_{self.group}, ...]."
+                    )
+                rows = edited = result
+        if edited is None and rows._version != version:
+            edited = rows
+        return edited
+
+
+class GuardedHookPoint(HookPoint):
+    """A hook point where (some) edits cannot reach the output: reading works, such edits raise."""
+
+    _inert: tuple[Callable[[Tensor], Tensor | None], str]
+
+    def add_hook(self, hook: Callable[..., Any], dir: Direction = "fwd", **kwargs: Any) -> Any:  # type: ignore[override]
+        """As `HookPoint.add_hook`; a forward hook that edits where it has no effect raises."""
+        if dir != "fwd":
+            return super().add_hook(hook, dir=dir, **kwargs)
+        inert, remedy = self._inert
+
+        def guarded(tensor: Tensor, hook: HookPoint) -> Any:
+            before = tensor.detach().clone()
+            result = user(tensor, hook=hook)
+            after = tensor if result is None else result
+            if isinstance(after, Tensor) and after.shape == before.shape:
+                changed = after.detach() != before
+                where = inert(before)
+                if bool((changed if where is None else changed[where]).any()):
+                    raise HookError(f"An edit at {self.name} does not reach the output. {remedy}")
+            return result
+
+        user = hook
+        return super().add_hook(guarded, dir=dir, **kwargs)
+
+
+def guard(
+    point: HookPoint, remedy: str, where: Callable[[Tensor], Tensor | None] = lambda tensor: None
+) -> None:
+    """Make edits at `point` raise where the mask of `where` [batch, pos] is set (None: all)."""
+    point.__class__ = GuardedHookPoint
+    point._inert = (where, remedy)  # type: ignore[assignment]
+
+
+def install_views(bridge: Any, context: ForwardContext, groups: Iterable[str]) -> None:
+    """Register a view for every group, block and token-indexed hook point of `bridge`."""
+    known = bridge.hook_dict
+    for i, block in enumerate(bridge.blocks):
+        for short, path in PARENTS.items():
+            parent = known.get(f"blocks.{i}.{path}")
+            if parent is None:
+                continue  # a block of another kind (no attention, or no gate)
+            for group in groups:
+                view = ModalityHookPoint(parent, group, context)
+                name = f"{group}.hook_{short}"
+                view.name = f"blocks.{i}.{name}"
+                # Registries, not attributes: the scan that compatibility mode repeats reads the
+                # block's registry, and an attribute would put the view into the module tree.
+                block._hook_registry[name] = bridge._hook_registry[view.name] = view
+
+
+def uninstall_views(bridge: Any) -> None:
+    """Take every view off again, with the hooks attached through it."""
+    for registry in (bridge._hook_registry, *(block._hook_registry for block in bridge.blocks)):
+        for name in [n for n, point in registry.items() if isinstance(point, ModalityHookPoint)]:
+            registry.pop(name).remove_hooks("both", including_permanent=True)
+    for point in bridge._hook_registry.values():
+        if type(point) is GuardedHookPoint:
+            del point._inert
+            point.__class__ = HookPoint  # type: ignore[assignment]

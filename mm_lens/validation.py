@@ -1,0 +1,101 @@
+"""The check at load: do the numbers of the bridge mean what they say?
+
+Guaranteed after a clean report, for the prompt and the synthetic image of the check:
+
+1. the bridge's logits equal the native model's (same attention implementation);
+2. every hook point fires, but for those known to be dead: asking for one of these raises;
+3. an edit at each kind of hook point, per modality, changes the output.
+
+Cost: about two dozen forward passes of a short prompt with one small image.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mm_lens.families import Family
+from mm_lens.hooks import PARENTS
+from mm_lens.inputs import Inputs, prepare
+from mm_lens.report import Report
+
+PROMPT = "What is this?"
+
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8, torch.float16: 5e-2, torch.bfloat16: 2e-1}
+"""Largest difference of logits, over their standard deviation, that counts as rounding."""
+
+
+def probe(family: Family, processor: Any, device: torch.device | str) -> Inputs:
+    """The inputs of the check."""
+    return prepare(family, processor, PROMPT, family.probe_image(), device=device)
+
+
+@torch.no_grad()
+def native_logits(model: Any, family: Family, processor: Any) -> Float[Tensor, "1 pos d_vocab"]:
+    """Logits of the native model for the check, to be taken before the bridge is built."""
+    logits: Tensor = model(**probe(family, processor, model.device)).logits
+    return logits
+
+
+@torch.no_grad()
+def self_check(model: Any, expected: Float[Tensor, "1 pos d_vocab"]) -> Report:
+    """Check an instrumented bridge; see the module's text for what is guaranteed."""
+    report = Report()
+    inputs = probe(model.family, model.processor, model.cfg.device)
+    fired: set[str] = set()
+
+    def count(tensor: Any, hook: Any) -> None:
+        fired.add(hook.name)
+
+    points = {point.name: point for point in model.hook_dict.values()}
+    handles = [point.add_hook(count) for point in points.values()]
+    logits = model(inputs)
+    for handle, point in zip(handles, points.values(), strict=True):
+        model._remove_temporary_hook(point, "fwd", handle)
+
+    report.max_logit_difference = (logits - expected).abs().max().item()
+    spread = expected.float().std().item()
+    if not report.max_logit_difference <= TOLERANCE.get(logits.dtype, 0.2) * spread:
+        report.add(
+            "error",
+            f"The bridge's logits differ from the native model's by "
+            f"{report.max_logit_difference:.3g} (their standard deviation is {spread:.3g}).",
+        )
+    _check_dead(model, report, points.keys() - fired)
+    _check_edits(model, report, inputs, logits)
+    return report
+
+
+def _check_dead(model: Any, report: Report, silent: set[str]) -> None:
+    silent = {name for name in silent if model._gated_hook_reason(name) is None}
+    report.dead_hooks = tuple(sorted(silent))
+    unknown = sorted(name for name in silent if model._remedy_if_dead(name) is None)
+    model._declare_dead(unknown, "The check at load found that nothing fires it.")
+    if unknown:
+        report.add(
+            "warning",
+            f"{len(unknown)} hook points never fire: {', '.join(unknown[:5])}"
+            f"{', …' if len(unknown) > 5 else ''}. Asking for one raises.",
+        )
+    if known := len(silent) - len(unknown):
+        report.add("note", f"{known} hook points never fire, as is known of this family.")
+
+
+def _check_edits(model: Any, report: Report, inputs: Inputs, logits: Tensor) -> None:
+    """Double one kind of activation at a time in the middle of the model."""
+    layer = model.cfg.n_layers // 2
+    for hook in PARENTS:
+        for group in ("visual", "text"):
+            name = f"blocks.{layer}.{group}.hook_{hook}"
+            if name not in model._hook_registry or name in report.dead_hooks:
+                continue
+
+            def double(rows: Tensor, hook: Any) -> Tensor:
+                return 2 * rows
+
+            edited = model.run_with_hooks(inputs, fwd_hooks=[(name, double)])
+            if torch.equal(edited, logits):
+                report.add("warning", f"An edit at {name} does not change the output.")
