@@ -351,6 +351,18 @@ class VisionLanguageBridge(TransformerBridge):
             )
         super().enable_compatibility_mode(*args, **kwargs)
 
+    def state_dict(self, *args: Any, keep_vars: bool = False, **kwargs: Any) -> Any:
+        """As in TransformerLens, and complete: it would leave out the vision tower's layers."""
+        if args or kwargs.get("destination") is not None or kwargs.get("prefix"):
+            return super().state_dict(*args, keep_vars=keep_vars, **kwargs)
+        state = super().state_dict(keep_vars=True)
+        have = {id(tensor) for tensor in state.values()}
+        for name, tensor in self.original_model.state_dict(keep_vars=True).items():
+            if id(tensor) not in have:
+                have.add(id(tensor))
+                state[name.replace("._original_component", "")] = tensor
+        return state if keep_vars else {name: x.detach() for name, x in state.items()}
+
     # ---- names ----
 
     def _remedy_if_dead(self, name: str) -> str | None:

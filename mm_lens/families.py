@@ -11,10 +11,11 @@ my_family = "my_package.my_module:MyFamily"
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import entry_points
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar
 
 from PIL import Image
 
@@ -24,8 +25,7 @@ from mm_lens.layout import TokenLayout
 GROUP = "mm_lens.adapters"
 
 
-@runtime_checkable
-class Family(Protocol):
+class Family(ABC):
     """One way of building a vision-language model, for one loaded model and its processor."""
 
     architectures: ClassVar[tuple[str, ...]]
@@ -34,27 +34,34 @@ class Family(Protocol):
     image_token_id: int
     """Id of the image placeholder in `input_ids`."""
 
+    @abstractmethod
     def __init__(self, model: Any, processor: Any) -> None: ...
 
     @classmethod
+    @abstractmethod
     def customise(cls, adapter: Any, attention: str) -> None:
         """Change the TransformerLens architecture adapter before the bridge is built.
 
         `attention` is "sdpa" or "eager".
         """
 
+    @abstractmethod
     def inert_hooks(self) -> Mapping[str, str]:
         """Hook points whose edits cannot reach the output: name and remedy."""
 
+    @abstractmethod
     def dead_hooks(self, attention: str) -> Mapping[str, str]:
         """Hook points that exist in the bridge but never fire: regular expression and remedy."""
 
+    @abstractmethod
     def layout(self, inputs: Mapping[str, Any]) -> TokenLayout:
         """What every position of a forward pass with these keyword arguments is."""
 
+    @abstractmethod
     def image_token_counts(self, inputs: Mapping[str, Any]) -> list[int] | None:
         """How many tokens each image makes; None if the inputs hold no image."""
 
+    @abstractmethod
     def probe_image(self) -> Image.Image:
         """A synthetic image that makes few tokens, for the check at load."""
 

@@ -250,13 +250,7 @@ class ModalityHookPoint(HookPoint):
         prepend: bool = False,
         alias_names: list[str] | None = None,
     ) -> LensHandle:
-        """Attach `hook(rows, hook=view)`, rows being ``[batch, n_max, ...]``; see `HookPoint`.
-
-        Raises:
-            ValueError: `dir` is neither "fwd" nor "bwd".
-        """
-        if dir not in ("fwd", "bwd"):
-            raise ValueError(f"Invalid direction {dir}")
+        """Attach `hook(rows, hook=view)`, rows being ``[batch, n_max, ...]``; see `HookPoint`."""
         aliases = [_AliasedHookPoint(name, self) for name in alias_names or ()]
         points: list[Any] = aliases or [self]
         run = self._forward_hook if dir == "fwd" else self._backward_hook

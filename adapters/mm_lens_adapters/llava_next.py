@@ -15,6 +15,7 @@ from transformer_lens.model_bridge.generalized_components.clip_vision_encoder im
     CLIPVisionEncoderLayerBridge,
 )
 
+from mm_lens.families import Family
 from mm_lens.layout import TokenLayout
 from mm_lens_adapters import llava_next_layout as geometry
 
@@ -58,7 +59,7 @@ class VisionLayerBridge(CLIPVisionEncoderLayerBridge):
         return layer(self.hook_in(hidden_states), *args, **kwargs)
 
 
-class LlavaNextFamily:
+class LlavaNextFamily(Family):
     """The family of `LlavaNextForConditionalGeneration`."""
 
     architectures: ClassVar[tuple[str, ...]] = ("LlavaNextForConditionalGeneration",)
