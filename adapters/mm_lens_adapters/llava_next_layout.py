@@ -238,8 +238,9 @@ def _uncrop(
     """From pixels of what the tower sees back to before the last resize and the centre crop."""
     resized = before if tiling.resized is None else tiling.resized[axis]
     cropped = resized if tiling.crop is None else tiling.crop[axis]
-    # Floors towards the top left also where the "crop" pads, as transformers' center_crop does.
-    return (window + (resized - cropped) // 2) * (before / resized)
+    # Floors towards the top left also where the "crop" pads, as transformers' center_crop does;
+    # what it pads shows nothing, least of all the neighbouring tile.
+    return ((window + (resized - cropped) // 2) * (before / resized)).clamp(0, before)
 
 
 def _check_tiles(tiling: _Tiling, size: Size) -> None:
