@@ -122,11 +122,14 @@ def _hub(kwargs: dict[str, Any]) -> dict[str, Any]:
 
 def _saved(tokenizer: Any) -> Any:
     """The tokenizer, on disk: TransformerLens reloads it by name to have it prepend BOS."""
-    if Path(tokenizer.name_or_path or "").exists() or "/" in (tokenizer.name_or_path or ""):
+    name = tokenizer.name_or_path
+    if name and (Path(name).exists() or "/" in name):
         return tokenizer
     folder = tempfile.mkdtemp(prefix="mm_lens_tokenizer_")
     tokenizer.save_pretrained(folder)
-    return type(tokenizer).from_pretrained(folder)
+    saved = type(tokenizer).from_pretrained(folder)
+    saved.name_or_path = saved.init_kwargs["name_or_path"] = folder
+    return saved
 
 
 __all__ = ["Attention", "MMLensError", "load"]

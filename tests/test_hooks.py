@@ -295,9 +295,7 @@ def test_two_graphs_in_flight_keep_their_rows(model):
 
 def test_run_with_cache_gradients(model, batch):
     names = mm_lens.names("resid_post", "visual", layers=[1])
-    loss, cache = model.run_with_cache(
-        batch, names_filter=names, incl_bwd=True, return_type="loss"
-    )
+    loss, cache = model.run_with_cache(batch, names_filter=names, incl_bwd=True, return_type="loss")
     model.zero_grad()
     gradient = cache["blocks.1.visual.hook_resid_post_grad"]
     assert gradient.shape == cache["resid_post", 1, "visual"].shape
@@ -323,7 +321,9 @@ def test_no_image_no_call(model):
     """Text-only prompts: visual hooks do not fire, the key is absent, text is everything."""
     inputs = model.prepare("Only words.")
     calls = []
-    _, cache = model.run_with_cache(inputs, names_filter=mm_lens.names("resid_post", ["visual", "text"]))
+    _, cache = model.run_with_cache(
+        inputs, names_filter=mm_lens.names("resid_post", ["visual", "text"])
+    )
     model.run_with_hooks(
         inputs, fwd_hooks=[("blocks.0.visual.hook_resid_post", lambda x, hook: calls.append(1))]
     )
