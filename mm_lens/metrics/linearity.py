@@ -1,0 +1,222 @@
+"""Linearity: how well a linear map carries the tokens from one hook to the next.
+
+All metrics are a share of variance explained, ``1 - |Y - XA|² / |Y|²`` with centred X and Y (n × d,
+the same tokens at two consecutive hooks) and all outputs pooled. The papers call it Procrustes
+similarity; it is the multi-output R² of ordinary least squares (Razzhigaev et al. 2024).
+
+- ``linearity_paper``: fitted and scored on the same tokens. With n tokens and an input of rank r,
+  *independent noise* scores r / (n - 1): one at n <= r + 1. That is the ``chance`` column.
+- ``linearity_adjusted``: corrected for it, as if tokens were independent.
+- ``linearity_heldout``: scored on samples (images, documents) the map has not seen, in
+  :data:`FOLDS` folds. Ridge regression, its strength chosen inside the training folds by
+  generalised cross-validation (Golub et al. 1979); "no map at all" is among the choices. The zero
+  is the mean of the training folds, so that noise scores zero at any n.
+
+``linearity_update_*`` is the same for the *update* Y - X: what a residual stream adds. A residual
+stream is linear almost by construction, since Y contains X; its update need not be. In sample both
+leave the same residual, so ``1 - R²_update = (1 - R²) |Y|² / |Y - X|²`` and one fit serves both.
+
+Intervals: in sample, the fit repeated without each of 16 groups of samples (holding the map fixed
+gives up to half the width); held out, the residuals summed within samples. Both on the scale of
+log(1 - R²), so that an interval never passes one.
+
+Limits: below 10 tokens per rank every value carries a warning, below 3 the held-out one is NaN.
+Cost: about 16 n d² operations for moments and residuals, 16 d³ for the intervals, one
+eigendecomposition of d × d per fold. Numerics: :mod:`~mm_lens.metrics.regression`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cached_property
+from typing import get_args
+
+import torch
+from jaxtyping import Bool, Float64
+from torch import Tensor
+
+from mm_lens.metrics.core import Estimate, Family, UndefinedError, estimate
+from mm_lens.metrics.intervals import (
+    GROUPS,
+    clustered_error,
+    jackknife_error,
+    margin,
+    sample_groups,
+)
+from mm_lens.metrics.regression import InSample, Moments, Ridge, Target, least_squares
+from mm_lens.metrics.tokens import Tokens, centre
+
+FOLDS = 4
+
+
+class LinearFit:
+    """Every fit of one pair of hooks, made when first asked for."""
+
+    def __init__(self, tokens: Tokens, tokens_next: Tokens, seed: int) -> None:
+        self.tokens = tokens
+        self.tokens_next = tokens_next
+        self.seed = seed
+
+    @cached_property
+    def rows(self) -> tuple[Float64[Tensor, "n d"], Float64[Tensor, "n d"]]:
+        """Centred X and Y; columns constant up to rounding are exactly zero."""
+        if len(self.tokens) < 3:
+            raise UndefinedError(f"fewer than 3 tokens ({len(self.tokens)})")
+        x, y = centre(self.tokens.x.double()), centre(self.tokens_next.x.double())
+        for name, rows in (("first", x), ("second", y)):
+            if not bool(rows.any()):
+                raise UndefinedError(f"all tokens have the same state at the {name} hook")
+        return x, y
+
+    def require(self, target: Target) -> None:
+        """Refuse an update that is constant up to rounding."""
+        m = self.moments
+        rounding = (16 * torch.finfo(m.xx.dtype).eps) ** 2
+        if target == "update" and float(m.uu) <= rounding * float(m.yy + m.xx.trace()):
+            raise UndefinedError("the update is the same for all tokens")
+
+    @cached_property
+    def moments(self) -> Moments:
+        """Moments of all tokens."""
+        return Moments.of(*self.rows)
+
+    @cached_property
+    def scale(self) -> Float64[Tensor, " d"]:
+        """One over the norm of each input column; zero for constant columns."""
+        variance = self.moments.xx.diagonal()
+        return torch.where(variance > 0, variance.rsqrt(), 0.0)
+
+    @cached_property
+    def in_sample(self) -> InSample:
+        """The fit to all tokens."""
+        return least_squares(self.moments, self.scale)
+
+    @cached_property
+    def refits(self) -> list[InSample]:
+        """The fits without each group of samples."""
+        group, count = sample_groups(self.tokens.sample, GROUPS, self.seed)
+        return [least_squares(self._without(group == g), self.scale) for g in range(count)]
+
+    def _without(self, rows: Bool[Tensor, " n"]) -> Moments:
+        x, y = self.rows
+        return self.moments - Moments.of(x[rows], y[rows])
+
+    @cached_property
+    def _held_out(self) -> dict[Target, Float64[Tensor, "2 n"]]:
+        """Squared error of each token by the map, and by the mean, of the other folds."""
+        fold, count = sample_groups(self.tokens.sample, FOLDS, self.seed)
+        if count < 2:
+            raise UndefinedError("held-out linearity needs 2 samples, all tokens are of one")
+        x, y = self.rows
+        errors: dict[Target, Tensor] = {t: x.new_empty(2, len(x)) for t in get_args(Target)}
+        for f in range(count):
+            test = fold == f
+            train = self._without(test)
+            inputs, states = x[test] - train.x / train.n, y[test] - train.y / train.n
+            train = train.centred()
+            ridge = Ridge.of(train.xx)
+            for target, error in errors.items():
+                outputs = states if target == "state" else states - inputs
+                left = outputs - inputs @ ridge.fit(*train.products(target), train.n)
+                error[:, test] = torch.stack([left.square().sum(1), outputs.square().sum(1)])
+        return errors
+
+    def held_out(self, target: Target) -> tuple[float, float, float]:
+        """Held-out R² and its interval, whatever the number of tokens."""
+        self.require(target)
+        residual, total = self._held_out[target]
+        left = float(residual.sum() / total.sum())
+        influence = (residual - left * total) / total.sum()
+        error, freedom = clustered_error(influence, self.tokens.sample)
+        return 1 - left, *_interval(left, error / max(left, _FLOOR), freedom)
+
+    def scored_in_sample(
+        self, target: Target, score: Callable[[InSample, Target], float]
+    ) -> tuple[float, float, float]:
+        """A score of the fit to all tokens and its interval."""
+        self.require(target)
+        value = score(self.in_sample, target)
+        refits = [math.log(max(1 - score(fit, target), _FLOOR)) for fit in self.refits]
+        return value, *_interval(1 - value, *jackknife_error(refits))
+
+    def warnings(self, target: Target) -> list[str]:
+        """Too few tokens for the rank of the input; an update of rounded states."""
+        notes = []
+        ratio = len(self.tokens) / self.in_sample.rank
+        if ratio < 10:
+            notes.append(f"only {ratio:.1f} tokens per rank of the input (10 wanted)")
+        dtype = self.tokens.x.dtype
+        if target == "update" and dtype.itemsize < 4:
+            notes.append(f"update taken from states rounded to {str(dtype).removeprefix('torch.')}")
+        return notes
+
+
+_FLOOR = 1e-15  # of 1 - R²: what float64 can tell from a perfect fit
+
+
+def _interval(left: float, error: float, freedom: int) -> tuple[float, float]:
+    """95 % interval of R² from the unexplained share and the standard error of its logarithm."""
+    half = margin(error, freedom)
+    return 1 - left * math.exp(half), 1 - left * math.exp(-half)
+
+
+FAMILY = Family("linearity", arity=2, prepare=LinearFit)
+
+
+def _in_sample(fit: LinearFit, target: Target) -> Estimate:
+    chance = fit.in_sample.rank / (len(fit.tokens) - 1)
+    numbers = fit.scored_in_sample(target, InSample.r2)
+    return estimate(fit.tokens, *numbers, chance=chance, warnings=fit.warnings(target))
+
+
+def _adjusted(fit: LinearFit, target: Target) -> Estimate:
+    n, rank = len(fit.tokens), fit.in_sample.rank
+    if n <= rank + 1:
+        raise UndefinedError(f"{n} tokens leave no degree of freedom at rank {rank}")
+    numbers = fit.scored_in_sample(target, InSample.adjusted)
+    return estimate(fit.tokens, *numbers, chance=0.0, warnings=fit.warnings(target))
+
+
+def _heldout(fit: LinearFit, target: Target) -> Estimate:
+    n, rank = len(fit.tokens), fit.in_sample.rank
+    if n < 3 * rank:
+        raise UndefinedError(f"{n} tokens are fewer than 3 per rank of the input ({rank})")
+    numbers = fit.held_out(target)
+    return estimate(fit.tokens, *numbers, chance=0.0, warnings=fit.warnings(target))
+
+
+@FAMILY.metric("linearity_paper", label="R², in sample", presets=("paper",), headline=("paper",))
+def linearity_paper(fit: LinearFit) -> Estimate:
+    """R² of the best linear map, on the tokens it was fitted to."""
+    return _in_sample(fit, "state")
+
+
+@FAMILY.metric("linearity_adjusted", label="R², adjusted", presets=("honest",))
+def linearity_adjusted(fit: LinearFit) -> Estimate:
+    """R² of the best linear map per degree of freedom, as if tokens were independent."""
+    return _adjusted(fit, "state")
+
+
+@FAMILY.metric("linearity_heldout", label="R², held out", presets=("honest",), headline=("honest",))
+def linearity_heldout(fit: LinearFit) -> Estimate:
+    """R² of a ridge map on samples it was not fitted to."""
+    return _heldout(fit, "state")
+
+
+@FAMILY.metric("linearity_update_paper", label="R² of the update, in sample", presets=("paper",))
+def linearity_update_paper(fit: LinearFit) -> Estimate:
+    """R² of the best linear map to the update Y - X, on the tokens it was fitted to."""
+    return _in_sample(fit, "update")
+
+
+@FAMILY.metric("linearity_update_adjusted", label="R² of the update, adjusted", presets=("honest",))
+def linearity_update_adjusted(fit: LinearFit) -> Estimate:
+    """R² of the best linear map to the update per degree of freedom."""
+    return _adjusted(fit, "update")
+
+
+@FAMILY.metric("linearity_update_heldout", label="R² of the update, held out", presets=("honest",))
+def linearity_update_heldout(fit: LinearFit) -> Estimate:
+    """R² of a ridge map to the update on samples it was not fitted to."""
+    return _heldout(fit, "update")

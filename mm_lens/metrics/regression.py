@@ -1,0 +1,146 @@
+"""Linear regression from second moments: exact least squares, and ridge at every strength.
+
+Moments are sums over tokens, so that the moments of all tokens minus those of some are the moments
+of the rest: a refit without a group costs no second pass over the others.
+
+Numerics. Least squares: inputs scaled to equal variance (Jacobi), then Cholesky; where that fails
+or a pivot sinks into rounding, eigenvectors, cut at d·eps of the largest eigenvalue. That is the
+answer of a truncated SVD, also for constant columns and repeated tokens. Ridge: eigenvectors of
+the unscaled Gram matrix, so that the result does not depend on the basis of the hidden state.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Literal
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+#: What is predicted: the state at the next hook, or the update that leads there.
+Target = Literal["state", "update"]
+_STRENGTHS = 10 ** torch.linspace(-10, 4, 57, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Sums over tokens, about any fixed origin: those of a part are subtracted to leave it out."""
+
+    n: int
+    x: Float64[Tensor, " d"]
+    y: Float64[Tensor, " d"]
+    xx: Float64[Tensor, "d d"]
+    xy: Float64[Tensor, "d d"]
+    yy: Float64[Tensor, ""]
+    uu: Float64[Tensor, ""]
+
+    @staticmethod
+    def of(x: Float64[Tensor, "n d"], y: Float64[Tensor, "n d"]) -> Moments:
+        """Moments of the rows; ``uu`` is the sum of squares of the update ``y - x``."""
+        yy, uu = y.square().sum(), (y - x).square().sum()
+        return Moments(len(x), x.sum(0), y.sum(0), x.T @ x, x.T @ y, yy, uu)
+
+    def __sub__(self, part: Moments) -> Moments:
+        return Moments(*(getattr(self, f.name) - getattr(part, f.name) for f in fields(self)))
+
+    def centred(self) -> Moments:
+        """The same about the tokens' own mean."""
+        n, x, y = self.n, self.x, self.y
+        return Moments(
+            n,
+            torch.zeros_like(x),
+            torch.zeros_like(y),
+            self.xx - torch.outer(x, x) / n,
+            self.xy - torch.outer(x, y) / n,
+            self.yy - y @ y / n,
+            self.uu - (y - x) @ (y - x) / n,
+        )
+
+    def products(self, target: Target) -> tuple[Float64[Tensor, "d d"], Float64[Tensor, ""]]:
+        """Products of the inputs with a target, and the target's sum of squares."""
+        return (self.xy, self.yy) if target == "state" else (self.xy - self.xx, self.uu)
+
+
+@dataclass(frozen=True)
+class InSample:
+    """Least squares fitted and scored on the same ``n`` tokens."""
+
+    residual: float
+    total: dict[Target, float]
+    rank: int
+    n: int
+
+    def r2(self, target: Target) -> float:
+        """Share of variance explained."""
+        return 1 - self.residual / self.total[target]
+
+    def adjusted(self, target: Target) -> float:
+        """The same per degree of freedom; NaN where none is left."""
+        free = self.n - 1 - self.rank
+        if free <= 0:
+            return math.nan
+        return 1 - (1 - self.r2(target)) * (self.n - 1) / free
+
+
+def least_squares(moments: Moments, scale: Float64[Tensor, " d"]) -> InSample:
+    """Ordinary least squares from moments.
+
+    Args:
+        moments: Of the tokens to fit and score.
+        scale: Factor for each input column (Jacobi), from all tokens: of a column that is constant
+            in these only rounding is left, and must not be scaled up.
+    """
+    m = moments.centred()
+    d = len(m.xx)
+    # Both targets leave the same residual; the smaller one loses least of it to cancellation.
+    target: Target = "update" if bool(m.uu < m.yy) else "state"
+    cross, total = m.products(target)
+    cross = cross * scale[:, None]
+    gram = m.xx * scale * scale[:, None]
+
+    eps = torch.finfo(gram.dtype).eps
+    factor, failed = torch.linalg.cholesky_ex(gram)
+    if int(failed) == 0 and float(factor.diagonal().min()) ** 2 > 1e4 * d * eps:
+        explained = torch.linalg.solve_triangular(factor, cross, upper=False).square().sum()
+        rank = d
+    else:
+        values, vectors = torch.linalg.eigh(gram)
+        keep = values > d * eps * values[-1]
+        explained = ((vectors[:, keep].T @ cross).square().sum(1) / values[keep]).sum()
+        rank = int(keep.sum())
+    residual = max(float(total - explained), 0.0)
+    return InSample(residual, {"state": float(m.yy), "update": float(m.uu)}, rank, m.n)
+
+
+@dataclass(frozen=True)
+class Ridge:
+    """Ridge regression at every strength, from one eigendecomposition."""
+
+    values: Float64[Tensor, " d"]
+    vectors: Float64[Tensor, "d d"]
+
+    @staticmethod
+    def of(gram: Float64[Tensor, "d d"]) -> Ridge:
+        """Of the centred Gram matrix of the inputs."""
+        values, vectors = torch.linalg.eigh(gram)
+        keep = values > len(values) * torch.finfo(values.dtype).eps * values[-1]
+        return Ridge(values[keep], vectors[:, keep])
+
+    def fit(
+        self, cross: Float64[Tensor, "d d"], total: Float64[Tensor, ""], n: int
+    ) -> Float64[Tensor, "d d"]:
+        """The map with the least generalised cross-validation score; zero if none beats zero."""
+        rotated = self.vectors.T @ cross
+        explained = rotated.square().sum(1) / self.values
+        strengths = _STRENGTHS.to(cross.device)[:, None] * self.values.mean()
+        shrunk = strengths / (self.values + strengths)
+        # Written as sums of squares: the usual form cancels at small strengths.
+        unexplained = (total - explained.sum()).clamp(min=0) + (shrunk.square() * explained).sum(1)
+        free = n - 1 - (1 - shrunk).sum(1)
+        scores = torch.where(free > 0, unexplained / free.square(), torch.inf)
+        best = int(scores.argmin())
+        if not bool(scores[best] < total / (n - 1) ** 2):
+            return torch.zeros_like(cross)
+        return self.vectors @ (rotated / (self.values[:, None] + strengths[best]))

@@ -1,0 +1,146 @@
+"""The tokens a metric sees: hidden states with the identity of every row.
+
+Three operations keep a sample of tokens honest before any number is computed from it:
+
+- :func:`subsample` keeps the ``n`` rows with the smallest key, a hash of (seed, sample, position).
+  The choice depends on nothing else: not on the order of the rows, the batch size, the layer or the
+  number of processes, and a smaller sample is always part of a larger one.
+- :func:`deduplicate` keeps one row of every exact repetition. Newline embeddings repeat, and a
+  causal model gives an identical prefix identical states at every layer; a nearest-neighbour
+  statistic sees each repetition as a point at distance zero.
+- :func:`finite` drops rows that hold an infinity or a NaN, and says how many.
+
+Cost: one pass over the rows each, plus a sort of ``n`` integers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Float64, Int64
+from torch import Tensor
+
+from mm_lens.errors import InputError
+
+_GOLDEN = 0x9E3779B97F4A7C15
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Hidden states of ``n`` tokens and where each of them comes from.
+
+    Attributes:
+        x: Hidden states, any float dtype, any device.
+        sample: Id of the image or document of each token: the unit that is resampled and held out.
+        position: Position in its sequence; 0 is where massive activations gather.
+        token_id: Id in the vocabulary.
+
+    Raises:
+        InputError: The four tensors differ in length.
+    """
+
+    x: Float[Tensor, "n d"]
+    sample: Int64[Tensor, " n"]
+    position: Int64[Tensor, " n"]
+    token_id: Int64[Tensor, " n"]
+
+    def __post_init__(self) -> None:
+        lengths = [len(self.x), len(self.sample), len(self.position), len(self.token_id)]
+        if len(set(lengths)) > 1:
+            raise InputError(
+                f"x, sample, position and token_id have {lengths} rows: give one entry per token."
+            )
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    @property
+    def d(self) -> int:
+        """Width of the hidden state."""
+        return self.x.shape[1]
+
+    def take(self, rows: Int64[Tensor, " m"] | Bool[Tensor, " n"]) -> Tokens:
+        """The given rows, by index or by mask."""
+        return Tokens(self.x[rows], self.sample[rows], self.position[rows], self.token_id[rows])
+
+    def to(self, device: torch.device | str) -> Tokens:
+        """The same tokens on another device."""
+        return Tokens(*(t.to(device) for t in (self.x, self.sample, self.position, self.token_id)))
+
+
+def _signed(value: int) -> int:
+    """The int64 with the same 64 bits as ``value``."""
+    return (value + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
+def _scramble(z: Int64[Tensor, " n"]) -> Int64[Tensor, " n"]:
+    """SplitMix64's finaliser (Steele et al. 2014): every input bit reaches every output bit."""
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
+        # int64 shifts copy the sign bit; the mask makes them the unsigned shifts of the original.
+        z = (z ^ ((z >> shift) & ((1 << (64 - shift)) - 1))) * _signed(factor)
+    return z
+
+
+def sampling_key(
+    sample: Int64[Tensor, " n"], position: Int64[Tensor, " n"], seed: int = 0
+) -> Int64[Tensor, " n"]:
+    """Pseudo-random key of each token: a function of (seed, sample, position) and nothing else.
+
+    The ``n`` smallest keys are a uniform sample without replacement, known before the forward pass;
+    merging the smallest keys of several processes gives those of one.
+    """
+    z = torch.full_like(sample, _signed(_GOLDEN * (seed + 1)))
+    for part in (sample, position):
+        z = _scramble(z + part * _signed(_GOLDEN))
+    return z
+
+
+def subsample(tokens: Tokens, n: int, seed: int = 0) -> Tokens:
+    """The ``n`` tokens with the smallest :func:`sampling_key`, in the order of their keys.
+
+    All tokens (still in that order) when there are no more than ``n``.
+    """
+    order = sampling_key(tokens.sample, tokens.position, seed).argsort(stable=True)
+    return tokens.take(order[:n])
+
+
+def unique_rows(x: Float[Tensor, "n d"]) -> tuple[Int64[Tensor, " m"], Int64[Tensor, " m"]]:
+    """Index of the first row of every set of equal rows, ascending, and the size of each set."""
+    n = len(x)
+    # + 0 makes -0 and 0 the same bits. Weights are odd, so that no single difference can vanish.
+    bits = (x + 0).view({2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()])
+    columns = torch.arange(x.shape[1], device=x.device)
+    weights = sampling_key(columns, columns, seed=1) | 1
+    hashes = torch.cat([(block.long() * weights).sum(1) for block in bits.split(4096)])
+    order = hashes.argsort(stable=True)
+    new = torch.ones(n, dtype=torch.bool, device=x.device)
+    suspects = (hashes[order][1:] == hashes[order][:-1]).nonzero().squeeze(1) + 1
+    # Equal hashes are only a suspicion; the rows themselves decide.
+    new[suspects] = (x[order[suspects]] != x[order[suspects - 1]]).any(1)
+    starts = new.nonzero().squeeze(1)
+    counts = torch.diff(starts, append=torch.tensor([n], device=x.device))
+    first, place = order[starts].sort()
+    return first, counts[place]
+
+
+def deduplicate(tokens: Tokens) -> tuple[Tokens, int]:
+    """One token of every set of exactly equal hidden states, and how many were dropped."""
+    first, _ = unique_rows(tokens.x)
+    return tokens.take(first), len(tokens) - len(first)
+
+
+def finite(*tokens: Tokens) -> tuple[list[Tokens], int]:
+    """The rows that are finite in every given set of tokens, and how many were dropped."""
+    keep = torch.stack([t.x.isfinite().all(1) for t in tokens]).all(0)
+    dropped = int((~keep).sum())
+    return [t.take(keep) for t in tokens] if dropped else list(tokens), dropped
+
+
+def centre(x: Float64[Tensor, "n d"]) -> Float64[Tensor, "n d"]:
+    """Deviations from the mean; columns constant up to rounding become exactly zero."""
+    if len(x) == 0:
+        return x
+    centred = x - x.mean(0)
+    rounding = 8 * torch.finfo(x.dtype).eps * x.abs().amax(0)
+    return torch.where(centred.abs().amax(0) > rounding, centred, 0.0)
