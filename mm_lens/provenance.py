@@ -1,0 +1,46 @@
+"""Where a profile comes from: enough to run it again."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+PACKAGES = ("mm-lens", "torch", "transformers", "transformer-lens", "numpy", "pandas")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that the numbers depend on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "unknown"
+    return found
+
+
+def describe_model(model: Any) -> dict[str, Any]:
+    """Name, size and numerical settings of a bridge."""
+    cfg = model.cfg
+    return {
+        "name": str(cfg.model_name),
+        "architecture": str(getattr(cfg, "architecture", None) or ""),
+        "n_layers": int(cfg.n_layers),
+        "d_model": int(cfg.d_model),
+        "dtype": str(cfg.dtype).removeprefix("torch."),
+        "attention": str(getattr(model, "attention", "")),
+        "device": str(cfg.device),
+    }
+
+
+def describe_data(dataset: Sequence[Any], name: str | None) -> dict[str, Any]:
+    """Name and size of a data set. Without a name, that of its class."""
+    return {"name": name or type(dataset).__name__, "n_available": len(dataset)}
+
+
+def now() -> str:
+    """The time in UTC, to the second."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
