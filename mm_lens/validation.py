@@ -85,7 +85,10 @@ def _check_dead(model: Any, report: Report, silent: set[str]) -> None:
 
 
 def _check_edits(model: Any, report: Report, inputs: Inputs, logits: Tensor) -> None:
-    """Double one kind of activation at a time in the middle of the model."""
+    """Edit one kind of activation at a time in the middle of the model.
+
+    The edit mirrors each vector: a change of scale would be lost in the next norm.
+    """
     layer = model.cfg.n_layers // 2
     for hook in PARENTS:
         for group in ("visual", "text"):
@@ -93,9 +96,9 @@ def _check_edits(model: Any, report: Report, inputs: Inputs, logits: Tensor) -> 
             if name not in model._hook_registry or name in report.dead_hooks:
                 continue
 
-            def double(rows: Tensor, hook: Any) -> Tensor:
-                return 2 * rows
+            def mirror(rows: Tensor, hook: Any) -> Tensor:
+                return rows.flip(-1)
 
-            edited = model.run_with_hooks(inputs, fwd_hooks=[(name, double)])
+            edited = model.run_with_hooks(inputs, fwd_hooks=[(name, mirror)])
             if torch.equal(edited, logits):
                 report.add("warning", f"An edit at {name} does not change the output.")

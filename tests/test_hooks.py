@@ -17,7 +17,7 @@ from mm_lens.hooks import PARENTS, ModalityHookPoint
 
 
 def masked_edit(mask, edit):
-    """A full-stream hook that edits only where `mask` [batch, pos] is set: the independent truth."""
+    """A full-stream hook that edits only where `mask` [batch, pos] is set: independent truth."""
 
     def hook(tensor, hook):
         at = mask.reshape(*mask.shape, *[1] * (tensor.ndim - 2))

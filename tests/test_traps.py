@@ -50,7 +50,7 @@ def test_tools_see_the_image_under_bound(model, one):
     assert plain(one.input_ids).shape == (*one.input_ids.shape, 113)  # canary: blind, no error
     with pytest.raises(InputError, match=r"49 image placeholders, but no image came with it"):
         model(one.input_ids)
-    with pytest.raises(InputError, match="model.prepare"):
+    with pytest.raises(InputError, match=r"model\.prepare"):
         model.original_model(one.input_ids)
 
     other = model.prepare("What is it?", random_image(31, 57, 9))
