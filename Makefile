@@ -1,0 +1,46 @@
+# make demo   the main job: a trained LLaVA-NeXT, profiled per modality on real images
+# make test   lint, types and every test, offline
+# make bench  speed and memory, each as a ratio from one run
+#
+# Each creates the environment if it is missing. Needs Python >= 3.11 (PYTHON=… to choose one).
+
+PYTHON ?= $(firstword $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p"; done))
+VENV ?= .venv
+BIN := $(VENV)/bin
+OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 PIP_NO_INDEX=1
+SOURCES := mm_lens adapters/mm_lens_adapters
+
+.PHONY: demo test lint bench constraints clean
+
+demo: $(VENV)/.installed
+	$(OFFLINE) $(BIN)/mm-lens profile --model demo/llava-next --data easy-vqa --samples 500 \
+		--out runs/demo --overwrite
+
+test: lint
+	$(OFFLINE) $(BIN)/pytest -n 2 --dist worksteal
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy $(SOURCES)
+
+bench: $(VENV)/.installed
+	$(OFFLINE) $(BIN)/python benchmarks/hooks.py
+	$(OFFLINE) $(BIN)/python benchmarks/profile_memory.py
+
+# torch first and pinned: resolved together with the rest, pip may take another build of it.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "mm_lens needs Python >= 3.11: make PYTHON=/path/to/python3.11"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+constraints: $(VENV)/.installed
+	@{ echo "# Versions that CI runs with: pip install -c constraints.txt. Made by: make constraints"; \
+	$(BIN)/pip freeze --exclude-editable | sed 's/+cpu//' | grep -viE '^(pip|setuptools|wheel)=='; } > .constraints
+	@mv .constraints constraints.txt
+
+clean:
+	rm -rf $(VENV) runs build dist .mypy_cache .ruff_cache .pytest_cache
