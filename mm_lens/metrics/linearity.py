@@ -8,17 +8,19 @@ similarity; it is the multi-output R² of ordinary least squares (Razzhigaev et 
   *independent noise* scores r / (n - 1): one at n <= r + 1. That is the ``chance`` column.
 - ``linearity_adjusted``: corrected for it, as if tokens were independent.
 - ``linearity_heldout``: scored on samples (images, documents) the map has not seen, in
-  :data:`FOLDS` folds. Ridge regression, its strength chosen inside the training folds by
-  generalised cross-validation (Golub et al. 1979); "no map at all" is among the choices. The zero
-  is the mean of the training folds, so that noise scores zero at any n.
+  :data:`FOLDS` folds. Ridge regression, its strength chosen by cross-validation over samples inside
+  the training folds, "no map at all" among the choices; the zero is the mean of the training
+  folds. So noise scores zero at any n. Generalised cross-validation would be cheaper, but takes
+  the tokens of a sample for independent: it scored noise shared within samples at -0.5.
 
 ``linearity_update_*`` is the same for the *update* Y - X: what a residual stream adds. A residual
 stream is linear almost by construction, since Y contains X; its update need not be. In sample both
 leave the same residual, so ``1 - R²_update = (1 - R²) |Y|² / |Y - X|²`` and one fit serves both.
 
-Intervals: in sample, the fit repeated without each of 16 groups of samples (holding the map fixed
-gives up to half the width); held out, the residuals summed within samples. Both on the scale of
-log(1 - R²), so that an interval never passes one.
+Intervals: the fit repeated without each of 16 groups of samples (holding the map fixed gives up to
+half the width), on the scale of log(1 - R²), so that an interval never passes one. Held out, the
+residuals summed within samples where that is wider. The held-out interval is about the score of a
+map fitted to *this many* tokens, which is below that of the best map.
 
 Limits: below 10 tokens per rank every value carries a warning, below 3 the held-out one is NaN.
 Cost: about 16 n d² operations for moments and residuals, 16 d³ for the intervals, one
@@ -27,6 +29,7 @@ eigendecomposition of d × d per fold. Numerics: :mod:`~mm_lens.metrics.regressi
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from functools import cached_property
@@ -44,10 +47,13 @@ from mm_lens.metrics.intervals import (
     margin,
     sample_groups,
 )
-from mm_lens.metrics.regression import InSample, Moments, Ridge, Target, least_squares
+from mm_lens.metrics.regression import N_CHOICES, InSample, Moments, Ridge, Target, least_squares
 from mm_lens.metrics.tokens import Tokens, centre
 
 FOLDS = 4
+TARGETS: tuple[Target, ...] = get_args(Target)
+_FLOOR = 1e-15  # of 1 - R²: what float64 can tell from a perfect fit
+Score = Callable[[InSample, Target], float]
 
 
 class LinearFit:
@@ -106,39 +112,56 @@ class LinearFit:
     def _held_out(self) -> dict[Target, Float64[Tensor, "2 n"]]:
         """Squared error of each token by the map, and by the mean, of the other folds."""
         fold, count = sample_groups(self.tokens.sample, FOLDS, self.seed)
-        if count < 2:
-            raise UndefinedError("held-out linearity needs 2 samples, all tokens are of one")
+        if count < 3:
+            raise UndefinedError(
+                f"held-out linearity needs 3 samples (to fit, to choose, to score), not {count}"
+            )
         x, y = self.rows
-        errors: dict[Target, Tensor] = {t: x.new_empty(2, len(x)) for t in get_args(Target)}
-        for f in range(count):
+        parts = [Moments.of(x[fold == f], y[fold == f]) for f in range(count)]
+        scores = self._choices(parts)
+        errors: dict[Target, Tensor] = {t: x.new_empty(2, len(x)) for t in TARGETS}
+        for f, part in enumerate(parts):
             test = fold == f
-            train = self._without(test)
-            inputs, states = x[test] - train.x / train.n, y[test] - train.y / train.n
-            train = train.centred()
-            ridge = Ridge.of(train.xx)
+            ridge = Ridge(self.moments - part)
+            inputs, states = x[test] - ridge.means[0], y[test] - ridge.means[1]
             for target, error in errors.items():
                 outputs = states if target == "state" else states - inputs
-                left = outputs - inputs @ ridge.fit(*train.products(target), train.n)
+                left = outputs - inputs @ ridge.map(target, int(scores[target][f].argmin()))
                 error[:, test] = torch.stack([left.square().sum(1), outputs.square().sum(1)])
         return errors
+
+    def _choices(self, parts: list[Moments]) -> dict[Target, Float64[Tensor, "folds choices"]]:
+        """Error of each ridge strength within the training folds of each test fold."""
+        scores: dict[Target, Tensor] = {
+            t: self.scale.new_zeros(len(parts), N_CHOICES) for t in TARGETS
+        }
+        for f, g in itertools.combinations(range(len(parts)), 2):
+            # One map without both folds: scored on either, it helps to choose for the other.
+            ridge = Ridge(self.moments - parts[f] - parts[g])
+            for target, score in scores.items():
+                score[f] += ridge.errors(parts[g], target)
+                score[g] += ridge.errors(parts[f], target)
+        return scores
 
     def held_out(self, target: Target) -> tuple[float, float, float]:
         """Held-out R² and its interval, whatever the number of tokens."""
         self.require(target)
         residual, total = self._held_out[target]
         left = float(residual.sum() / total.sum())
-        influence = (residual - left * total) / total.sum()
-        error, freedom = clustered_error(influence, self.tokens.sample)
-        return 1 - left, *_interval(left, error / max(left, _FLOOR), freedom)
+        influence = (residual - left * total) / float(residual.sum())
+        tested = margin(*clustered_error(influence, self.tokens.sample))
+        return 1 - left, *_interval(left, max(tested, self._refitted(target, InSample.r2)))
 
-    def scored_in_sample(
-        self, target: Target, score: Callable[[InSample, Target], float]
-    ) -> tuple[float, float, float]:
+    def scored_in_sample(self, target: Target, score: Score) -> tuple[float, float, float]:
         """A score of the fit to all tokens and its interval."""
         self.require(target)
         value = score(self.in_sample, target)
-        refits = [math.log(max(1 - score(fit, target), _FLOOR)) for fit in self.refits]
-        return value, *_interval(1 - value, *jackknife_error(refits))
+        return value, *_interval(1 - value, self._refitted(target, score))
+
+    def _refitted(self, target: Target, score: Score) -> float:
+        """Half width of the 95 % interval of log(1 - score), from the refits."""
+        logs = [math.log(max(1 - score(fit, target), _FLOOR)) for fit in self.refits]
+        return margin(*jackknife_error(logs))
 
     def warnings(self, target: Target) -> list[str]:
         """Too few tokens for the rank of the input; an update of rounded states."""
@@ -152,12 +175,8 @@ class LinearFit:
         return notes
 
 
-_FLOOR = 1e-15  # of 1 - R²: what float64 can tell from a perfect fit
-
-
-def _interval(left: float, error: float, freedom: int) -> tuple[float, float]:
-    """95 % interval of R² from the unexplained share and the standard error of its logarithm."""
-    half = margin(error, freedom)
+def _interval(left: float, half: float) -> tuple[float, float]:
+    """Interval of R² from the unexplained share and the half width of its logarithm."""
     return 1 - left * math.exp(half), 1 - left * math.exp(-half)
 
 

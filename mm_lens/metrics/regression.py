@@ -21,7 +21,8 @@ from torch import Tensor
 
 #: What is predicted: the state at the next hook, or the update that leads there.
 Target = Literal["state", "update"]
-_STRENGTHS = 10 ** torch.linspace(-10, 4, 57, dtype=torch.float64)
+_STRENGTHS = torch.cat([10 ** torch.linspace(-10, 4, 57), torch.tensor([math.inf])]).double()
+N_CHOICES = len(_STRENGTHS)
 
 
 @dataclass(frozen=True)
@@ -45,18 +46,23 @@ class Moments:
     def __sub__(self, part: Moments) -> Moments:
         return Moments(*(getattr(self, f.name) - getattr(part, f.name) for f in fields(self)))
 
-    def centred(self) -> Moments:
-        """The same about the tokens' own mean."""
-        n, x, y = self.n, self.x, self.y
+    def about(self, x: Float64[Tensor, " d"], y: Float64[Tensor, " d"]) -> Moments:
+        """The same about another origin."""
+        shift_x, shift_u = self.x - self.n * x, self.y - self.x - self.n * (y - x)
+        shift_y = self.y - self.n * y
         return Moments(
-            n,
-            torch.zeros_like(x),
-            torch.zeros_like(y),
-            self.xx - torch.outer(x, x) / n,
-            self.xy - torch.outer(x, y) / n,
-            self.yy - y @ y / n,
-            self.uu - (y - x) @ (y - x) / n,
+            self.n,
+            shift_x,
+            shift_y,
+            self.xx - torch.outer(self.x, x) - torch.outer(x, shift_x),
+            self.xy - torch.outer(self.x, y) - torch.outer(x, shift_y),
+            self.yy - self.y @ y - y @ shift_y,
+            self.uu - (self.y - self.x) @ (y - x) - (y - x) @ shift_u,
         )
+
+    def means(self) -> tuple[Float64[Tensor, " d"], Float64[Tensor, " d"]]:
+        """Mean of the inputs and of the states."""
+        return self.x / self.n, self.y / self.n
 
     def products(self, target: Target) -> tuple[Float64[Tensor, "d d"], Float64[Tensor, ""]]:
         """Products of the inputs with a target, and the target's sum of squares."""
@@ -92,7 +98,7 @@ def least_squares(moments: Moments, scale: Float64[Tensor, " d"]) -> InSample:
         scale: Factor for each input column (Jacobi), from all tokens: of a column that is constant
             in these only rounding is left, and must not be scaled up.
     """
-    m = moments.centred()
+    m = moments.about(*moments.means())
     d = len(m.xx)
     # Both targets leave the same residual; the smaller one loses least of it to cancellation.
     target: Target = "update" if bool(m.uu < m.yy) else "state"
@@ -114,33 +120,32 @@ def least_squares(moments: Moments, scale: Float64[Tensor, " d"]) -> InSample:
     return InSample(residual, {"state": float(m.yy), "update": float(m.uu)}, rank, m.n)
 
 
-@dataclass(frozen=True)
 class Ridge:
-    """Ridge regression at every strength, from one eigendecomposition."""
+    """Ridge regression at every strength, from one eigendecomposition.
 
-    values: Float64[Tensor, " d"]
-    vectors: Float64[Tensor, "d d"]
+    The choices are :data:`_STRENGTHS` times the mean eigenvalue, and last no map at all.
+    """
 
-    @staticmethod
-    def of(gram: Float64[Tensor, "d d"]) -> Ridge:
-        """Of the centred Gram matrix of the inputs."""
-        values, vectors = torch.linalg.eigh(gram)
+    def __init__(self, train: Moments) -> None:
+        self.means = train.means()
+        self._train = train.about(*self.means)
+        values, vectors = torch.linalg.eigh(self._train.xx)
         keep = values > len(values) * torch.finfo(values.dtype).eps * values[-1]
-        return Ridge(values[keep], vectors[:, keep])
+        self._values, self._vectors = values[keep], vectors[:, keep]
+        mean = self._values.mean() if bool(keep.any()) else values.new_ones(())
+        self._weights = (self._values + _STRENGTHS.to(mean.device)[:, None] * mean).reciprocal()
 
-    def fit(
-        self, cross: Float64[Tensor, "d d"], total: Float64[Tensor, ""], n: int
-    ) -> Float64[Tensor, "d d"]:
-        """The map with the least generalised cross-validation score; zero if none beats zero."""
-        rotated = self.vectors.T @ cross
-        explained = rotated.square().sum(1) / self.values
-        strengths = _STRENGTHS.to(cross.device)[:, None] * self.values.mean()
-        shrunk = strengths / (self.values + strengths)
-        # Written as sums of squares: the usual form cancels at small strengths.
-        unexplained = (total - explained.sum()).clamp(min=0) + (shrunk.square() * explained).sum(1)
-        free = n - 1 - (1 - shrunk).sum(1)
-        scores = torch.where(free > 0, unexplained / free.square(), torch.inf)
-        best = int(scores.argmin())
-        if not bool(scores[best] < total / (n - 1) ** 2):
-            return torch.zeros_like(cross)
-        return self.vectors @ (rotated / (self.values[:, None] + strengths[best]))
+    def errors(self, held: Moments, target: Target) -> Float64[Tensor, " choices"]:
+        """Squared error of each choice on tokens given by their moments."""
+        held = held.about(*self.means)
+        cross, total = held.products(target)
+        rotated = self._vectors.T @ self._train.products(target)[0]
+        hit = (rotated * (self._vectors.T @ cross)).sum(1)
+        spread = (self._vectors.T @ held.xx @ self._vectors) * (rotated @ rotated.T)
+        w = self._weights
+        return total - 2 * w @ hit + (w @ spread * w).sum(1)
+
+    def map(self, target: Target, choice: int) -> Float64[Tensor, "d d"]:
+        """The map at one of the choices."""
+        rotated = self._vectors.T @ self._train.products(target)[0]
+        return self._vectors @ (self._weights[choice][:, None] * rotated)
