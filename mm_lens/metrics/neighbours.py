@@ -47,15 +47,16 @@ class Neighbours:
     index: Int64[Tensor, "n 2"]
 
 
-def nearest(x: Float64[Tensor, "n d"]) -> Neighbours:
+def nearest(x: Float64[Tensor, "n d"], first: int | None = None) -> Neighbours:
     """The two nearest neighbours of every row of ``x``, with exact float64 distances.
 
     Args:
         x: At least three rows; centred and scaled to a norm near one, so that float32 can hold it.
+        first: Only for so many rows from the start, among all rows.
     """
-    distances = x.new_empty(len(x), 2)
-    index = torch.empty(len(x), 2, dtype=torch.int64, device=x.device)
-    rows = torch.arange(len(x), device=x.device)
+    rows = torch.arange(len(x), device=x.device)[:first]
+    distances = x.new_empty(len(rows), 2)
+    index = rows.new_empty(len(rows), 2)
     ladder = [torch.float32, torch.float64] if _keeps_float32(x.device) else [torch.float64]
     for dtype in ladder:
         if len(rows) == 0:

@@ -129,11 +129,13 @@ class Ridge:
     def __init__(self, train: Moments) -> None:
         self.means = train.means()
         self._train = train.about(*self.means)
+        values: Tensor
+        vectors: Tensor
         values, vectors = torch.linalg.eigh(self._train.xx)
         keep = values > len(values) * torch.finfo(values.dtype).eps * values[-1]
-        self._values, self._vectors = values[keep], vectors[:, keep]
-        mean = self._values.mean() if bool(keep.any()) else values.new_ones(())
-        self._weights = (self._values + _STRENGTHS.to(mean.device)[:, None] * mean).reciprocal()
+        values, self._vectors = values[keep], vectors[:, keep]
+        mean = values.mean() if bool(keep.any()) else values.new_ones(())
+        self._weights = (values + _STRENGTHS.to(mean.device)[:, None] * mean).reciprocal()
 
     def errors(self, held: Moments, target: Target) -> Float64[Tensor, " choices"]:
         """Squared error of each choice on tokens given by their moments."""
@@ -148,4 +150,5 @@ class Ridge:
     def map(self, target: Target, choice: int) -> Float64[Tensor, "d d"]:
         """The map at one of the choices."""
         rotated = self._vectors.T @ self._train.products(target)[0]
-        return self._vectors @ (self._weights[choice][:, None] * rotated)
+        weights = self._weights[choice]
+        return self._vectors @ (weights[:, None] * rotated)
