@@ -1,0 +1,29 @@
+"""Small models that ship with the package, trained by the scripts beside them."""
+
+from pathlib import Path
+
+from ..errors import InputError
+
+_PREFIX = "demo/"
+
+
+def available() -> list[str]:
+    """Names of the shipped models, each as ``demo/<directory>``."""
+    here = Path(__file__).parent
+    return sorted(_PREFIX + config.parent.name for config in here.glob("*/config.json"))
+
+
+def path(name: str) -> Path:
+    """Directory of a shipped model, ready for ``from_pretrained``.
+
+    Args:
+        name: One of `available()`, e.g. ``"demo/llava-next"``.
+
+    Raises:
+        InputError: No model of that name ships with the package.
+    """
+    if name not in available():
+        raise InputError(
+            f"No demo model {name!r} ships with mm_lens. Available: {', '.join(available())}."
+        )
+    return Path(__file__).parent / name.removeprefix(_PREFIX)

@@ -1,0 +1,136 @@
+"""Training material of the demo model: easy-VQA train images on canvases of several shapes."""
+
+import random
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import easy_vqa
+import torch
+from jaxtyping import Float, Int, UInt8
+from PIL import Image, ImageOps
+from torch import Tensor
+from tqdm import tqdm
+from transformers import LlavaNextProcessor
+
+SHAPES = ("circle", "rectangle", "triangle")
+COLOURS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
+
+# (height, width): every grid of the processor is used, with and without cropped padding.
+SIZES = ((64, 64), (96, 96), (64, 128), (128, 64), (64, 192), (192, 64), (80, 112), (112, 80))
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Images of one size, tiled by the real image processor.
+
+    Attributes:
+        size: Height and width of the images, in pixels.
+        pixels: Tiles before normalisation; the first one is the overview.
+        owner: easy-VQA train image that each one shows.
+    """
+
+    size: tuple[int, int]
+    pixels: UInt8[Tensor, "image tile 3 height width"]
+    owner: Int[Tensor, " image"]
+
+
+def _own_questions() -> dict[int, list[tuple[str, str]]]:
+    own: dict[int, list[tuple[str, str]]] = defaultdict(list)
+    for question, answer, image in zip(*easy_vqa.get_train_questions(), strict=True):
+        own[image].append((question, answer))
+    return own
+
+
+def _kind(pairs: list[tuple[str, str]]) -> tuple[str, str] | None:
+    """Shape and colour shown, from what is asked and answered; None if that leaves it open."""
+    seen = {answer for _, answer in pairs}
+    for question, answer in pairs:
+        words = set(question.rstrip("?").split())
+        affirmed = "no" if words & {"no", "not"} else "yes"
+        if answer not in ("yes", "no") or answer == affirmed:
+            seen |= words
+    shape = [s for s in SHAPES if s in seen]
+    colour = [c for c in COLOURS if c in seen]
+    return (shape[0], colour[0]) if len(shape) == len(colour) == 1 else None
+
+
+def kinds() -> dict[int, tuple[str, str]]:
+    """Shape and colour of every train image whose questions tell both."""
+    found = {image: _kind(pairs) for image, pairs in _own_questions().items()}
+    return {image: kind for image, kind in found.items() if kind is not None}
+
+
+def questions() -> dict[int, list[tuple[str, str]]]:
+    """Question-answer pairs that hold for each train image.
+
+    Every image shows exactly one shape in one colour, so a pair asked about one image holds for
+    all images of the same shape and colour.
+    """
+    own, known = _own_questions(), kinds()
+    shared: dict[tuple[str, str], list[tuple[str, str]]] = defaultdict(list)
+    for image, kind in known.items():
+        shared[kind] += own[image]
+    return {image: shared[known[image]] if image in known else own[image] for image in own}
+
+
+def canvas(image: Image.Image, size: tuple[int, int], rng: random.Random) -> Image.Image:
+    """`image` at a random place and scale (0.75 to 1.5) on a canvas of (height, width) `size`."""
+    height, width = size
+    scale = rng.uniform(0.75, min(1.5, height / image.height, width / image.width))
+    small = image.resize(
+        (round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC
+    )
+    background = image.getpixel((0, 0))
+    if rng.random() < 0.3:
+        background = tuple(rng.randint(225, 255) for _ in range(3))
+    sheet = Image.new("RGB", (width, height), background)
+    sheet.paste(small, (rng.randint(0, width - small.width), rng.randint(0, height - small.height)))
+    return sheet
+
+
+def pool(
+    processor: LlavaNextProcessor, copies: int = 3, seed: int = 0, cache: Path | None = None
+) -> list[Bucket]:
+    """Every train image as it is, mirrored, and on `copies` random canvases; one bucket per size.
+
+    Args:
+        processor: Its image processor does the tiling.
+        copies: Canvases per image.
+        seed: Of the canvases.
+        cache: File to keep the result in, and to take it from when it exists.
+    """
+    if cache is not None and cache.exists():
+        return [Bucket(*fields) for fields in torch.load(cache, weights_only=True)]
+    rng = random.Random(seed)
+    tiles: dict[tuple[int, int], list[UInt8[Tensor, "tile 3 height width"]]] = defaultdict(list)
+    owners: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for owner, path in tqdm(sorted(easy_vqa.get_train_image_paths().items()), desc="canvases"):
+        image = Image.open(path).convert("RGB")
+        views = [image, ImageOps.mirror(image)]
+        views += [canvas(image, rng.choice(SIZES), rng) for _ in range(copies)]
+        for view in views:
+            size = (view.height, view.width)
+            tiles[size].append(_tiles(processor, view))
+            owners[size].append(owner)
+    buckets = [Bucket(s, torch.stack(tiles[s]), torch.tensor(owners[s])) for s in sorted(tiles)]
+    if cache is not None:
+        torch.save([(b.size, b.pixels, b.owner) for b in buckets], cache)
+    return buckets
+
+
+def _tiles(processor: LlavaNextProcessor, image: Image.Image) -> UInt8[Tensor, "tile 3 h w"]:
+    out = processor.image_processor(
+        image, do_normalize=False, do_rescale=False, return_tensors="pt"
+    )
+    pixels: Tensor = out["pixel_values"][0]
+    return pixels.round().to(torch.uint8)
+
+
+def normalise(
+    pixels: UInt8[Tensor, "image tile 3 height width"], processor: LlavaNextProcessor
+) -> Float[Tensor, "image tile 3 height width"]:
+    """What the image processor does after tiling."""
+    mean = torch.tensor(processor.image_processor.image_mean).view(3, 1, 1)
+    std = torch.tensor(processor.image_processor.image_std).view(3, 1, 1)
+    return (pixels / 255 - mean) / std
