@@ -76,8 +76,8 @@ def load(
     architecture = (hf_model.config.architectures or [type(hf_model).__name__])[0]
     family_class = family_for(architecture)
     family = family_class(hf_model, processor)
-    # The native model's own logits: after boot its modules are part of the bridge.
-    expected = validation.native_logits(hf_model, family, processor) if check else None
+    # The native model goes first: after boot its modules are part of the bridge.
+    expected = validation.native(hf_model, family, processor) if check else None
 
     bridge = build_bridge_from_module(
         hf_model,

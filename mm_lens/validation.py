@@ -11,6 +11,7 @@ Cost: about two dozen forward passes of a short prompt with one small image.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,23 +29,25 @@ TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8, torch.float16: 5e-2, torc
 """Largest difference of logits, over their standard deviation, that counts as rounding."""
 
 
-def probe(family: Family, processor: Any, device: torch.device | str) -> Inputs:
-    """The inputs of the check."""
-    return prepare(family, processor, PROMPT, family.probe_image(), device=device)
+@dataclass(frozen=True)
+class Expected:
+    """What the native model makes of the inputs of the check."""
+
+    inputs: Inputs
+    logits: Float[Tensor, "1 pos d_vocab"]
 
 
 @torch.no_grad()
-def native_logits(model: Any, family: Family, processor: Any) -> Float[Tensor, "1 pos d_vocab"]:
-    """Logits of the native model for the check, to be taken before the bridge is built."""
-    logits: Tensor = model(**probe(family, processor, model.device)).logits
-    return logits
+def native(model: Any, family: Family, processor: Any) -> Expected:
+    """Run the native model; to be done before the bridge is built around it."""
+    inputs = prepare(family, processor, PROMPT, family.probe_image(), device=model.device)
+    return Expected(inputs, model(**inputs).logits)
 
 
 @torch.no_grad()
-def self_check(model: Any, expected: Float[Tensor, "1 pos d_vocab"]) -> Report:
+def self_check(model: Any, expected: Expected) -> Report:
     """Check an instrumented bridge; see the module's text for what is guaranteed."""
-    report = Report()
-    inputs = probe(model.family, model.processor, model.cfg.device)
+    report, inputs = Report(), expected.inputs
     fired: set[str] = set()
 
     def count(tensor: Any, hook: Any) -> None:
@@ -56,8 +59,8 @@ def self_check(model: Any, expected: Float[Tensor, "1 pos d_vocab"]) -> Report:
     for handle, point in zip(handles, points.values(), strict=True):
         model._remove_temporary_hook(point, "fwd", handle)
 
-    report.max_logit_difference = (logits - expected).abs().max().item()
-    spread = expected.float().std().item()
+    report.max_logit_difference = (logits - expected.logits).abs().max().item()
+    spread = expected.logits.float().std().item()
     if not report.max_logit_difference <= TOLERANCE.get(logits.dtype, 0.2) * spread:
         report.add(
             "error",
