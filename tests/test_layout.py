@@ -12,6 +12,7 @@ import torch
 from mm_lens_adapters import llava_next_layout
 from mm_lens_adapters.llava_next_layout import image_geometry, layout
 from PIL import Image
+from tiny import IMAGE_TOKEN, random_image, tiny_llava_next, tiny_tokenizer
 from torch import Tensor
 from transformers import (
     CLIPVisionConfig,
@@ -27,7 +28,6 @@ from transformers.models.llava_next.image_processing_pil_llava_next import (
 
 from mm_lens.errors import InputError
 from mm_lens.layout import PAD, TEXT, VISUAL, ImageGeometry, TokenLayout, check_group
-from tests.tiny import IMAGE_TOKEN, random_image, tiny_llava_next, tiny_tokenizer
 
 # (height, width): square, both orientations, odd, smaller than a tile, thinner than a patch.
 SIZES = [
@@ -302,6 +302,7 @@ def test_a_bright_patch_lights_up_the_token_whose_box_covers_it(size: tuple[int,
         {"size": {"shortest_edge": 4}},
         {"do_center_crop": False},
         {"do_resize": False},
+        {"do_resize": False, "size": {"shortest_edge": 16}},
         {"do_resize": False, "do_center_crop": False, "crop_size": None},
     ],
     ids=str,
