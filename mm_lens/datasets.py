@@ -1,22 +1,22 @@
 """Image-text samples: the demo data (easy-VQA), local files and folders.
 
-A data set is a plain sequence of `Sample`; images are decoded only when a sample is taken, so a
-large set costs no memory. `register` adds a named set.
+A `DataSet` is a plain sequence of `Sample`; images are decoded only when a sample is taken, so a
+large set costs little memory.
 """
 
 import csv
 import json
 import random
-from collections.abc import Callable, Iterator, Sequence
+import struct
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, overload
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from .errors import DataError
-
-Split = Literal["train", "test"]
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 TABLE_SUFFIXES = frozenset({".csv", ".jsonl", ".parquet"})
@@ -41,45 +41,74 @@ class Sample:
 
 @dataclass(frozen=True)
 class _Row:
-    """A sample whose image has not been read yet."""
+    """A sample whose image has not been decoded yet."""
 
     id: str
     text: str
-    image: Path | None
+    image: Path | bytes | None
     answer: str | None
 
     def read(self) -> Sample:
-        image = None if self.image is None else read_image(self.image)
+        image = None if self.image is None else read_image(self.image, name=f"of {self.id}")
         return Sample(self.id, self.text, image, self.answer)
 
 
-def read_image(path: Path) -> Image.Image:
-    """Decode an image file completely, as RGB.
+# What Pillow's format plugins raise on damaged files.
+_DAMAGED = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    IndexError,
+    EOFError,
+    struct.error,
+    Image.DecompressionBombError,
+)
+
+
+def read_image(source: Path | bytes, name: str = "") -> Image.Image:
+    """Decode an image completely, as RGB.
+
+    Args:
+        source: A file, or the bytes of one.
+        name: What error messages call an image given as bytes.
 
     Raises:
         DataError: The file is missing, not an image, or truncated.
     """
+    label = source if isinstance(source, Path) else name
+
+    def opened() -> Image.Image:
+        return Image.open(source if isinstance(source, Path) else BytesIO(source))
+
     try:
-        with Image.open(path) as image:
-            # Opening reads the header only, and Pillow can be told (globally, by any library) to
-            # fill what is missing with grey: `verify` checks the file itself where it can.
+        # Opening reads the header only. Any library may have told Pillow, for the whole process,
+        # to fill what is missing with grey; `verify` still checks the formats that have checksums.
+        with opened() as image:
             image.verify()
-        with Image.open(path) as image:
+        with opened() as image:
             image.load()
             return image.convert("RGB")
     except FileNotFoundError as error:
         raise DataError(
-            f"Image {path} does not exist. Correct the path or remove the row."
+            f"Image {label} does not exist. Correct the path or remove the row."
         ) from error
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError) as error:
+    except _DAMAGED as error:
         raise DataError(
-            f"Image {path} cannot be decoded ({error}). It is damaged or not an image: "
+            f"Image {label} cannot be decoded ({error}). It is damaged or not an image: "
             "replace the file or remove it from the data set."
         ) from error
 
 
-class _Rows(Sequence[Sample]):
-    """Sequence over rows that reads each image when its sample is taken."""
+if TYPE_CHECKING:
+    _Samples = Sequence[Sample]
+else:
+    # A run-time type checker takes an item of what is annotated as Sequence[Sample]: it would
+    # decode an image, perhaps a damaged one, at every call.
+    _Samples = Sequence
+
+
+class DataSet(_Samples):
+    """Sequence of samples that decodes each image when its sample is taken."""
 
     def __init__(self, rows: Sequence[_Row]) -> None:
         self._rows = rows
@@ -90,43 +119,25 @@ class _Rows(Sequence[Sample]):
     @overload
     def __getitem__(self, index: int) -> Sample: ...
     @overload
-    def __getitem__(self, index: slice) -> Sequence[Sample]: ...
-    def __getitem__(self, index: int | slice) -> Sample | Sequence[Sample]:
+    def __getitem__(self, index: slice) -> "DataSet": ...
+    def __getitem__(self, index: int | slice) -> "Sample | DataSet":
         if isinstance(index, slice):
-            return _Rows(self._rows[index])
+            return DataSet(self._rows[index])
         return self._rows[index].read()
 
-    def __iter__(self) -> Iterator[Sample]:
-        return (row.read() for row in self._rows)
+    def select(self, indices: Sequence[int]) -> "DataSet":
+        """The samples at `indices`, in that order, still undecoded."""
+        return DataSet([self._rows[i] for i in indices])
 
 
-class _Subset(Sequence[Sample]):
-    """Some samples of another sequence, in a given order, read when taken."""
-
-    def __init__(self, samples: Sequence[Sample], indices: Sequence[int]) -> None:
-        self._samples, self._indices = samples, indices
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    @overload
-    def __getitem__(self, index: int) -> Sample: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Sample]: ...
-    def __getitem__(self, index: int | slice) -> Sample | Sequence[Sample]:
-        if isinstance(index, slice):
-            return _Subset(self._samples, self._indices[index])
-        return self._samples[self._indices[index]]
-
-
-class EasyVQA(_Rows):
+class EasyVQA(DataSet):
     """easy-VQA (Victor Zhou, MIT licence): questions about one coloured shape per 64 x 64 image.
 
     train: 38,575 questions about 4,000 images; test: 9,673 questions about 1,000 other images;
     13 answers (yes, no, 3 shapes, 8 colours). Order is that of the package ``easy-vqa``.
     """
 
-    def __init__(self, split: Split = "test") -> None:
+    def __init__(self, split: str = "test") -> None:
         import easy_vqa
 
         readers = {
@@ -145,12 +156,13 @@ class EasyVQA(_Rows):
         )
 
 
-class ImageFolder(_Rows):
+class ImageFolder(DataSet):
     """Local images: a table of images and questions, or a folder of image files.
 
     A table (``.csv``, ``.jsonl``, ``.parquet``) has the columns ``image`` (a path, relative to
-    the table; may be empty), ``text`` and optionally ``answer``. A folder is searched for such a
-    table first; without one, every image file in it (recursively, sorted) is asked `question`.
+    the table, or the bytes of a file; may be empty), ``text`` and optionally ``answer``. A folder
+    is searched for such a table first; without one, every image file in it (recursively, sorted)
+    is asked `question`.
     """
 
     def __init__(self, path: str | Path, question: str = "What is shown in this image?") -> None:
@@ -188,17 +200,27 @@ def _table_row(path: Path, index: int, record: Any) -> _Row:
         raise DataError(
             f"Row {index} of {path} needs the columns 'image' (may be empty) and 'text' (may not)."
         )
-    image = record["image"]
-    if image and not isinstance(image, str):
-        raise DataError(
-            f"Row {index} of {path}: 'image' must be a path, not {type(image).__name__}."
-        )
     answer = record.get("answer")
     return _Row(
         id=str(record.get("id") or index),
         text=str(record["text"]),
-        image=path.parent / image if image else None,
+        image=_image_source(path, index, record["image"]),
         answer=None if answer in (None, "") else str(answer),
+    )
+
+
+def _image_source(path: Path, index: int, image: Any) -> Path | bytes | None:
+    if isinstance(image, dict):  # how the `datasets` library stores images in parquet files
+        image = image.get("bytes") or image.get("path")
+    if image is None or image == "":
+        return None
+    if isinstance(image, str):
+        return path.parent / image
+    if isinstance(image, bytes):
+        return image
+    raise DataError(
+        f"Row {index} of {path}: 'image' is a {type(image).__name__}. Give a path, relative to "
+        "the table, or the bytes of an image file."
     )
 
 
@@ -225,7 +247,7 @@ _RECORDS: dict[str, Callable[[Path], list[Any]]] = {
     ".parquet": _read_parquet,
 }
 
-_NAMED: dict[str, Callable[[Split], Sequence[Sample]]] = {"easy-vqa": EasyVQA}
+_NAMED: dict[str, Callable[[str], DataSet]] = {"easy-vqa": EasyVQA}
 
 
 def names() -> list[str]:
@@ -234,8 +256,8 @@ def names() -> list[str]:
 
 
 def load(
-    name_or_path: str | Path, split: Split = "test", limit: int | None = None, seed: int = 0
-) -> Sequence[Sample]:
+    name_or_path: str | Path, split: str = "test", limit: int | None = None, seed: int = 0
+) -> DataSet:
     """A named data set or a local folder or table, as a sequence of samples.
 
     Args:
@@ -252,7 +274,7 @@ def load(
             f"limit={limit} leaves no samples. Give a positive number, or None for all."
         )
     if str(name_or_path) in _NAMED:
-        samples = _NAMED[str(name_or_path)](split)
+        samples: DataSet = _NAMED[str(name_or_path)](split)
     elif Path(name_or_path).exists():
         samples = ImageFolder(name_or_path)
     else:
@@ -264,4 +286,4 @@ def load(
         raise DataError(f"{name_or_path} holds no samples. Put images or table rows into it.")
     if limit is None or limit >= len(samples):
         return samples
-    return _Subset(samples, random.Random(seed).sample(range(len(samples)), limit))
+    return samples.select(random.Random(seed).sample(range(len(samples)), limit))

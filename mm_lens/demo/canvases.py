@@ -90,13 +90,18 @@ def canvas(image: Image.Image, size: tuple[int, int], rng: random.Random) -> Ima
 
 
 def pool(
-    processor: LlavaNextProcessor, copies: int = 3, seed: int = 0, cache: Path | None = None
+    processor: LlavaNextProcessor,
+    copies: int = 3,
+    limit: int | None = None,
+    seed: int = 0,
+    cache: Path | None = None,
 ) -> list[Bucket]:
     """Every train image as it is, mirrored, and on `copies` random canvases; one bucket per size.
 
     Args:
         processor: Its image processor does the tiling.
         copies: Canvases per image.
+        limit: Only the first `limit` train images.
         seed: Of the canvases.
         cache: File to keep the result in, and to take it from when it exists.
     """
@@ -105,7 +110,8 @@ def pool(
     rng = random.Random(seed)
     tiles: dict[tuple[int, int], list[UInt8[Tensor, "tile 3 height width"]]] = defaultdict(list)
     owners: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for owner, path in tqdm(sorted(easy_vqa.get_train_image_paths().items()), desc="canvases"):
+    paths = sorted(easy_vqa.get_train_image_paths().items())[:limit]
+    for owner, path in tqdm(paths, desc="canvases"):
         image = Image.open(path).convert("RGB")
         views = [image, ImageOps.mirror(image)]
         views += [canvas(image, rng.choice(SIZES), rng) for _ in range(copies)]

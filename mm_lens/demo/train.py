@@ -187,6 +187,7 @@ def main() -> None:
     parser.add_argument("--vision-steps", type=int, default=500)
     parser.add_argument("--batch", type=int, default=16, help="images per step")
     parser.add_argument("--questions", type=int, default=12, help="questions per image")
+    parser.add_argument("--images", type=int, help="train on the first so many images only")
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
@@ -206,7 +207,8 @@ def main() -> None:
     processor = build.processor(build.tokenizer(corpus))
     model = LlavaNextForConditionalGeneration(build.config(processor.tokenizer))
     nn.Module.to(model, device)
-    buckets = canvases.pool(processor, seed=args.seed, cache=args.out / "canvases.pt")
+    cache = args.out / "canvases.pt"
+    buckets = canvases.pool(processor, limit=args.images, seed=args.seed, cache=cache)
     data = Data(processor, buckets, args.seed, device)
     step, spent = 0, 0.0
     slow, optimizer = deepcopy(model), optimiser(model.parameters())
