@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from mm_lens.bridge import LayoutCache
+from mm_lens.cache import LayoutCache
 from mm_lens.datasets import Sample
 from mm_lens.errors import DataError, InputError, MMLensError
 from mm_lens.inputs import Inputs
