@@ -283,10 +283,10 @@ class VisionLanguageBridge(TransformerBridge):
             )
         super().enable_compatibility_mode(*args, **kwargs)
 
-    def state_dict(self, *args: Any, keep_vars: bool = False, **kwargs: Any) -> Any:
+    def state_dict(self, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
         """As in TransformerLens, and complete: it would leave out the vision tower's layers."""
-        if args or kwargs.get("destination") is not None or kwargs.get("prefix"):
-            return super().state_dict(*args, keep_vars=keep_vars, **kwargs)
+        if destination is not None or prefix:
+            return super().state_dict(destination, prefix, keep_vars)
         state = super().state_dict(keep_vars=True)
         have = {id(tensor) for tensor in state.values()}
         for name, tensor in self.original_model.state_dict(keep_vars=True).items():
