@@ -140,7 +140,7 @@ def _states_of_data(source: Any, dataset: Sequence[Sample], options: Options) ->
         n_samples=min(len(dataset), options.samples or len(dataset)),
         streams=tuple(options.streams or STREAMS),
         modalities=tuple(options.modalities or MODALITIES),
-        k=options.tokens or max(12 * int(source.cfg.d_model), 4096),
+        k=options.tokens or max(12 * int(source.cfg.d_model), 2048),
         batch_size=options.batch_size,
         seed=options.seed,
         progress=options.progress,

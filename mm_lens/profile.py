@@ -17,6 +17,8 @@ metrics, layer by layer.
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,10 +63,15 @@ class Profile:
     table: pd.DataFrame
     provenance: dict[str, Any]
 
+    def warnings(self) -> dict[str, int]:
+        """How many values each warning concerns, most frequent first; # stands for any number."""
+        texts = (part for text in self.table.warning for part in text.split("; ") if part)
+        return dict(Counter(re.sub(r"\d[\d,.]*", "#", text) for text in texts).most_common())
+
     def plot(self, *metrics: str) -> Any:
         """Curves over layers as a matplotlib figure: one row per metric, one column per stream.
 
-        Without `metrics`, those that stand for their family (`Metric.headline`).
+        Without `metrics`, those of the honest preset that stand for their family.
 
         Raises:
             InputError: a metric is not in the table.
@@ -140,7 +147,7 @@ def profile(
         presets: sets of metrics: "honest" and "paper", the paper's own definitions.
         metrics: names from `mm_lens.metrics.METRICS` instead of presets.
         tokens: most tokens sampled per modality; None takes 12 per dimension of the hidden state,
-            but at least 4,096. A cache is used whole.
+            but at least 2,048. A cache is used whole.
         batch_size: samples per forward pass. Does not change which tokens are taken.
         samples: use only so many, from the first on. `datasets.load(limit=…)` draws at random.
         seed: of the choice of tokens and of everything random in the metrics.

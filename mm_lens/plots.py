@@ -1,0 +1,243 @@
+"""Pictures of a profile: curves over layers, one figure per metric.
+
+Colour, marker and line style all tell the modality (colours of Okabe and Ito 2008, told apart with
+any colour vision). Bands are 95 % intervals, dotted lines in the same colour the chance floor. The
+axis covers the values; a wide interval may leave it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
+
+from mm_lens.errors import InputError
+from mm_lens.metrics import METRICS
+from mm_lens.profile import Profile
+
+STYLES = {
+    "visual": ("#0072B2", "o", "-"),
+    "text": ("#D55E00", "s", "--"),
+    "all": ("#009E73", "^", "-."),
+}
+"""Colour, marker and line style of each modality."""
+STREAM_NAMES = {"residual": "residual stream", "main": "main stream (no skip connections)"}
+FAMILIES = ("linearity", "dimension", "anisotropy")
+"""Order of the pictures."""
+DPI = 110
+
+
+class Picture(Figure):
+    """A matplotlib figure that notebooks show without any backend being set up."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = BytesIO()
+        self.savefig(buffer, format="png", dpi=DPI)
+        return buffer.getvalue()
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One metric over the layers for one stream and modality; columns as in the table."""
+
+    modality: str
+    rows: pd.DataFrame
+
+    @property
+    def name(self) -> str:
+        """Modality and number of tokens, for legends."""
+        few, many = self.rows.n_tokens.min(), self.rows.n_tokens.max()
+        return f"{self.modality}\nn = {few:,}" + (f"–{many:,}" if many > few else "")
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a metric is drawn; `limits` of the vertical axis are None where there is no value."""
+
+    title: str
+    unit: str
+    over: str
+    log: bool
+    limits: tuple[float, float] | None
+
+
+def curves(profile: Profile, metric: str, stream: str) -> list[Curve]:
+    """The curves of a metric in one stream, by ascending layer.
+
+    Raises:
+        InputError: the metric is not in the table.
+    """
+    table = profile.table
+    if metric not in set(table.metric):
+        raise InputError(
+            f"The profile holds no metric {metric!r}; it holds {', '.join(metrics(profile))}."
+        )
+    rows = table[(table.metric == metric) & (table.stream == stream)]
+    return [
+        Curve(modality, rows[rows.modality == modality].sort_values("layer"))
+        for modality in STYLES
+        if (rows.modality == modality).any()
+    ]
+
+
+def metrics(profile: Profile) -> list[str]:
+    """The metrics of a profile, those that stand for their family first."""
+    return list(dict.fromkeys([*headline(profile), *profile.table.metric]))
+
+
+def headline(profile: Profile) -> list[str]:
+    """The metrics that stand for their family: honest ones, then the paper's."""
+    table = profile.table
+    return [
+        name
+        for preset in ("honest", "paper")
+        for family in FAMILIES
+        for name, metric in METRICS.items()
+        if preset in metric.headline and metric.family == family and name in set(table.metric)
+    ]
+
+
+def streams(profile: Profile) -> list[str]:
+    """The streams of a profile."""
+    return [stream for stream in STREAM_NAMES if stream in set(profile.table.stream)]
+
+
+def look(profile: Profile, metric: str) -> Look:
+    """Title, axis labels, scale and range of a metric, the same in every stream."""
+    known = METRICS.get(metric)
+    label, unit = (known.label, known.unit) if known else (metric, "")
+    pair = known is not None and known.arity == 2
+    rows = profile.table[profile.table.metric == metric]
+    numbers = pd.concat([rows.value, rows.chance]).dropna()
+    # Counts (of dimensions, of tokens) may lie orders of magnitude apart.
+    log = bool(unit and len(numbers) and numbers.min() > 0 and numbers.max() > 8 * numbers.min())
+    return Look(
+        title=label,
+        unit=unit,
+        over="layer l (from state l − 1 to state l)" if pair else "layer (0: embeddings)",
+        log=log,
+        limits=_limits(rows, log),
+    )
+
+
+def source(profile: Profile) -> str:
+    """Model and data, for titles."""
+    about = profile.provenance
+    data, count = about["data"]["name"], about["data"]["n_samples"]
+    return f"{about['model']['name']} on {data} ({count:,} sample{'s' * (count != 1)})"
+
+
+def draw(profile: Profile, chosen: Sequence[str] = ()) -> Picture:
+    """Draw metrics over the layers: one row of panels per metric, one column per stream.
+
+    Args:
+        profile: what to draw.
+        chosen: metrics; those of the honest preset that stand for their family if empty.
+
+    Raises:
+        InputError: a metric is not in the table.
+    """
+    chosen = chosen or [m for m in headline(profile) if "honest" in METRICS[m].headline]
+    chosen = chosen or metrics(profile)
+    columns = streams(profile)
+    figure = Picture(figsize=(6 * max(2, len(columns)), 4.4 * len(chosen) + 0.9), dpi=DPI)
+    FigureCanvasAgg(figure)
+    figure.set_layout_engine("constrained", h_pad=0.08, w_pad=0.08)
+    panels: Any = figure.subplots(len(chosen), len(columns), squeeze=False, sharey="row")
+    for metric, row in zip(chosen, panels, strict=True):
+        style = look(profile, metric)
+        for axes, stream in zip(row, columns, strict=True):
+            for curve in curves(profile, metric, stream):
+                _draw_curve(axes, curve)
+            _dress(axes, style, stream)
+        row[0].set_ylabel(f"{style.title} [{style.unit}]" if style.unit else style.title)
+        if style.log:
+            row[0].set_yscale("log")
+            row[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            row[0].yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+            row[0].yaxis.set_minor_locator(NullLocator())
+        if style.limits:
+            row[0].set_ylim(*style.limits)
+    name = look(profile, chosen[0]).title + ": " if len(chosen) == 1 else ""
+    figure.suptitle(name + source(profile), fontsize=14, fontweight="bold")
+    figure.supxlabel(
+        "Bands: 95 % interval over samples. Dotted: chance level. n: tokens.",
+        fontsize=10,
+        color="0.35",
+    )
+    return figure
+
+
+def _draw_curve(axes: Axes, curve: Curve) -> None:
+    colour, marker, dashes = STYLES[curve.modality]
+    layers, rows = curve.rows.layer.to_numpy(), curve.rows
+    axes.fill_between(layers, rows.low, rows.high, color=colour, alpha=0.18, linewidth=0)
+    axes.plot(layers, rows.chance, color=colour, linestyle=":", linewidth=1.6)
+    axes.plot(
+        layers,
+        rows.value,
+        color=colour,
+        marker=marker,
+        linestyle=dashes,
+        linewidth=2,
+        markersize=6,
+        label=curve.name,
+    )
+
+
+def _dress(axes: Axes, style: Look, stream: str) -> None:
+    axes.set_title(STREAM_NAMES[stream], fontsize=12)
+    axes.set_xlabel(style.over)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.tick_params(labelleft=True)
+    axes.grid(color="0.9")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    if not any(np.isfinite(line.get_ydata()).any() for line in axes.lines):
+        axes.text(0.5, 0.5, "no value (see the warnings)", ha="center", transform=axes.transAxes)
+    # Below the panel, where no curve can be.
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncol=3, frameon=False)
+
+
+def _limits(rows: pd.DataFrame, log: bool) -> tuple[float, float] | None:
+    """A range that shows every value and chance floor, and intervals as far as they are near."""
+
+    def numbers(*columns: str) -> Any:
+        found = rows[list(columns)].to_numpy(float).ravel()
+        found = found[np.isfinite(found) & ((found > 0) | (not log))]
+        return np.log(found) if log else found
+
+    core, bands = numbers("value", "chance"), numbers("low", "high")
+    if not len(core):
+        return None
+    low, high = core.min(), core.max()
+    span = max(high - low, 0.05 * max(1e-9, abs(high)))
+    if len(bands):
+        low = min(low, max(bands.min(), low - 0.5 * span))
+        high = max(high, min(bands.max(), high + 0.5 * span))
+    low, high = low - 0.06 * span, high + 0.06 * span
+    return (math.exp(low), math.exp(high)) if log else (low, high)
+
+
+def write(profile: Profile, directory: Path) -> Iterator[Path]:
+    """Write overview.png, one PNG per metric and report.html; yields each file when written."""
+    from mm_lens.page import render
+
+    pictures: dict[str, Sequence[str]] = {"overview": (), **{m: (m,) for m in metrics(profile)}}
+    for name, chosen in pictures.items():
+        path = directory / f"{name}.png"
+        draw(profile, chosen).savefig(path, dpi=DPI)
+        yield path
+    path = directory / "report.html"
+    path.write_text(render(profile), encoding="utf-8")
+    yield path
