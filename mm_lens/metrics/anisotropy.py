@@ -25,13 +25,7 @@ from jaxtyping import Bool, Float64
 from torch import Tensor
 
 from mm_lens.metrics.core import Estimate, Family, UndefinedError, estimate
-from mm_lens.metrics.intervals import (
-    GROUPS,
-    clustered_error,
-    jackknife_error,
-    margin,
-    sample_groups,
-)
+from mm_lens.metrics.intervals import clustered_error, jackknife_error, left_out, margin
 from mm_lens.metrics.tokens import Tokens, centre
 
 
@@ -133,9 +127,8 @@ def anisotropy_trimmed(cloud: Cloud) -> Estimate:
 def half_trace_tokens(cloud: Cloud) -> Estimate:
     """Smallest number of tokens that hold half of the variance: few means massive activations."""
     squares = _deviations(cloud.x).square().sum(1)
-    group, count = sample_groups(cloud.tokens.sample, GROUPS, cloud.seed)
     # The share, not the number, is what survives leaving tokens out.
-    refits = [_half_share(squares[group != g]) for g in range(count)]
+    refits = [_half_share(squares[keep]) for keep in left_out(cloud.tokens.sample, cloud.seed)]
     n, value = len(squares), _half_share(squares)
     half = margin(*jackknife_error(refits))
     low, high = max((value - half) * n, 1.0), min((value + half) * n, float(n))

@@ -119,10 +119,10 @@ class Neighbourhood:
         dropped = len(self.tokens) - len(self.counts)
         if dropped:
             notes.append(f"{dropped} of {len(self.tokens)} tokens dropped as exact copies")
-        r1, neighbour = self.neighbours.r1, self.neighbours.index[:, 0]
-        close = float((r1 < 0.01 * r1.median()).double().mean())
+        found, neighbour = self.neighbours, self.neighbours.index[:, 0]
+        close = float((found.r1 < 0.01 * found.r2.quantile(0.9)).double().mean())
         if close > 0.01:
-            notes.append(f"{close:.0%} of tokens have a near-copy (r1 below 1% of its median)")
+            notes.append(f"{close:.0%} of tokens have a near-copy (within 1% of common distances)")
         for what in ("token id", "sample"):
             label = self.distinct.token_id if what == "token id" else self.distinct.sample
             share = float((label == label[neighbour]).double().mean())

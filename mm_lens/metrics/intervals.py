@@ -19,7 +19,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float64, Int64
+from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
 from mm_lens.metrics.tokens import sampling_key
@@ -44,6 +44,12 @@ def sample_groups(
     return turn[inverse], n_groups
 
 
+def left_out(sample: Int64[Tensor, " n"], seed: int = 0) -> list[Bool[Tensor, " n"]]:
+    """Masks of the tokens that stay when each group is left out; none if samples are too few."""
+    group, count = sample_groups(sample, GROUPS, seed)
+    return [group != g for g in range(count)] if count >= MIN_SAMPLES else []
+
+
 def sum_by_sample(
     values: Float64[Tensor, " n"], sample: Int64[Tensor, " n"]
 ) -> Float64[Tensor, " s"]:
@@ -64,9 +70,9 @@ def clustered_error(
 
 
 def jackknife_error(refits: Sequence[float]) -> tuple[float, int]:
-    """Standard error from the values refitted without each group, and its degrees of freedom."""
+    """Standard error from the values for each of :func:`left_out`, and its degrees of freedom."""
     count = len(refits)
-    if count < MIN_SAMPLES:
+    if not count:
         return math.nan, 0
     mean = math.fsum(refits) / count
     spread = math.fsum((value - mean) ** 2 for value in refits)

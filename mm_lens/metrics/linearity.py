@@ -41,9 +41,9 @@ from torch import Tensor
 
 from mm_lens.metrics.core import Estimate, Family, UndefinedError, estimate
 from mm_lens.metrics.intervals import (
-    GROUPS,
     clustered_error,
     jackknife_error,
+    left_out,
     margin,
     sample_groups,
 )
@@ -96,13 +96,16 @@ class LinearFit:
     @cached_property
     def in_sample(self) -> InSample:
         """The fit to all tokens."""
-        return least_squares(self.moments, self.scale)
+        fit = least_squares(self.moments, self.scale)
+        if fit.rank == 0:
+            raise UndefinedError("squares of the states underflow float64")
+        return fit
 
     @cached_property
     def refits(self) -> list[InSample]:
         """The fits without each group of samples."""
-        group, count = sample_groups(self.tokens.sample, GROUPS, self.seed)
-        return [least_squares(self._without(group == g), self.scale) for g in range(count)]
+        keeps = left_out(self.tokens.sample, self.seed)
+        return [least_squares(self._without(~keep), self.scale) for keep in keeps]
 
     def _without(self, rows: Bool[Tensor, " n"]) -> Moments:
         x, y = self.rows

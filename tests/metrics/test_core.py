@@ -1,0 +1,202 @@
+"""What holds for every metric: presets, seeds, shared work, symmetries, degenerate inputs."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from metrics.made import normal, rotation, tokens_of
+from torch import Tensor
+
+import mm_lens.metrics.dimension as dimension_module
+from mm_lens.errors import InputError
+from mm_lens.metrics import METRICS, Estimate, Tokens, evaluate, preset
+
+
+def pair(n: int = 240, d: int = 6, samples: int = 24) -> tuple[Tokens, Tokens]:
+    x = normal(0, n, d) * torch.linspace(0.5, 2, d).double() + 1
+    y = x + torch.tanh(x) @ normal(1, d, d) + 0.2 * normal(2, n, d)
+    return tokens_of(x, samples), tokens_of(y, samples)
+
+
+def everything(a: Tokens, b: Tokens | None, seed: int = 0) -> dict[str, Estimate]:
+    return evaluate(a, b, METRICS, seed)
+
+
+def test_every_metric_explains_itself_and_each_family_has_one_headline_per_preset():
+    for metric in METRICS.values():
+        assert metric.label
+        assert metric.description
+        assert metric.headline <= metric.presets
+        assert metric.presets <= {"paper", "honest"}
+        assert metric.arity == (2 if metric.family == "linearity" else 1)
+    for name in ("paper", "honest"):
+        heads = [m.family for m in preset(name) if name in m.headline]
+        assert sorted(heads) == ["anisotropy", "dimension", "linearity"]
+
+
+def test_honest_is_the_default_and_presets_share_a_pass():
+    a, b = pair()
+    assert list(evaluate(a, b)) == [m.name for m in preset("honest")]
+    both = evaluate(a, b, preset("paper") + preset("honest"))
+    assert set(both) == set(METRICS)
+    assert both["linearity_paper"] == METRICS["linearity_paper"].compute(a, b)
+
+
+def test_the_last_hook_has_no_linearity():
+    a, _ = pair()
+    assert {METRICS[name].arity for name in evaluate(a)} == {1}
+    with pytest.raises(InputError, match="give tokens_next"):
+        METRICS["linearity_paper"].compute(a)
+
+
+def test_wrong_names_and_wrong_pairs_are_refused():
+    a, b = pair()
+    with pytest.raises(InputError, match="dimension_mle"):
+        evaluate(a, b, ["dimension"])
+    with pytest.raises(InputError, match="paper, honest"):
+        preset("best")
+    with pytest.raises(InputError, match="same tokens"):
+        evaluate(a, b.take(torch.arange(len(b)).flip(0)))
+
+
+def test_one_neighbour_search_serves_all_estimators(monkeypatch):
+    sizes = []
+    search = dimension_module.nearest
+
+    def spy(x: Tensor, first: int | None = None) -> object:
+        sizes.append(len(x))
+        return search(x, first)
+
+    monkeypatch.setattr(dimension_module, "nearest", spy)
+    everything(*pair())
+    assert sorted(sizes) == [60, 120, 240, 240]  # quarter, half, data, null
+
+
+def test_the_same_seed_gives_the_same_numbers():
+    a, b = pair()
+    assert str(everything(a, b, 5)) == str(everything(a, b, 5))
+    other = everything(a, b, 6)
+    assert other["dimension_mle_half"] != everything(a, b, 5)["dimension_mle_half"]
+    assert other["linearity_paper"].value == everything(a, b, 5)["linearity_paper"].value
+
+
+def close(found: dict[str, Estimate], expected: dict[str, Estimate], names: list[str]) -> None:
+    for name in names:
+        for part in ("value", "low", "high"):
+            assert getattr(found[name], part) == pytest.approx(
+                getattr(expected[name], part), rel=1e-6, abs=1e-9
+            ), (name, part)
+
+
+CENTRED = [name for name in METRICS if name != "mean_cosine"]
+# The hash that picks half of the tokens knows samples and positions, not values: all stay.
+
+
+@settings(max_examples=5, deadline=None)
+@given(seed=st.integers(0, 1000))
+def test_order_of_tokens_does_not_matter(seed):
+    a, b = pair()
+    order = torch.randperm(len(a), generator=torch.Generator().manual_seed(seed))
+    close(everything(a.take(order), b.take(order)), everything(a, b), list(METRICS))
+
+
+@settings(max_examples=5, deadline=None)
+@given(seed=st.integers(0, 1000), scale=st.sampled_from([1e-6, 0.1, 1e5]))
+def test_rotation_and_scale_do_not_matter(seed, scale):
+    a, b = pair()
+    turn = rotation(seed, a.d) * scale
+    turned = (Tokens(t.x @ turn, t.sample, t.position, t.token_id) for t in (a, b))
+    close(everything(*turned), everything(a, b), list(METRICS))
+
+
+@settings(max_examples=5, deadline=None)
+@given(seed=st.integers(0, 1000))
+def test_translation_does_not_matter_to_centred_metrics(seed):
+    a, b = pair()
+    shift = 50 * normal(seed, a.d)
+    moved = (Tokens(t.x + shift, t.sample, t.position, t.token_id) for t in (a, b))
+    names = [name for name in CENTRED if name != "anisotropy_trimmed"]  # trims by raw norm
+    close(everything(*moved), everything(a, b), names)
+
+
+def test_half_precision_is_computed_on_in_float64():
+    a, b = pair()
+    for dtype in (torch.float16, torch.bfloat16):
+        low = [Tokens(t.x.to(dtype), t.sample, t.position, t.token_id) for t in (a, b)]
+        up = [Tokens(t.x.double(), t.sample, t.position, t.token_id) for t in low]
+        found, expected = everything(*low), everything(*up)
+        assert {k: e.value for k, e in found.items()} == {k: e.value for k, e in expected.items()}
+
+
+def test_autocast_changes_nothing():
+    a, b = pair()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = everything(a, b)
+    assert str(inside) == str(everything(a, b))
+
+
+def test_rows_that_are_not_finite_are_dropped_and_counted():
+    a, b = pair()
+    keep = torch.ones(len(a), dtype=torch.bool)
+    keep[[3, 50]] = False
+    a.x[3, 0], b.x[50, 1] = torch.nan, torch.inf
+    found = everything(a, b)
+    expected = everything(a.take(keep), b.take(keep))
+    for name in found:
+        if METRICS[name].arity == 2:
+            assert "2 of 240 tokens not finite" in found[name].warning
+            assert found[name].value == expected[name].value
+        else:
+            assert "1 of 240 tokens not finite" in found[name].warning
+            assert found[name].n_tokens <= 239
+
+
+def degenerate() -> dict[str, Tensor]:
+    few = {f"{n} tokens": normal(0, n, 4) for n in (0, 1, 2)}
+    return few | {
+        "zeros": torch.zeros(50, 4).double(),
+        "one constant": torch.full((50, 4), 0.1).double(),
+        "one row repeated": normal(0, 1, 4).repeat(50, 1),
+        "one row in bfloat16": normal(0, 1, 4).repeat(50, 1).bfloat16(),
+        "nothing finite": torch.full((50, 4), torch.nan).double(),
+        "squares overflow": normal(0, 50, 4) * 1e200,
+        "squares underflow": normal(0, 50, 4) * 1e-200,
+    }
+
+
+@pytest.mark.parametrize("name", degenerate())
+def test_degenerate_inputs_give_nan_with_a_reason(name):
+    tokens = tokens_of(degenerate()[name])
+    for metric, estimate in everything(tokens, tokens).items():
+        if metric == "mean_cosine" and ("row" in name or "constant" in name):
+            assert estimate.value == pytest.approx(1)  # not centred: one direction
+            continue
+        if "squares" in name and math.isfinite(estimate.value):
+            continue  # scaled before squaring, so it is determined after all
+        assert math.isnan(estimate.value), metric
+        assert math.isnan(estimate.low), metric
+        assert estimate.warning, metric
+        assert estimate.n_tokens <= len(tokens)
+
+
+@pytest.mark.parametrize("x", [normal(0, 3, 4), normal(0, 4, 1), normal(0, 30, 1), normal(0, 5, 9)])
+def test_small_and_narrow_inputs_give_a_number_or_a_reason(x):
+    y = x + 0.1 * normal(9, *x.shape)
+    for estimate in everything(tokens_of(x), tokens_of(y)).values():
+        assert math.isfinite(estimate.value) or estimate.warning
+
+
+def test_two_distinct_states_have_no_dimension():
+    x = normal(0, 2, 4).repeat(30, 1)
+    estimate = METRICS["dimension_mle"].compute(tokens_of(x))
+    assert estimate.warning == "fewer than 3 distinct states (2 among 60 tokens)"
+
+
+def test_a_regular_grid_has_no_ratios():
+    x = torch.cartesian_prod(*[torch.arange(5.0).double()] * 3)
+    found = evaluate(tokens_of(x), None, ["dimension_mle", "dimension_paper"])
+    for estimate in found.values():
+        assert math.isnan(estimate.value)
+        assert estimate.warning

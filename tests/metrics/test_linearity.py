@@ -1,0 +1,245 @@
+"""Linear maps against llm-microscope, float64 SVD, explicit solves and planted maps."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from metrics.made import clustered, microscope, normal, rotation, tokens_of
+from torch import Tensor
+
+from mm_lens.metrics import METRICS, Estimate, Tokens, evaluate
+from mm_lens.metrics.intervals import left_out, sample_groups
+from mm_lens.metrics.linearity import TARGETS, LinearFit
+from mm_lens.metrics.regression import _STRENGTHS, Moments, Ridge
+
+NAMES = [name for name, metric in METRICS.items() if metric.family == "linearity"]
+
+
+def run(x: Tensor, y: Tensor, samples: int | None = None) -> dict[str, Estimate]:
+    return evaluate(tokens_of(x, samples), tokens_of(y, samples), NAMES)
+
+
+def noise(seed: int, n: int, d: int, name: str) -> Estimate:
+    return METRICS[name].compute(tokens_of(normal(seed, n, d)), tokens_of(normal(seed + 99, n, d)))
+
+
+def pair(seed: int, n: int, d: int) -> tuple[Tensor, Tensor]:
+    """A residual update, partly linear, with columns of very different scale."""
+    x = normal(seed, n, d) @ normal(seed + 1, d, d) * torch.logspace(-2, 2, d).double() + 3
+    return x, x + torch.tanh(x) @ normal(seed + 2, d, d) / d + 0.3 * normal(seed + 3, n, d)
+
+
+def svd_r2(x: Tensor, y: Tensor, cut: float = 0.0) -> float:
+    """In-sample R² by a truncated SVD of the standardised inputs, in numpy."""
+    a, b = x.double().numpy(), y.double().numpy()
+    a, b = a - a.mean(0), b - b.mean(0)
+    spread = np.linalg.norm(a, axis=0)
+    varies = spread > 1e-12 * np.abs(x.double().numpy()).max()
+    u, s, _ = np.linalg.svd(a[:, varies] / spread[varies], full_matrices=False)
+    u = u[:, s > cut * s[0]]
+    return float(1 - np.linalg.norm(b - u @ (u.T @ b)) ** 2 / np.linalg.norm(b) ** 2)
+
+
+@pytest.mark.parametrize(("n", "d"), [(300, 20), (800, 64), (70, 64)])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_paper_equals_llm_microscope(n, d, seed):
+    x, y = pair(seed, n, d)
+    found = run(x, y)
+    peer = microscope().procrustes_similarity
+    assert found["linearity_paper"].value == pytest.approx(peer(x, y), abs=1e-10)
+    assert found["linearity_update_paper"].value == pytest.approx(peer(x, y - x), abs=1e-10)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_update_follows_from_the_state_without_a_second_fit(seed):
+    x, y = pair(seed, 500, 30)
+    found = run(x, y)
+    spread = [float((t - t.mean(0)).square().sum()) for t in (y, y - x)]
+    identity = 1 - (1 - found["linearity_paper"].value) * spread[0] / spread[1]
+    direct = svd_r2(x, y - x)
+    assert found["linearity_update_paper"].value == pytest.approx(direct, abs=1e-10)
+    assert identity == pytest.approx(direct, abs=1e-9)
+
+
+def test_a_tiny_update_keeps_its_digits():
+    x = normal(0, 400, 20) + 100
+    update = 1e-6 * (x @ normal(1, 20, 20) + 3 * normal(2, 400, 20))
+    found = run(x, x + update)
+    assert found["linearity_update_paper"].value == pytest.approx(svd_r2(x, update), abs=1e-8)
+
+
+def rank_deficient() -> dict[str, tuple[Tensor, Tensor]]:
+    x, y = pair(0, 300, 24)
+    constant = x.clone()
+    constant[:, 5], constant[:, 9] = 0.1, 1e6
+    return {
+        "constant columns": (constant, y),
+        "low rank": (normal(4, 300, 6) @ normal(5, 6, 24), y),
+        "repeated tokens": (x[:10].repeat(30, 1), y),
+        "repeated columns": (torch.cat([x[:, :12], x[:, :12]], 1), y),
+        "fewer tokens than dimensions": (x[:15], y[:15]),
+        "copied column with rounding": (torch.cat([x[:, :23], x[:, :1] * 3], 1), y),
+    }
+
+
+@pytest.mark.parametrize("name", rank_deficient())
+def test_rank_deficient_inputs_equal_a_truncated_svd(name):
+    x, y = rank_deficient()[name]
+    found = run(x, y)["linearity_paper"]
+    centred = (x - x.mean(0)).numpy()
+    spread = np.linalg.norm(centred, axis=0)
+    keep = spread > 1e-12 * x.abs().max().item()
+    rank = int(np.linalg.matrix_rank(centred[:, keep] / spread[keep], tol=1e-7))
+    assert found.value == pytest.approx(svd_r2(x, y, cut=1e-7), abs=1e-9)
+    assert found.chance == pytest.approx(rank / (len(x) - 1))
+
+
+@pytest.mark.parametrize("ratio", [1.0, 2.0, 4.0])
+def test_chance_is_what_noise_scores(ratio):
+    d = 40
+    n = int(d * ratio) + 1
+    found = [noise(seed, n, d, "linearity_paper") for seed in range(10)]
+    assert found[0].chance == pytest.approx(min(1, d / (n - 1)))
+    mean = sum(f.value for f in found) / 10
+    assert mean == pytest.approx(found[0].chance, abs=0.02)
+
+
+def test_adjusted_is_free_of_chance_and_undefined_without_freedom():
+    scores = [noise(seed, 200, 40, "linearity_adjusted").value for seed in range(10)]
+    assert abs(sum(scores) / 10) < 0.01
+    lost = noise(0, 30, 40, "linearity_adjusted")
+    assert math.isnan(lost.value)
+    assert "no degree of freedom" in lost.warning
+
+
+@pytest.mark.parametrize("shared", [0.0, 0.8])
+@pytest.mark.parametrize("ratio", [0.25, 0.5, 1.0, 1.25, 2.0, 4.0, 16.0])
+def test_held_out_noise_scores_zero(ratio, shared):
+    """Also where the tokens of a sample resemble each other, so that few are independent."""
+    d = 48
+    n = int(d * ratio)
+    samples = n if not shared else max(8, n // 8)
+    scores = []
+    for seed in range(4):
+        x = clustered(seed, n, d, samples, shared)
+        y = clustered(seed + 50, n, d, samples, shared)
+        fit = LinearFit(tokens_of(x, samples), tokens_of(y, samples), seed)
+        scores.append(fit.held_out("state")[0])
+    if not shared:
+        assert max(map(abs, scores)) <= 0.02
+    assert abs(sum(scores) / 4) <= 0.02
+
+
+@pytest.mark.parametrize("spread", [0.1, 1.0])
+def test_a_planted_map_is_found_held_out(spread):
+    n, d = 4000, 16
+    x = normal(3, n, d)
+    y = x @ rotation(1, d) * 1.5 + spread * normal(4, n, d)
+    truth = 1 - spread**2 / (1.5**2 + spread**2)
+    found = run(x, y)
+    for name in ("linearity_paper", "linearity_adjusted", "linearity_heldout"):
+        assert found[name].value == pytest.approx(truth, abs=0.01)
+        assert found[name].low < truth < found[name].high
+
+
+def test_held_out_equals_ridge_by_explicit_solves():
+    """The chosen map, its choice and its score, by plain loops over rows."""
+    x, y = pair(0, 120, 6)
+    tokens, tokens_next = tokens_of(x, 12), tokens_of(y, 12)
+    fit = LinearFit(tokens, tokens_next, seed=3)
+    fold, _ = sample_groups(tokens.sample, 4, seed=3)
+
+    def solve(rows: Tensor, strength: float) -> tuple[Tensor, Tensor, Tensor]:
+        a, b = x[rows] - x[rows].mean(0), y[rows] - y[rows].mean(0)
+        gram = a.T @ a
+        penalty = strength * gram.trace() / len(gram) * torch.eye(len(gram)).double()
+        map_ = torch.linalg.solve(gram + penalty, a.T @ b)
+        return map_, x[rows].mean(0), y[rows].mean(0)
+
+    def error(rows: Tensor, test: Tensor, strength: float) -> float:
+        map_, mean_x, mean_y = solve(rows, strength)
+        return float((y[test] - mean_y - (x[test] - mean_x) @ map_).square().sum())
+
+    residual = total = 0.0
+    finite = [float(s) for s in _STRENGTHS[:-1]]
+    for f in range(4):
+        inner = [g for g in range(4) if g != f]
+        scores = [
+            sum(error((fold != f) & (fold != g), fold == g, s) for g in inner) for s in finite
+        ]
+        best = finite[int(np.argmin(scores))]
+        residual += error(fold != f, fold == f, best)
+        total += float((y[fold == f] - y[fold != f].mean(0)).square().sum())
+    assert fit.held_out("state")[0] == pytest.approx(1 - residual / total, rel=1e-8)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_errors_from_moments_are_errors_of_rows(target):
+    x, y = pair(1, 90, 5)
+    train, held = slice(0, 60), slice(60, 90)
+    ridge = Ridge(Moments.of(x[train], y[train]))
+    errors = ridge.errors(Moments.of(x[held], y[held]), target)
+    inputs = x[held] - x[train].mean(0)
+    goal = y - x if target == "update" else y
+    outputs = goal[held] - goal[train].mean(0)
+    for choice in (0, 20, 40, 57):
+        direct = (outputs - inputs @ ridge.map(target, choice)).square().sum()
+        assert float(errors[choice]) == pytest.approx(float(direct), rel=1e-9)
+    assert float(errors[-1]) == pytest.approx(float(outputs.square().sum()), rel=1e-12)
+
+
+def test_folds_by_sample_do_not_leak():
+    """A map that only recognises the sample scores high by token and nothing by sample."""
+    n, d, samples = 1200, 60, 40
+    x, y = clustered(0, n, d, samples, 0.9), clustered(7, n, d, samples, 0.9)
+    by_sample = LinearFit(tokens_of(x, samples), tokens_of(y, samples), 0)
+    by_token = LinearFit(tokens_of(x), tokens_of(y), 0)
+    assert by_token.held_out("state")[0] > 0.5
+    assert abs(by_sample.held_out("state")[0]) < 0.02
+
+
+def test_too_few_tokens_are_said_and_headline_withheld():
+    few = run(*pair(0, 150, 20))
+    assert "7.5 tokens per rank" in few["linearity_paper"].warning
+    assert math.isfinite(few["linearity_heldout"].value)
+    fewer = run(*pair(0, 50, 20))["linearity_heldout"]
+    assert math.isnan(fewer.value)
+    assert "fewer than 3 per rank of the input (20)" in fewer.warning
+    assert run(*pair(0, 400, 20))["linearity_paper"].warning == ""
+
+
+def test_one_sample_gives_no_held_out_value_and_no_interval():
+    x, y = pair(0, 300, 8)
+    found = run(x, y, samples=1)
+    assert "needs 3 samples" in found["linearity_heldout"].warning
+    assert math.isfinite(found["linearity_paper"].value)
+    assert math.isnan(found["linearity_paper"].low)
+    assert "no interval" in found["linearity_paper"].warning
+
+
+def test_identical_hooks_are_perfectly_linear_and_have_no_update():
+    x = normal(0, 300, 8)
+    found = run(x, x.clone())
+    assert found["linearity_paper"].value == 1
+    assert found["linearity_heldout"].value == pytest.approx(1, abs=1e-9)
+    for name in ("linearity_update_paper", "linearity_update_heldout"):
+        assert "update is the same for all tokens" in found[name].warning
+
+
+def test_half_precision_updates_carry_a_warning():
+    x, y = (t.bfloat16() for t in pair(0, 400, 8))
+    found = run(x, y)
+    assert "rounded to bfloat16" in found["linearity_update_paper"].warning
+    assert found["linearity_paper"].warning == ""
+
+
+def test_a_column_that_varies_in_one_sample_only():
+    """Leaving that sample out leaves rounding in the column, which must not be scaled up."""
+    x, y = pair(0, 400, 10)
+    x[:, 3] = 0
+    x[:4, 3] = normal(1, 4) * 1e3
+    tokens = Tokens(x, torch.arange(400) // 4, torch.arange(400) % 4, torch.zeros(400).long())
+    fit = LinearFit(tokens, Tokens(y, tokens.sample, tokens.position, tokens.token_id), 0)
+    for keep, refit in zip(left_out(tokens.sample, 0), fit.refits, strict=True):
+        assert refit.r2("state") == pytest.approx(svd_r2(x[keep], y[keep]), abs=1e-9)
