@@ -3,6 +3,7 @@
 import random
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import easy_vqa
@@ -42,27 +43,41 @@ def _own_questions() -> dict[int, list[tuple[str, str]]]:
     return own
 
 
+def asked_for(question: str, answer: str) -> str:
+    """``shape``, ``colour``, or whether what a yes/no question is about is present or absent.
+
+    >>> asked_for("is there not a red shape?", "no")
+    'present'
+    """
+    if answer in SHAPES:
+        return "shape"
+    if answer in COLOURS:
+        return "colour"
+    negated = bool({"no", "not"} & set(question.split()))
+    return "present" if (answer == "yes") != negated else "absent"
+
+
 def _kind(pairs: list[tuple[str, str]]) -> tuple[str, str] | None:
     """Shape and colour shown, from what is asked and answered; None if that leaves it open."""
     seen = {answer for _, answer in pairs}
     for question, answer in pairs:
-        words = set(question.rstrip("?").split())
-        affirmed = "no" if words & {"no", "not"} else "yes"
-        if answer not in ("yes", "no") or answer == affirmed:
-            seen |= words
+        if asked_for(question, answer) != "absent":
+            seen |= set(question.rstrip("?").split())
     shape = [s for s in SHAPES if s in seen]
     colour = [c for c in COLOURS if c in seen]
     return (shape[0], colour[0]) if len(shape) == len(colour) == 1 else None
 
 
+@cache
 def kinds() -> dict[int, tuple[str, str]]:
     """Shape and colour of every train image whose questions tell both."""
     found = {image: _kind(pairs) for image, pairs in _own_questions().items()}
     return {image: kind for image, kind in found.items() if kind is not None}
 
 
-def questions() -> dict[int, list[tuple[str, str]]]:
-    """Question-answer pairs that hold for each train image.
+@cache
+def questions() -> dict[int, list[list[tuple[str, str]]]]:
+    """Question-answer pairs that hold for each train image, grouped by what they ask for.
 
     Every image shows exactly one shape in one colour, so a pair asked about one image holds for
     all images of the same shape and colour.
@@ -71,7 +86,17 @@ def questions() -> dict[int, list[tuple[str, str]]]:
     shared: dict[tuple[str, str], list[tuple[str, str]]] = defaultdict(list)
     for image, kind in known.items():
         shared[kind] += own[image]
-    return {image: shared[known[image]] if image in known else own[image] for image in own}
+    grouped = {kind: _grouped(pairs) for kind, pairs in shared.items()}
+    return {
+        image: grouped[known[image]] if image in known else _grouped(own[image]) for image in own
+    }
+
+
+def _grouped(pairs: list[tuple[str, str]]) -> list[list[tuple[str, str]]]:
+    groups: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for pair in pairs:
+        groups[asked_for(*pair)].append(pair)
+    return [groups[name] for name in sorted(groups)]
 
 
 def canvas(image: Image.Image, size: tuple[int, int], rng: random.Random) -> Image.Image:
