@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, TypeAlias
 
@@ -246,26 +246,71 @@ class VisionLanguageBridge(TransformerBridge):
         return output, cache
 
     def generate(self, input: Any = "", *args: Any, **kwargs: Any) -> Any:
-        """As `TransformerBridge.generate`; also without KV cache every step sees the image."""
-        tokens, kwargs = self._unpack(input, kwargs)
-        pixels = {k: v for k, v in kwargs.items() if k in self._image_keys(kwargs)}
+        """As `TransformerBridge.generate`; also without KV cache every step sees the image.
+
+        Raises:
+            InputError: rows are padded on the right, so that generation would go on from padding.
+        """
+        tokens, kwargs = self._unpack_for_generation(input, kwargs)
+        pixels = self._pixels(kwargs)
         if pixels and kwargs.get("use_past_kv_cache", True) is False:
             # TransformerLens passes the image to the first step only, which is enough only if the
             # later ones find it in the cache.
+            rest = {k: v for k, v in kwargs.items() if k not in pixels}
             with self.bound({"input_ids": tokens, **pixels}):
-                rest = {k: v for k, v in kwargs.items() if k not in pixels}
                 return super().generate(tokens, *args, **rest)
         return super().generate(tokens, *args, **kwargs)
 
+    def generate_stream(
+        self, input: Any = "", *args: Any, **kwargs: Any
+    ) -> Generator[Any, None, None]:
+        """As `TransformerBridge.generate_stream`, with images.
+
+        Raises:
+            InputError: rows are padded on the right.
+        """
+        tokens, kwargs = self._unpack_for_generation(input, kwargs)
+        pixels = self._pixels(kwargs)
+        rest = {k: v for k, v in kwargs.items() if k not in pixels}
+        stream = super().generate_stream(tokens, *args, **rest)
+        if not pixels:
+            return stream
+
+        def steps() -> Generator[Any, None, None]:
+            while True:  # bound while a step runs, not while the caller looks at it
+                with self.bound({"input_ids": tokens, **pixels}):
+                    item = next(stream, None)
+                if item is None:
+                    return
+                yield item
+
+        return steps()
+
     def hf_generate(self, input: Any = "", *args: Any, **kwargs: Any) -> Any:
-        """As `TransformerBridge.hf_generate`; `input` may also be what `prepare` returns."""
-        tokens, kwargs = self._unpack(input, kwargs)
+        """As `TransformerBridge.hf_generate`; `input` may also be what `prepare` returns.
+
+        Raises:
+            InputError: rows are padded on the right.
+        """
+        tokens, kwargs = self._unpack_for_generation(input, kwargs)
         return super().hf_generate(tokens, *args, **kwargs)
 
+    def _unpack_for_generation(
+        self, input: Any, kwargs: dict[str, Any]
+    ) -> tuple[Any, dict[str, Any]]:
+        tokens, kwargs = self._unpack(input, kwargs)
+        mask = kwargs.get("attention_mask")
+        if isinstance(mask, Tensor) and mask.ndim == 2 and not bool(mask[:, -1].all()):
+            raise InputError(
+                "Some rows are padded on the right: generation would go on from padding. Prepare "
+                'the batch with padding_side="left".'
+            )
+        return tokens, kwargs
+
     @staticmethod
-    def _image_keys(kwargs: Mapping[str, Any]) -> set[str]:
-        keys = {"pixel_values", "image_sizes", "pixel_attention_mask", "image_grid_thw"}
-        return {k for k in keys if kwargs.get(k) is not None}
+    def _pixels(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        keys = ("pixel_values", "image_sizes", "pixel_attention_mask", "image_grid_thw")
+        return {k: kwargs[k] for k in keys if kwargs.get(k) is not None}
 
     def enable_compatibility_mode(self, *args: Any, **kwargs: Any) -> None:
         """As in TransformerLens.

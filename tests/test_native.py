@@ -7,6 +7,8 @@ import torch
 from conftest import load_tiny
 from tiny import random_image, tiny_llava_next
 
+from mm_lens import InputError
+
 PROMPTS = {
     "text only": ("Only words.", None),
     "one image": ("What is it?", random_image(31, 57)),
@@ -64,8 +66,18 @@ def test_generate_equals_native(pair):
     got = model.generate(inputs, **options)
     assert torch.equal(got[:, -n:], want[:, -n:])
     assert torch.equal(model.generate(inputs, use_past_kv_cache=False, **options), got)
+    streamed = torch.cat(list(model.generate_stream(inputs, max_tokens_per_yield=2, **options)), 1)
+    assert torch.equal(streamed[:, -n:], want[:, -n:])
     hf = model.hf_generate(inputs, max_new_tokens=n, do_sample=False, stop_at_eos=False)
     assert torch.equal(hf[:, -n:], want[:, -n:])
+
+
+def test_generating_from_right_padding_is_refused(pair):
+    _, model = pair
+    inputs = model.prepare(*PROMPTS["ragged"], padding_side="right")
+    for generate in (model.generate, model.hf_generate, model.generate_stream):
+        with pytest.raises(InputError, match="padding_side"):
+            generate(inputs, max_new_tokens=2)
 
 
 @pytest.mark.parametrize("text", ["mistral", "llama"])
