@@ -62,11 +62,14 @@ class Curve:
 
 @dataclass(frozen=True)
 class Look:
-    """How a metric is drawn; `limits` of the vertical axis are None where there is no value."""
+    """How a metric is drawn. `layers` and `limits` are the ranges of the axes; without any value
+    there are no `limits`.
+    """
 
     title: str
     unit: str
     over: str
+    layers: tuple[float, float]
     log: bool
     limits: tuple[float, float] | None
 
@@ -125,6 +128,7 @@ def look(profile: Profile, metric: str) -> Look:
         title=label,
         unit=unit,
         over="layer l (from state l − 1 to state l)" if pair else "layer (0: embeddings)",
+        layers=(rows.layer.min() - 0.3, rows.layer.max() + 0.3),
         log=log,
         limits=_limits(rows, log),
     )
@@ -150,17 +154,14 @@ def draw(profile: Profile, chosen: Sequence[str] = ()) -> Picture:
     chosen = chosen or [m for m in headline(profile) if "honest" in METRICS[m].headline]
     chosen = chosen or metrics(profile)
     columns = streams(profile)
-    figure = Picture(figsize=(6 * max(2, len(columns)), 4.4 * len(chosen) + 0.9), dpi=DPI)
-    FigureCanvasAgg(figure)
-    figure.set_layout_engine("constrained", h_pad=0.08, w_pad=0.08)
-    panels: Any = figure.subplots(len(chosen), len(columns), squeeze=False, sharey="row")
+    figure, panels = _panels(len(chosen), len(columns))
     for metric, row in zip(chosen, panels, strict=True):
         style = look(profile, metric)
         for axes, stream in zip(row, columns, strict=True):
             for curve in curves(profile, metric, stream):
                 _draw_curve(axes, curve)
             _dress(axes, style, stream)
-        row[0].set_ylabel(f"{style.title} [{style.unit}]" if style.unit else style.title)
+        row[0].set_ylabel(f"{style.title}\n[{style.unit}]" if style.unit else style.title)
         if style.log:
             row[0].set_yscale("log")
             row[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -168,14 +169,33 @@ def draw(profile: Profile, chosen: Sequence[str] = ()) -> Picture:
             row[0].yaxis.set_minor_locator(NullLocator())
         if style.limits:
             row[0].set_ylim(*style.limits)
+        else:
+            row[0].set_yticks([])
     name = look(profile, chosen[0]).title + ": " if len(chosen) == 1 else ""
-    figure.suptitle(name + source(profile), fontsize=14, fontweight="bold")
-    figure.supxlabel(
-        "Bands: 95 % interval over samples. Dotted: chance level. n: tokens.",
-        fontsize=10,
-        color="0.35",
-    )
+    inch = 1 / figure.get_figheight()
+    figure.suptitle(name + source(profile), fontsize=14, fontweight="bold", y=1 - 0.1 * inch)
+    note = "Bands: 95 % interval over samples. Dotted: chance level. n: tokens."
+    figure.text(0.5, 0.1 * inch, note, ha="center", fontsize=10, color="0.35")
     return figure
+
+
+def _panels(n_rows: int, n_columns: int) -> tuple[Picture, Any]:
+    """A figure with panels at fixed places: matplotlib's own layout would double the time."""
+    panel, gap, left, right = (5.0 if n_columns > 1 else 9.0, 3.0), (0.65, 1.5), 1.15, 0.2
+    top, bottom = 0.75, 1.45  # inches, like the above (horizontal, vertical)
+    width = left + right + n_columns * panel[0] + (n_columns - 1) * gap[0]
+    height = top + bottom + n_rows * panel[1] + (n_rows - 1) * gap[1]
+    figure = Picture(figsize=(width, height), dpi=DPI)
+    FigureCanvasAgg(figure)
+    figure.subplots_adjust(
+        left=left / width,
+        right=1 - right / width,
+        top=1 - top / height,
+        bottom=bottom / height,
+        wspace=gap[0] / panel[0],
+        hspace=gap[1] / panel[1],
+    )
+    return figure, figure.subplots(n_rows, n_columns, squeeze=False, sharey="row")
 
 
 def _draw_curve(axes: Axes, curve: Curve) -> None:
@@ -198,6 +218,7 @@ def _draw_curve(axes: Axes, curve: Curve) -> None:
 def _dress(axes: Axes, style: Look, stream: str) -> None:
     axes.set_title(STREAM_NAMES[stream], fontsize=12)
     axes.set_xlabel(style.over)
+    axes.set_xlim(*style.layers)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.tick_params(labelleft=True)
     axes.grid(color="0.9")
@@ -206,7 +227,9 @@ def _dress(axes: Axes, style: Look, stream: str) -> None:
     if not any(np.isfinite(line.get_ydata()).any() for line in axes.lines):
         axes.text(0.5, 0.5, "no value (see the warnings)", ha="center", transform=axes.transAxes)
     # Below the panel, where no curve can be.
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncol=3, frameon=False)
+    axes.legend(
+        loc="upper center", bbox_to_anchor=(0.5, -0.15), ncol=3, frameon=False, handlelength=3
+    )
 
 
 def _limits(rows: pd.DataFrame, log: bool) -> tuple[float, float] | None:
