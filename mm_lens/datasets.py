@@ -8,6 +8,7 @@ import csv
 import json
 import random
 import struct
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -108,10 +109,13 @@ else:
 
 
 class DataSet(_Samples):
-    """Sequence of samples that decodes each image when its sample is taken."""
+    """Sequence of samples that decodes each image when its sample is taken.
 
-    def __init__(self, rows: Sequence[_Row]) -> None:
-        self._rows = rows
+    `name` says in provenance and titles where the samples come from.
+    """
+
+    def __init__(self, rows: Sequence[_Row], name: str = "") -> None:
+        self._rows, self.name = rows, name
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -122,12 +126,28 @@ class DataSet(_Samples):
     def __getitem__(self, index: slice) -> "DataSet": ...
     def __getitem__(self, index: int | slice) -> "Sample | DataSet":
         if isinstance(index, slice):
-            return DataSet(self._rows[index])
+            return DataSet(self._rows[index], self.name)
         return self._rows[index].read()
 
     def select(self, indices: Sequence[int]) -> "DataSet":
         """The samples at `indices`, in that order, still undecoded."""
-        return DataSet([self._rows[i] for i in indices])
+        return DataSet([self._rows[i] for i in indices], self.name)
+
+    def draw(self, n: int, seed: int) -> "DataSet":
+        """`n` samples without replacement, each image once before any is taken again.
+
+        In a causal model questions about one image share its tokens to the last bit, so a second
+        question adds copies rather than data.
+        """
+        order = random.Random(seed).sample(range(len(self)), len(self))
+        taken: Counter[Path | bytes | int] = Counter()
+        turn = {}
+        for i in order:
+            image = self._rows[i].image
+            key = i if image is None else image
+            turn[i] = taken[key]
+            taken[key] += 1
+        return self.select(sorted(order, key=turn.__getitem__)[:n])
 
 
 class EasyVQA(DataSet):
@@ -152,7 +172,8 @@ class EasyVQA(DataSet):
             [
                 _Row(f"{split}/{image}/{i}", question, Path(paths[image]), answer)
                 for i, (question, answer, image) in enumerate(zip(*read_questions(), strict=True))
-            ]
+            ],
+            f"easy-vqa {split}",
         )
 
 
@@ -170,17 +191,18 @@ class ImageFolder(DataSet):
         if not path.exists():
             raise DataError(f"{path} does not exist. Give a folder of images or a table file.")
         if path.is_file():
-            super().__init__(_table_rows(path))
+            super().__init__(_table_rows(path), path.name)
             return
         tables = sorted(p for p in path.iterdir() if p.suffix.lower() in TABLE_SUFFIXES)
         if len(tables) > 1:
             names = ", ".join(table.name for table in tables)
             raise DataError(f"{path} holds several tables ({names}). Give the path of one of them.")
         if tables:
-            super().__init__(_table_rows(tables[0]))
+            super().__init__(_table_rows(tables[0]), path.name)
             return
         files = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-        super().__init__([_Row(str(f.relative_to(path)), question, f, None) for f in files])
+        rows = [_Row(str(f.relative_to(path)), question, f, None) for f in files]
+        super().__init__(rows, path.name)
 
 
 def _table_rows(path: Path) -> list[_Row]:
@@ -263,7 +285,8 @@ def load(
     Args:
         name_or_path: One of `names()`, else a path for `ImageFolder`.
         split: Of a named data set; local files have none.
-        limit: At most this many samples, drawn without replacement; None takes all, in order.
+        limit: At most this many samples, drawn without replacement, spread over the images; None
+            takes all, in order.
         seed: Of the draw. The same seed gives the same samples in the same order.
 
     Raises:
@@ -286,4 +309,4 @@ def load(
         raise DataError(f"{name_or_path} holds no samples. Put images or table rows into it.")
     if limit is None or limit >= len(samples):
         return samples
-    return samples.select(random.Random(seed).sample(range(len(samples)), limit))
+    return samples.draw(limit, seed)

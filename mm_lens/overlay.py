@@ -7,19 +7,19 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import PatchCollection
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
 from mm_lens.errors import InputError
 from mm_lens.inputs import Inputs
 from mm_lens.layout import TokenLayout
+from mm_lens.plots import Picture
 
 # Okabe and Ito's colours, told apart also by the colour-blind.
 TILE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
-def draw_layout(inputs: Inputs, row: int = 0, image: int = 0) -> Figure:
+def draw_layout(inputs: Inputs, row: int = 0, image: int = 0) -> Picture:
     """The tokens of one image, drawn over it: overview left, high-resolution tiles right.
 
     Every cell is the pixel box of one language-model token; the first and last token of each part
@@ -49,7 +49,7 @@ def draw_layout(inputs: Inputs, row: int = 0, image: int = 0) -> Figure:
     stacked = aspect < 1 / 3  # very wide images go below each other
     shape = (len(groups), 1) if stacked else (1, len(groups))
     height = min(max(width * aspect, 1.2), 9.0) + 0.7
-    figure = Figure(figsize=(shape[1] * width, shape[0] * height), layout="constrained")
+    figure = Picture(figsize=(shape[1] * width, shape[0] * height), layout="constrained")
     axes = np.atleast_1d(figure.subplots(*shape)).ravel()
     for axis, (name, where) in zip(axes, groups.items(), strict=True):
         _draw_picture(axis, picture)

@@ -37,8 +37,9 @@ def describe_model(model: Any) -> dict[str, Any]:
 
 
 def describe_data(dataset: Sequence[Any], name: str | None) -> dict[str, Any]:
-    """Name and size of a data set. Without a name, that of its class."""
-    return {"name": name or type(dataset).__name__, "n_available": len(dataset)}
+    """Name and size of a data set. Without a name, its own or that of its class."""
+    own = getattr(dataset, "name", "") or type(dataset).__name__
+    return {"name": name or own, "n_available": len(dataset)}
 
 
 def now() -> str:

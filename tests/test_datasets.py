@@ -199,3 +199,11 @@ def test_sample_cannot_be_changed() -> None:
     sample = Sample("a", "b", None, None)
     with pytest.raises(AttributeError):
         sample.text = "c"  # type: ignore[misc]
+
+
+def test_a_draw_takes_every_image_once_before_any_twice() -> None:
+    pixels = [sample.image.tobytes() for sample in datasets.load("easy-vqa", limit=40, seed=1)]
+    paths = [row.image for row in datasets.load("easy-vqa", limit=1300, seed=1)._rows]
+    assert len(set(paths[:1000])) == 1000
+    assert len(set(pixels)) > 36  # different files may show the same shape
+    assert max(paths.count(p) for p in set(paths)) == 2

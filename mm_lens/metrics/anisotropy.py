@@ -47,12 +47,10 @@ class Cloud:
         return _principal_share(self.tokens, self.x)
 
     def anisotropy(self, keep: Bool[Tensor, " n"]) -> Estimate:
-        """Anisotropy of the kept tokens."""
-        dropped = int((~keep).sum())
-        if not dropped:
+        """Anisotropy of the kept tokens; ``n_tokens`` says how many those are."""
+        if bool(keep.all()):
             return self.everything
-        part = _principal_share(self.tokens.take(keep), self.x[keep])
-        return part.warn(f"{dropped} of {len(keep)} tokens left out")
+        return _principal_share(self.tokens.take(keep), self.x[keep])
 
 
 def _deviations(x: Float64[Tensor, "n d"]) -> Float64[Tensor, "n d"]:
