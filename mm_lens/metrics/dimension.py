@@ -84,8 +84,8 @@ class Neighbourhood:
         """Distinct states, centred and divided by the mean norm *of all tokens* (the paper's)."""
         x = self.tokens.x.double()
         x = x - x.mean(0)
-        scale = x.square().sum(1).sqrt().mean()
-        return x[self.index] / scale
+        x /= x.square().sum(1).sqrt().mean()
+        return x if len(self.index) == len(x) else x[self.index]
 
     @cached_property
     def neighbours(self) -> Neighbours:

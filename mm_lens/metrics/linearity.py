@@ -141,9 +141,9 @@ class LinearFit:
         for f, g in itertools.combinations(range(len(parts)), 2):
             # One map without both folds: scored on either, it helps to choose for the other.
             ridge = Ridge(self.moments - parts[f] - parts[g])
-            for target, score in scores.items():
-                score[f] += ridge.errors(parts[g], target)
-                score[g] += ridge.errors(parts[f], target)
+            for chosen_for, scored_on in ((f, g), (g, f)):
+                for target, errors in ridge.errors(parts[scored_on]).items():
+                    scores[target][chosen_for] += errors
         return scores
 
     def held_out(self, target: Target) -> tuple[float, float, float]:

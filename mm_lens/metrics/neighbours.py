@@ -81,25 +81,25 @@ def _by_product(
     n, d = x.shape
     squares = x.square().sum(1)
     # |y|² - 2 x·y as one product: |x|² does not change the order within the row of x.
-    left = torch.cat([-2 * x, torch.ones_like(x[:, :1])], 1).to(dtype)
-    right = torch.cat([x, squares[:, None]], 1).to(dtype)
+    right = torch.cat([x.to(dtype), squares[:, None].to(dtype)], 1)
     rounding = torch.finfo(dtype)
     results = []
     for block in rows.split(_BLOCK):
-        scores = left[block] @ right.T
+        left = right[block] * -2
+        left[:, -1] = 1
+        scores = left @ right.T
         scores.scatter_(1, block[:, None], torch.inf)
         bound, candidate = _smallest(scores, min(CANDIDATES, n - 1))
-        exact = (x[block, None] - x[candidate]).square().sum(2)
-        exact, best = exact.topk(2, largest=False)
-        index = candidate.gather(1, best)
+        differences = x[candidate].sub_(x[block, None])
+        exact, best = torch.linalg.vector_norm(differences, dim=2).topk(2, largest=False)
+        index, r2 = candidate.gather(1, best), exact[:, 1]
 
-        r2 = exact[:, 1].sqrt()
         reach = 2 * squares[block].sqrt() + r2
         error = (d + 10) * (rounding.eps * reach.square() + rounding.tiny)
         others = bound[:, -1].double() + squares[block] - error
         all_are_candidates = candidate.shape[1] == n - 1
-        certain = (exact[:, 1] <= others) | (r2 == 0) | all_are_candidates
-        results.append((exact.sqrt(), index, certain))
+        certain = (r2.square() <= others) | (r2 == 0) | all_are_candidates
+        results.append((exact, index, certain))
     distances, indices, certainty = zip(*results, strict=True)
     return torch.cat(distances), torch.cat(indices), torch.cat(certainty)
 

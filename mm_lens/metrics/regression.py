@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -64,10 +65,6 @@ class Moments:
         """Mean of the inputs and of the states."""
         return self.x / self.n, self.y / self.n
 
-    def products(self, target: Target) -> tuple[Float64[Tensor, "d d"], Float64[Tensor, ""]]:
-        """Products of the inputs with a target, and the target's sum of squares."""
-        return (self.xy, self.yy) if target == "state" else (self.xy - self.xx, self.uu)
-
 
 @dataclass(frozen=True)
 class InSample:
@@ -101,8 +98,7 @@ def least_squares(moments: Moments, scale: Float64[Tensor, " d"]) -> InSample:
     m = moments.about(*moments.means())
     d = len(m.xx)
     # Both targets leave the same residual; the smaller one loses least of it to cancellation.
-    target: Target = "update" if bool(m.uu < m.yy) else "state"
-    cross, total = m.products(target)
+    cross, total = (m.xy - m.xx, m.uu) if bool(m.uu < m.yy) else (m.xy, m.yy)
     cross = cross * scale[:, None]
     gram = m.xx * scale * scale[:, None]
 
@@ -121,34 +117,42 @@ def least_squares(moments: Moments, scale: Float64[Tensor, " d"]) -> InSample:
 
 
 class Ridge:
-    """Ridge regression at every strength, from one eigendecomposition.
+    """Ridge regression of both targets at every strength, from one eigendecomposition.
 
-    The choices are :data:`_STRENGTHS` times the mean eigenvalue, and last no map at all.
+    The choices are :data:`_STRENGTHS` times the mean eigenvalue; the last is no map at all.
     """
 
     def __init__(self, train: Moments) -> None:
         self.means = train.means()
-        self._train = train.about(*self.means)
+        train = train.about(*self.means)
         values: Tensor
         vectors: Tensor
-        values, vectors = torch.linalg.eigh(self._train.xx)
+        values, vectors = torch.linalg.eigh(train.xx)
         keep = values > len(values) * torch.finfo(values.dtype).eps * values[-1]
         values, self._vectors = values[keep], vectors[:, keep]
         mean = values.mean() if bool(keep.any()) else values.new_ones(())
         self._weights = (values + _STRENGTHS.to(mean.device)[:, None] * mean).reciprocal()
+        state = self._vectors.T @ train.xy
+        update = state - values[:, None] * self._vectors.T
+        self._rotated: dict[Target, Tensor] = {"state": state, "update": update}
 
-    def errors(self, held: Moments, target: Target) -> Float64[Tensor, " choices"]:
+    @cached_property
+    def _products(self) -> dict[Target, Float64[Tensor, "rank rank"]]:
+        return {target: rotated @ rotated.T for target, rotated in self._rotated.items()}
+
+    def errors(self, held: Moments) -> dict[Target, Float64[Tensor, " choices"]]:
         """Squared error of each choice on tokens given by their moments."""
         held = held.about(*self.means)
-        cross, total = held.products(target)
-        rotated = self._vectors.T @ self._train.products(target)[0]
-        hit = (rotated * (self._vectors.T @ cross)).sum(1)
-        spread = (self._vectors.T @ held.xx @ self._vectors) * (rotated @ rotated.T)
+        half = self._vectors.T @ held.xx
+        gram, state = half @ self._vectors, self._vectors.T @ held.xy
         w = self._weights
-        return total - 2 * w @ hit + (w @ spread * w).sum(1)
+        errors: dict[Target, Tensor] = {}
+        for target, rotated in self._rotated.items():
+            cross, total = (state, held.yy) if target == "state" else (state - half, held.uu)
+            explained = 2 * w @ (rotated * cross).sum(1)
+            errors[target] = total - explained + (w @ (gram * self._products[target]) * w).sum(1)
+        return errors
 
     def map(self, target: Target, choice: int) -> Float64[Tensor, "d d"]:
         """The map at one of the choices."""
-        rotated = self._vectors.T @ self._train.products(target)[0]
-        weights = self._weights[choice]
-        return self._vectors @ (weights[:, None] * rotated)
+        return self._vectors @ (self._weights[choice][:, None] * self._rotated[target])

@@ -112,7 +112,7 @@ def unique_rows(x: Float[Tensor, "n d"]) -> tuple[Int64[Tensor, " m"], Int64[Ten
     bits = (x + 0).view({2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()])
     columns = torch.arange(x.shape[1], device=x.device)
     weights = sampling_key(columns, columns, seed=1) | 1
-    hashes = torch.cat([(block.long() * weights).sum(1) for block in bits.split(4096)])
+    hashes = torch.cat([(block.long() * weights).sum(1) for block in bits.split(256)])
     order = hashes.argsort(stable=True)
     new = torch.ones(n, dtype=torch.bool, device=x.device)
     suspects = (hashes[order][1:] == hashes[order][:-1]).nonzero().squeeze(1) + 1
@@ -132,15 +132,24 @@ def deduplicate(tokens: Tokens) -> tuple[Tokens, int]:
 
 def finite(*tokens: Tokens) -> tuple[list[Tokens], int]:
     """The rows that are finite in every given set of tokens, and how many were dropped."""
+    if all(_all_finite(t.x) for t in tokens):
+        return list(tokens), 0
     keep = torch.stack([t.x.isfinite().all(1) for t in tokens]).all(0)
     dropped = int((~keep).sum())
-    return [t.take(keep) for t in tokens] if dropped else list(tokens), dropped
+    return [t.take(keep) for t in tokens], dropped
+
+
+def _all_finite(x: Float[Tensor, "n d"]) -> bool:
+    """Whether no entry is infinite or NaN; the extremes of a tensor tell, and are cheaper."""
+    return x.numel() == 0 or bool(torch.stack(x.aminmax()).isfinite().all())
 
 
 def centre(x: Float64[Tensor, "n d"]) -> Float64[Tensor, "n d"]:
     """Deviations from the mean; columns constant up to rounding become exactly zero."""
     if len(x) == 0:
         return x
+    low, high = x.aminmax(dim=0)
+    rounding = 8 * torch.finfo(x.dtype).eps * torch.maximum(-low, high)
     centred = x - x.mean(0)
-    rounding = 8 * torch.finfo(x.dtype).eps * x.abs().amax(0)
-    return torch.where(centred.abs().amax(0) > rounding, centred, 0.0)
+    centred[:, high - low <= rounding] = 0
+    return centred

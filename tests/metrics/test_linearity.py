@@ -179,7 +179,7 @@ def test_errors_from_moments_are_errors_of_rows(target):
     x, y = pair(1, 90, 5)
     train, held = slice(0, 60), slice(60, 90)
     ridge = Ridge(Moments.of(x[train], y[train]))
-    errors = ridge.errors(Moments.of(x[held], y[held]), target)
+    errors = ridge.errors(Moments.of(x[held], y[held]))[target]
     inputs = x[held] - x[train].mean(0)
     goal = y - x if target == "update" else y
     outputs = goal[held] - goal[train].mean(0)
