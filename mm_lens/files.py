@@ -31,6 +31,7 @@ def whole_directory(path: str | Path, mark: str, overwrite: bool = False) -> Ite
     """
     path = Path(os.path.abspath(path))
     _check_free(path, mark, overwrite)
+    made = [parent for parent in path.parents if not parent.exists()]  # the nearest one first
     path.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
@@ -48,6 +49,9 @@ def whole_directory(path: str | Path, mark: str, overwrite: bool = False) -> Ite
             raise
     finally:
         shutil.rmtree(work, ignore_errors=True)
+        for parent in made:
+            if not any(parent.iterdir()):
+                parent.rmdir()
 
 
 def _check_free(path: Path, mark: str, overwrite: bool) -> None:

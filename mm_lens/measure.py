@@ -14,10 +14,9 @@ from tqdm import tqdm
 
 from mm_lens import provenance
 from mm_lens.bridge import VisionLanguageBridge
-from mm_lens.datasets import Sample
 from mm_lens.errors import DataError, InputError
 from mm_lens.metrics import METRICS, Estimate, Metric, evaluate, preset
-from mm_lens.profile import COLUMNS, Profile
+from mm_lens.profile import COLUMNS, Profile, Samples
 from mm_lens.sampling import MODALITIES, Modality
 from mm_lens.states import OnError, States, collect, from_cache
 from mm_lens.streams import STREAMS, Stream
@@ -64,7 +63,7 @@ class Options:
         return [metric for name, metric in METRICS.items() if name in wanted]
 
 
-def run(source: Any, dataset: Sequence[Sample] | None, options: Options) -> Profile:
+def run(source: Any, dataset: Samples | None, options: Options) -> Profile:
     """Profile a cache, or a model over a data set; see `mm_lens.profile`."""
     started, begun = time.monotonic(), provenance.now()
     model = source.model if hasattr(source, "cache_dict") else source
@@ -129,7 +128,7 @@ def _states_of_cache(source: Any, options: Options) -> States:
     return from_cache(source, modalities, streams[0], options.seed)
 
 
-def _states_of_data(source: Any, dataset: Sequence[Sample], options: Options) -> States:
+def _states_of_data(source: Any, dataset: Samples, options: Options) -> States:
     if not isinstance(source, VisionLanguageBridge):
         raise InputError("A data set needs a model to run: profile(mm_lens.load(…), dataset).")
     if not len(dataset):

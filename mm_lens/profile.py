@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import pandas as pd
 
@@ -46,6 +46,14 @@ COLUMNS = (
     "warning",
 )
 TABLE_FILE, PROVENANCE_FILE = "profile.parquet", "provenance.json"
+
+
+@runtime_checkable
+class Samples(Protocol):
+    """A data set: any sequence of samples; one is read when it is taken."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Sample: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +125,7 @@ class Profile:
 
 def profile(
     source: Any,
-    dataset: Sequence[Sample] | None = None,
+    dataset: Samples | None = None,
     *,
     streams: Sequence[Literal["residual", "main"]] | None = None,
     modalities: Sequence[Literal["visual", "text", "all"]] | None = None,

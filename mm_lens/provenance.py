@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Sized
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -36,7 +36,7 @@ def describe_model(model: Any) -> dict[str, Any]:
     }
 
 
-def describe_data(dataset: Sequence[Any], name: str | None) -> dict[str, Any]:
+def describe_data(dataset: Sized, name: str | None) -> dict[str, Any]:
     """Name and size of a data set. Without a name, its own or that of its class."""
     own = getattr(dataset, "name", "") or type(dataset).__name__
     return {"name": name or own, "n_available": len(dataset)}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -23,6 +23,7 @@ from mm_lens.datasets import Sample
 from mm_lens.errors import DataError, InputError, MMLensError
 from mm_lens.inputs import Inputs
 from mm_lens.layout import TokenLayout
+from mm_lens.profile import Samples
 from mm_lens.sampling import MODALITIES, Modality, TokenSample, digest
 from mm_lens.streams import Stream, main_stream_hooks
 
@@ -60,7 +61,7 @@ def state_names(n_layers: int) -> tuple[str, ...]:
 
 def collect(
     model: Any,
-    dataset: Sequence[Sample],
+    dataset: Samples,
     *,
     n_samples: int,
     streams: tuple[Stream, ...],
@@ -128,7 +129,7 @@ class _Reader:
 
     def __init__(
         self,
-        dataset: Sequence[Sample],
+        dataset: Samples,
         n_samples: int,
         batch_size: int,
         on_error: OnError,
@@ -191,12 +192,12 @@ def _check_memory(rows: int, cfg: Any) -> None:
 
 
 def from_cache(
-    cache: LayoutCache, modalities: tuple[Modality, ...] | None, stream: Stream, seed: int
+    cache: Any, modalities: tuple[Modality, ...] | None, stream: Stream, seed: int
 ) -> States:
     """Every token of a cache, with the states that it holds.
 
     Args:
-        cache: holds states under the names of the full stream or of the modalities' views.
+        cache: a `LayoutCache` that holds states under the names of the full stream or of the modalities' views.
         modalities: None takes all that the cache has.
         stream: what the states are.
         seed: orders the tokens.
