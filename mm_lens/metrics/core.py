@@ -240,6 +240,8 @@ def _run(metric: Metric, shared: Any, tokens: Tokens) -> Estimate:
         return metric._function(shared)
     except UndefinedError as reason:
         message = str(reason)
+    except ArithmeticError as error:
+        message = f"not computable in float64: {error}"
     except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
         message = f"linear algebra did not converge: {error}"
     n = len(tokens)

@@ -23,8 +23,8 @@ residuals summed within samples where that is wider. The held-out interval is ab
 map fitted to *this many* tokens, which is below that of the best map.
 
 Limits: below 10 tokens per rank every value carries a warning, below 3 the held-out one is NaN.
-Cost: about 16 n d² operations for moments and residuals, 16 d³ for the intervals, one
-eigendecomposition of d × d per fold. Numerics: :mod:`~mm_lens.metrics.regression`.
+Cost: about 16 n d² operations for moments and residuals, 16 Cholesky factors for the intervals, ten
+eigendecompositions of d × d held out. Numerics: :mod:`~mm_lens.metrics.regression`.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ class LinearFit:
         self.require(target)
         residual, total = self._held_out[target]
         left = float(residual.sum() / total.sum())
-        influence = (residual - left * total) / float(residual.sum())
+        influence = (residual - left * total) / (max(left, _FLOOR) * float(total.sum()))
         tested = margin(*clustered_error(influence, self.tokens.sample))
         return 1 - left, *_interval(left, max(tested, self._refitted(target, InSample.r2)))
 

@@ -148,7 +148,7 @@ def centre(x: Float64[Tensor, "n d"]) -> Float64[Tensor, "n d"]:
     """Deviations from the mean; columns constant up to rounding become exactly zero."""
     if len(x) == 0:
         return x
-    low, high = x.aminmax(dim=0)
+    low, high = x.amin(0), x.amax(0)
     rounding = 8 * torch.finfo(x.dtype).eps * torch.maximum(-low, high)
     centred = x - x.mean(0)
     centred[:, high - low <= rounding] = 0

@@ -137,6 +137,18 @@ def test_autocast_changes_nothing():
     assert str(inside) == str(everything(a, b))
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("precision", ["highest", "high"])
+def test_a_gpu_gives_the_same_numbers_with_tf32_on_or_off(precision):
+    a, b = pair()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        found = everything(a.to("cuda"), b.to("cuda"))
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    close(found, everything(a, b), list(METRICS))
+
+
 def test_rows_that_are_not_finite_are_dropped_and_counted():
     a, b = pair()
     keep = torch.ones(len(a), dtype=torch.bool)

@@ -223,6 +223,9 @@ def test_identical_hooks_are_perfectly_linear_and_have_no_update():
     found = run(x, x.clone())
     assert found["linearity_paper"].value == 1
     assert found["linearity_heldout"].value == pytest.approx(1, abs=1e-9)
+    for name in ("linearity_paper", "linearity_heldout"):
+        assert found[name].low == pytest.approx(1, abs=1e-9)
+        assert found[name].warning == ""
     for name in ("linearity_update_paper", "linearity_update_heldout"):
         assert "update is the same for all tokens" in found[name].warning
 
