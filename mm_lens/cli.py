@@ -74,10 +74,11 @@ def _line(error: BaseException) -> str:
     return " ".join(text.split()) or type(error).__name__
 
 
-def _version(wanted: bool) -> None:
+def _version(wanted: bool) -> bool:
     if wanted:
         print(f"mm-lens {version('mm-lens')}")
         raise typer.Exit
+    return wanted
 
 
 @app.callback()

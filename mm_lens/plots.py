@@ -138,7 +138,13 @@ def source(profile: Profile) -> str:
     """Model and data, for titles."""
     about = profile.provenance
     data, count = about["data"]["name"], about["data"]["n_samples"]
-    return f"{about['model']['name']} on {data} ({count:,} sample{'s' * (count != 1)})"
+    names = f"{_short(about['model']['name'])} on {_short(data)}"
+    return f"{names} ({count:,} sample{'s' * (count != 1)})"
+
+
+def _short(name: str) -> str:
+    """A name as it is; of a long path, the end."""
+    return name if len(name) <= 40 else f"…/{Path(name).name[-36:]}"
 
 
 def draw(profile: Profile, chosen: Sequence[str] = ()) -> Picture:
@@ -171,9 +177,10 @@ def draw(profile: Profile, chosen: Sequence[str] = ()) -> Picture:
             row[0].set_ylim(*style.limits)
         else:
             row[0].set_yticks([])
-    name = look(profile, chosen[0]).title + ": " if len(chosen) == 1 else ""
     inch = 1 / figure.get_figheight()
-    figure.suptitle(name + source(profile), fontsize=14, fontweight="bold", y=1 - 0.1 * inch)
+    title = look(profile, chosen[0]).title if len(chosen) == 1 else "Metrics over layers"
+    figure.suptitle(title, fontsize=14, fontweight="bold", y=1 - 0.1 * inch)
+    figure.text(0.5, 1 - 0.55 * inch, source(profile), ha="center", fontsize=12)
     note = "Bands: 95 % interval over samples. Dotted: chance level. n: tokens."
     figure.text(0.5, 0.1 * inch, note, ha="center", fontsize=10, color="0.35")
     return figure
@@ -182,7 +189,7 @@ def draw(profile: Profile, chosen: Sequence[str] = ()) -> Picture:
 def _panels(n_rows: int, n_columns: int) -> tuple[Picture, Any]:
     """A figure with panels at fixed places: matplotlib's own layout would double the time."""
     panel, gap, left, right = (5.0 if n_columns > 1 else 9.0, 3.0), (0.65, 1.5), 1.15, 0.2
-    top, bottom = 0.75, 1.45  # inches, like the above (horizontal, vertical)
+    top, bottom = 0.95, 1.45  # inches, like the above (horizontal, vertical)
     width = left + right + n_columns * panel[0] + (n_columns - 1) * gap[0]
     height = top + bottom + n_rows * panel[1] + (n_rows - 1) * gap[1]
     figure = Picture(figsize=(width, height), dpi=DPI)

@@ -197,7 +197,7 @@ def from_cache(
     """Every token of a cache, with the states that it holds.
 
     Args:
-        cache: a `LayoutCache` that holds states under the names of the full stream or of the modalities' views.
+        cache: a `LayoutCache` with states of the full stream, or of the modalities' views.
         modalities: None takes all that the cache has.
         stream: what the states are.
         seed: orders the tokens.

@@ -104,7 +104,6 @@ def test_nothing_is_cut_off_or_overlaps(profile):
         boxes += [legend, label, title, axes.get_window_extent(renderer)]
         boxes.append(axes.yaxis.get_tightbbox(renderer))
     boxes += [text.get_window_extent(renderer) for text in figure.texts]
-    boxes.append(figure._suptitle.get_window_extent(renderer))
     for box in boxes:
         assert whole.x0 <= box.x0 <= box.x1 <= whole.x1
         assert whole.y0 <= box.y0 <= box.y1 <= whole.y1
@@ -130,6 +129,17 @@ def test_profile_plot_draws_what_is_asked(profile):
 
 def test_notebooks_show_it_without_a_backend(profile):
     assert profile.plot("anisotropy")._repr_png_().startswith(b"\x89PNG")
+
+
+def test_long_names_fit():
+    profile = make_profile(["dimension_mle_quarter"])
+    profile.provenance["model"]["name"] = "/a/very/long/path/to/some/" + 5 * "checkpoint-"
+    profile.provenance["data"]["name"] = "somebody-with-a-name/and-some-data-of-theirs"
+    figure = profile.plot()
+    figure.canvas.draw()
+    for text in figure.texts:
+        box = text.get_window_extent(figure.canvas.get_renderer())
+        assert figure.bbox.x0 <= box.x0 <= box.x1 <= figure.bbox.x1
 
 
 def test_one_stream_unknown_metric_and_no_value_at_all():
