@@ -161,10 +161,28 @@ def test_colours_told_by_the_questions_are_in_the_pixels() -> None:
 def test_borrowed_questions_never_contradict_each_other() -> None:
     groups = canvases.questions()
     assert len(groups) == 4000
-    for pairs in {id(g): [pair for group in g for pair in group] for g in groups.values()}.values():
+    for pairs in {
+        id(g): [pair for group in g.values() for pair in group] for g in groups.values()
+    }.values():
         truth: dict[str, str] = {}
         for question, answer in pairs:
             assert truth.setdefault(question, answer) == answer
+
+
+def test_what_is_asked_for() -> None:
+    """Against the 38,575 questions themselves: one word of truth per image and attribute."""
+    kinds = canvases.kinds()
+    for question, answer, owner in zip(*easy_vqa.get_train_questions(), strict=True):
+        if owner not in kinds:
+            continue
+        asked = canvases.asked_for(question, answer)
+        mentioned = set(question.rstrip("?").split()) & set(canvases.SHAPES + canvases.COLOURS)
+        if asked in ("shape", "colour"):
+            assert answer == kinds[owner][asked == "colour"]
+        else:
+            assert mentioned
+            assert asked.startswith("present") == (mentioned <= set(kinds[owner]))
+            assert asked.endswith("negated") == (" no " in question or " not " in question)
 
 
 @pytest.mark.parametrize("size", [(64, 64), (64, 192), (80, 112)])
@@ -199,6 +217,7 @@ def test_packed_questions_equal_separate_ones(
         torch.testing.assert_close(together[0, at], alone, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_training_runs_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = "--vision-steps 2 --batch 2 --questions 2 --images 3 --threads 1 --device cpu"
     command = ["train", "--out", str(tmp_path), *options.split()]
@@ -228,6 +247,8 @@ def test_accuracy_with_and_without_the_image(
     seen = evaluate.evaluate(model, processor, samples)
     assert seen["all"].total == 300
     assert sum(seen[name].total for name in ("yes/no", "shape", "colour")) == 300
+    assert seen["present"].total + seen["absent"].total == seen["yes/no"].total
+    assert min(seen[name].accuracy for name in ("present", "absent")) > 0.9
     assert seen["all"].accuracy >= 0.95
     blank = evaluate.evaluate(model, processor, samples, blank=True)
     assert blank["all"].accuracy < 0.75

@@ -44,24 +44,25 @@ def _own_questions() -> dict[int, list[tuple[str, str]]]:
 
 
 def asked_for(question: str, answer: str) -> str:
-    """``shape``, ``colour``, or whether what a yes/no question is about is present or absent.
+    """``shape``, ``colour``, or, for a yes/no question, whether what it is about is present.
 
-    >>> asked_for("is there not a red shape?", "no")
-    'present'
+    >>> asked_for("is there a red shape?", "no"), asked_for("is no red shape present?", "no")
+    ('absent', 'present, negated')
     """
     if answer in SHAPES:
         return "shape"
     if answer in COLOURS:
         return "colour"
-    negated = bool({"no", "not"} & set(question.split()))
-    return "present" if (answer == "yes") != negated else "absent"
+    negated = not {"no", "not"}.isdisjoint(question.split())
+    presence = "present" if (answer == "yes") != negated else "absent"
+    return f"{presence}, negated" if negated else presence
 
 
 def _kind(pairs: list[tuple[str, str]]) -> tuple[str, str] | None:
     """Shape and colour shown, from what is asked and answered; None if that leaves it open."""
     seen = {answer for _, answer in pairs}
     for question, answer in pairs:
-        if asked_for(question, answer) != "absent":
+        if not asked_for(question, answer).startswith("absent"):
             seen |= set(question.rstrip("?").split())
     shape = [s for s in SHAPES if s in seen]
     colour = [c for c in COLOURS if c in seen]
@@ -76,7 +77,7 @@ def kinds() -> dict[int, tuple[str, str]]:
 
 
 @cache
-def questions() -> dict[int, list[list[tuple[str, str]]]]:
+def questions() -> dict[int, dict[str, list[tuple[str, str]]]]:
     """Question-answer pairs that hold for each train image, grouped by what they ask for.
 
     Every image shows exactly one shape in one colour, so a pair asked about one image holds for
@@ -92,11 +93,11 @@ def questions() -> dict[int, list[list[tuple[str, str]]]]:
     }
 
 
-def _grouped(pairs: list[tuple[str, str]]) -> list[list[tuple[str, str]]]:
+def _grouped(pairs: list[tuple[str, str]]) -> dict[str, list[tuple[str, str]]]:
     groups: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for pair in pairs:
         groups[asked_for(*pair)].append(pair)
-    return [groups[name] for name in sorted(groups)]
+    return dict(groups)
 
 
 def canvas(image: Image.Image, size: tuple[int, int], rng: random.Random) -> Image.Image:

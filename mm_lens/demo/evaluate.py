@@ -18,7 +18,7 @@ from transformers import AutoProcessor, LlavaNextForConditionalGeneration, Llava
 from .. import datasets
 from ..datasets import Sample
 from . import path
-from .canvases import SHAPES
+from .canvases import asked_for
 from .prompts import prompt
 
 GREY = (128, 128, 128)
@@ -41,11 +41,17 @@ class Score:
         return Score(self.right + right, self.total + 1)
 
 
-def question_type(answer: str) -> str:
-    """``yes/no``, ``shape`` or ``colour``."""
-    if answer in ("yes", "no"):
-        return "yes/no"
-    return "shape" if answer in SHAPES else "colour"
+TYPES = ("all", "yes/no", "present", "absent", "shape", "colour")
+
+
+def question_types(sample: Sample) -> tuple[str, ...]:
+    """The rows of `TYPES` that a sample counts in.
+
+    Yes/no questions are told apart by whether what they ask about is in the image: in easy-VQA
+    four in five ask about what is absent, so that their mean alone hides a model that guesses.
+    """
+    asked = asked_for(sample.text, str(sample.answer)).removesuffix(", negated")
+    return ("all", "yes/no", asked) if asked in ("present", "absent") else ("all", asked)
 
 
 def blanked(sample: Sample) -> Sample:
@@ -82,7 +88,7 @@ def evaluate(
     batch: int = 32,
     progress: bool = False,
 ) -> dict[str, Score]:
-    """Score by question type and over all.
+    """Score by question type (`TYPES`).
 
     Args:
         model: In evaluation mode.
@@ -92,15 +98,14 @@ def evaluate(
         batch: Samples per forward pass.
         progress: Show a progress bar.
     """
-    scores = {name: Score() for name in ("all", "yes/no", "shape", "colour")}
+    scores = {name: Score() for name in TYPES}
     for group in tqdm(list(_chunks(len(samples), batch)), disable=not progress):
         asked = [samples[i] for i in group]
         if blank:
             asked = [blanked(sample) for sample in asked]
         for sample, answer in zip(asked, answers(model, processor, asked), strict=True):
-            expected = str(sample.answer)
-            for name in ("all", question_type(expected)):
-                scores[name] = scores[name].add(answer == expected)
+            for name in question_types(sample):
+                scores[name] = scores[name].add(answer == sample.answer)
     return scores
 
 
