@@ -5,11 +5,13 @@ through the real processor, chat template and `generate`.
 """
 
 import argparse
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import easy_vqa
 import torch
 from PIL import Image
 from tqdm import tqdm
@@ -98,15 +100,28 @@ def evaluate(
         batch: Samples per forward pass.
         progress: Show a progress bar.
     """
-    scores = {name: Score() for name in TYPES}
+    given: list[str] = []
     for group in tqdm(list(_chunks(len(samples), batch)), disable=not progress):
         asked = [samples[i] for i in group]
-        if blank:
-            asked = [blanked(sample) for sample in asked]
-        for sample, answer in zip(asked, answers(model, processor, asked), strict=True):
-            for name in question_types(sample):
-                scores[name] = scores[name].add(answer == sample.answer)
+        given += answers(model, processor, [blanked(s) for s in asked] if blank else asked)
+    return score(samples, given)
+
+
+def score(samples: Sequence[Sample], given: Sequence[str]) -> dict[str, Score]:
+    """Count exact answers by question type (`TYPES`)."""
+    scores = {name: Score() for name in TYPES}
+    for sample, answer in zip(samples, given, strict=True):
+        for name in question_types(sample):
+            scores[name] = scores[name].add(answer == sample.answer)
     return scores
+
+
+def best_guesses(samples: Sequence[Sample]) -> list[str]:
+    """The most frequent answer to each question in the train split: the most a blind model gets."""
+    seen: dict[str, Counter[str]] = defaultdict(Counter)
+    for question, answer, _ in zip(*easy_vqa.get_train_questions(), strict=True):
+        seen[question][answer] += 1
+    return [seen[sample.text].most_common(1)[0][0] for sample in samples]
 
 
 def _chunks(total: int, size: int) -> Iterator[range]:
@@ -125,11 +140,17 @@ def main() -> None:
     model = LlavaNextForConditionalGeneration.from_pretrained(folder).eval()
     processor = AutoProcessor.from_pretrained(folder)
     samples = datasets.load("easy-vqa", "test", limit=args.limit, seed=args.seed)
+    columns = [score(samples, best_guesses(samples))]
     for blank in (False, True):
-        print("image blanked" if blank else "with image", flush=True)
-        scores = evaluate(model, processor, samples, blank=blank, batch=args.batch, progress=True)
-        for name, score in scores.items():
-            print(f"  {name:7} {score.accuracy:7.2%}  ({score.right} of {score.total})", flush=True)
+        found = evaluate(model, processor, samples, blank=blank, batch=args.batch, progress=True)
+        columns.insert(-1, found)
+    print(f"{'':8}{'n':>6}{'with image':>14}{'image blanked':>15}{'best blind guess':>18}")
+    for name in TYPES:
+        shown, blank_, guessed = (column[name] for column in columns)
+        print(
+            f"{name:8}{shown.total:6}{shown.accuracy:14.2%}{blank_.accuracy:15.2%}"
+            f"{guessed.accuracy:18.2%}"
+        )
 
 
 if __name__ == "__main__":
