@@ -64,7 +64,7 @@ def figure(profile: Profile, metric: str) -> dict[str, Any]:
         "height": 430,
         "margin": {"l": 70, "r": 20, "t": 60, "b": 60},
         "font": {"size": 14, "family": "system-ui, sans-serif", "color": "#222"},
-        "legend": {"orientation": "h", "y": -0.22, "x": 0.5, "xanchor": "center"},
+        "legend": {"orientation": "h", "y": -0.24, "x": 0.5, "xanchor": "center"},
         "hovermode": "closest",
         "annotations": [],
     }
@@ -76,7 +76,7 @@ def figure(profile: Profile, metric: str) -> dict[str, Any]:
         layout[f"xaxis{suffix}"] = {
             "domain": [left, right],
             "anchor": f"y{suffix}",
-            "title": {"text": style.over},
+            "title": {"text": style.over, "standoff": 6},
             "range": list(style.layers),
             "dtick": max(1, round(style.layers[1] / 12)),
             **LINES,

@@ -181,7 +181,9 @@ def draw(profile: Profile, chosen: Sequence[str] = ()) -> Picture:
     title = look(profile, chosen[0]).title if len(chosen) == 1 else "Metrics over layers"
     figure.suptitle(title, fontsize=14, fontweight="bold", y=1 - 0.1 * inch)
     figure.text(0.5, 1 - 0.55 * inch, source(profile), ha="center", fontsize=12)
-    note = "Bands: 95 % interval over samples. Dotted: chance level. n: tokens."
+    families = {METRICS[metric].family for metric in chosen if metric in METRICS}
+    null = " (dimension: of a Gaussian with the same covariance)" * ("dimension" in families)
+    note = f"Bands: 95 % interval over samples. Dotted: chance level{null}. n: tokens."
     figure.text(0.5, 0.1 * inch, note, ha="center", fontsize=10, color="0.35")
     return figure
 
@@ -233,9 +235,14 @@ def _dress(axes: Axes, style: Look, stream: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     if not any(np.isfinite(line.get_ydata()).any() for line in axes.lines):
         axes.text(0.5, 0.5, "no value (see the warnings)", ha="center", transform=axes.transAxes)
-    # Below the panel, where no curve can be.
     axes.legend(
-        loc="upper center", bbox_to_anchor=(0.5, -0.15), ncol=3, frameon=False, handlelength=3
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.15),  # below the panel, where no curve can be
+        ncol=3,
+        frameon=False,
+        fontsize=9,
+        handlelength=2.5,
+        columnspacing=1.2,
     )
 
 
