@@ -19,6 +19,8 @@ from transformers import (
 
 from mm_lens import datasets, demo
 from mm_lens.demo import build, canvases, evaluate, train
+from mm_lens.demo.batches import Data
+from mm_lens.demo.learning import losses
 from mm_lens.demo.packing import pack
 from mm_lens.demo.prompts import prompt
 from mm_lens.errors import InputError
@@ -195,7 +197,7 @@ def test_packed_questions_equal_separate_ones(
     asked += [("what shape is present?", "circle")]
     image = picture(size)
     bucket = canvases.Bucket(size, torch.zeros(1, 1, 3, 1, 1, dtype=torch.uint8), torch.tensor([0]))
-    data = train.Data(processor, [bucket], 0, torch.device("cpu"))
+    data = Data(processor, [bucket], 0, torch.device("cpu"))
     # A shorter second row, so that there is padding.
     rows = [[data.turns[pair] for pair in asked], [data.turns[asked[1]]]]
     packed = pack([data.prefixes[size]] * 2, rows, processor.tokenizer.pad_token_id)
@@ -218,26 +220,77 @@ def test_packed_questions_equal_separate_ones(
         torch.testing.assert_close(together[0, at], alone, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.slow
-def test_training_runs_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = "--vision-steps 2 --batch 2 --questions 2 --images 3 --threads 1 --device cpu"
-    command = ["train", "--out", str(tmp_path), *options.split()]
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two steps of each stage leave, on three images."""
+    out = tmp_path_factory.mktemp("trained")
+    stages = "--see 2 --read 2 --connect 2 --steps 2"
+    run_training(f"--out {out} --images 3 --batch 2 --questions 2 {stages}")
+    return out
+
+
+def run_training(options: str) -> None:
     threads = torch.get_num_threads()
-    monkeypatch.setattr("sys.argv", [*command, "--steps", "2"])
-    train.main()
-    before = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
-    monkeypatch.setattr("sys.argv", [*command, "--steps", "3", "--resume"])
-    train.main()
-    after = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["train", "--threads", "1", "--device", "cpu", *options.split()])
+        train.main()
     torch.set_num_threads(threads)
-    assert (before["step"], after["step"]) == (2, 3)
-    assert after["seconds"] > before["seconds"]
-    changed = {k for k, v in after["model"].items() if not torch.equal(v, before["model"][k])}
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    state: dict[str, torch.Tensor] = torch.load(path, weights_only=True)["model"]
+    return state
+
+
+def changed(before: Path, after: Path) -> set[str]:
+    a, b = weights(before), weights(after)
+    return {name for name in a if not torch.equal(a[name], b[name])}
+
+
+@pytest.mark.slow
+def test_each_stage_trains_its_part(trained: Path) -> None:
+    see, read, connect, everything = (trained / f"{name}.pt" for name in train.STAGES)
+    assert {name.split(".")[1] for name in changed(read, connect)} == {"multi_modal_projector"}
+    assert {name.split(".")[0] for name in changed(see, read)} == {"model", "lm_head"}
+    assert not any("vision_tower" in name for name in changed(see, read))
     # Layer -2 is read, so the last vision layer and what follows it never get a gradient.
-    assert {k for k in after["model"] if k not in changed} == {
-        k for k in after["model"] if "encoder.layers.3." in k or "post_layernorm" in k
+    assert set(weights(everything)) - changed(connect, everything) == {
+        name for name in weights(everything) if "encoder.layers.3." in name or "post_lay" in name
     }
-    assert LlavaNextForConditionalGeneration.from_pretrained(tmp_path / "model").num_parameters()
+
+
+@pytest.mark.slow
+def test_training_exports_a_model_and_repeats_from_a_stage(trained: Path) -> None:
+    assert isinstance(AutoProcessor.from_pretrained(trained / "model"), LlavaNextProcessor)
+    exported = LlavaNextForConditionalGeneration.from_pretrained(trained / "model")
+    assert exported.num_parameters() < 2e6
+    read, connect = trained / "read.pt", trained / "connect.pt"
+    kept, first = weights(read), weights(connect)
+    options = "--images 3 --batch 2 --questions 2 --connect 4 --steps 1"
+    run_training(f"--out {trained} {options} --start connect")
+    assert all(torch.equal(kept[name], value) for name, value in weights(read).items())
+    repeated = weights(connect)
+    moved = {name.split(".")[1] for name in first if not torch.equal(first[name], repeated[name])}
+    assert moved == {"multi_modal_projector"}
+
+
+def test_loss_is_that_of_transformers(
+    model: LlavaNextForConditionalGeneration, processor: LlavaNextProcessor
+) -> None:
+    """One question, so that packing changes nothing and transformers can take the labels."""
+    size, pair = (64, 64), ("what shape is present?", "circle")
+    bucket = canvases.Bucket(size, torch.zeros(1, 1, 3, 1, 1, dtype=torch.uint8), torch.tensor([0]))
+    data = Data(processor, [bucket], 0, torch.device("cpu"))
+    packed = pack([data.prefixes[size]], [[data.turns[pair]]], processor.tokenizer.pad_token_id)
+    inputs = processor(
+        text=f"{prompt(processor, pair[0])} {pair[1]}</s>", images=picture(), return_tensors="pt"
+    )
+    labels = inputs.input_ids.clone()
+    labels[:, :-2] = -100
+    with torch.no_grad():
+        expected = model(**inputs, labels=labels).loss
+        got = losses(model, model.model(**inputs).last_hidden_state, packed)
+    torch.testing.assert_close(got.answers, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.slow
