@@ -25,12 +25,14 @@ class Packed:
         attention_mask: True where the query (row) may look at the key (column).
         labels: The token that follows each position, set where an answer or its end follows;
             -100 elsewhere.
+        question_labels: The same for the words of a question, from its second on.
     """
 
     input_ids: Int[Tensor, "batch pos"]
     position_ids: Int[Tensor, "batch pos"]
     attention_mask: Bool[Tensor, "batch 1 pos pos"]
     labels: Int[Tensor, "batch pos"]
+    question_labels: Int[Tensor, "batch pos"]
 
 
 def pack(
@@ -52,7 +54,7 @@ def pack(
     ids = torch.full((len(turns), width), pad_id)
     positions = torch.zeros_like(ids)
     owner = torch.full_like(ids, _PAD)
-    labels = torch.full_like(ids, -100)
+    labels, question_labels = torch.full_like(ids, -100), torch.full_like(ids, -100)
     for b, (prefix, row) in enumerate(zip(prefixes, turns, strict=True)):
         start = len(prefix)
         ids[b, :start] = torch.tensor(prefix)
@@ -64,8 +66,10 @@ def pack(
             positions[b, start:stop] = torch.arange(stop - start) + len(prefix)
             owner[b, start:stop] = k
             labels[b, stop - len(answer) - 1 : stop - 1] = torch.tensor(list(answer))
+            ends = start + len(question) - 1
+            question_labels[b, start:ends] = torch.tensor(list(question[1:]))
             start = stop
-    return Packed(ids, positions, _mask(owner), labels)
+    return Packed(ids, positions, _mask(owner), labels, question_labels)
 
 
 def _mask(owner: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch 1 pos pos"]:
