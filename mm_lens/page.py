@@ -30,6 +30,9 @@ td.number { text-align: right; } summary { cursor: pointer; font-weight: 600; }
 p.note { color: #555; margin: .2em 0 0; } pre { font-size: .85em; overflow-x: auto; }
 """
 
+# Of logarithmic axes: plotly's own between powers of ten show their first digit only.
+TICKS = [base * 10**power for power in range(-3, 7) for base in (1, 2, 5)]
+
 
 def render(profile: Profile) -> str:
     """The page: every metric with its curves and definition, the warnings, the provenance."""
@@ -85,7 +88,7 @@ def figure(profile: Profile, metric: str) -> dict[str, Any]:
             "anchor": f"x{suffix}",
             "title": {"text": "" if i else style.unit or style.title},
             **({"matches": "y"} if i else {}),
-            **({"type": "log", "dtick": "D2"} if style.log else {}),
+            **({"type": "log", "tickvals": TICKS} if style.log else {}),
             **({"range": _range(style)} if style.limits else {"showticklabels": False}),
             **LINES,
         }
