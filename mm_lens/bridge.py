@@ -21,12 +21,14 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from mm_lens import inputs as _inputs
 from mm_lens.cache import GROUPS, LayoutCache, canonical
+from mm_lens.context import ForwardContext
 from mm_lens.errors import HookError, InputError, MMLensWarning
 from mm_lens.families import Family
-from mm_lens.hooks import ForwardContext, guard, install_views, uninstall_views
+from mm_lens.hooks import ModalityHookPoint, guard, install_views, uninstall_views
 from mm_lens.inputs import Inputs, Picture
 from mm_lens.report import Report
 
+Hooks: TypeAlias = "Sequence[tuple[str | Callable[[str], bool], Callable[..., Any]]]"
 Names: TypeAlias = "str | list[str] | Callable[[str], bool] | None"
 
 
@@ -55,14 +57,16 @@ class VisionLanguageBridge(TransformerBridge):
         bridge.__class__ = VisionLanguageBridge
         assert isinstance(bridge, VisionLanguageBridge)
         bridge.family, bridge.attention = family, attention
-        bridge.context = ForwardContext(family)
+        bridge.context, bridge.report = ForwardContext(family), Report()
         bridge._bound = None
         bridge._watch = bridge.context.attach(bridge.original_model)
         bridge._dead = {re.compile(k): v for k, v in family.dead_hooks(attention).items()}
         bridge._refresh_embed_alias("blocks.0.hook_in")
         install_views(bridge, bridge.context, GROUPS)
-        for name, remedy in family.inert_hooks().items():
-            guard(bridge._hook_registry[name], remedy)
+        for pattern, remedy in family.inert_hooks().items():
+            for name, point in bridge._hook_registry.items():
+                if re.fullmatch(pattern, name):
+                    guard(point, remedy)
         guard(
             bridge._hook_registry["embed.hook_out"],
             "Image positions take their embedding from the vision tower, not from the token "
@@ -87,7 +91,7 @@ class VisionLanguageBridge(TransformerBridge):
         self._hook_registry["hook_embed"] = self._hook_registry[target]
 
     def _image_positions(self, tensor: Tensor) -> Tensor | None:
-        return self.context.layout.mask("visual").to(tensor.device)
+        return self.context.frame.layout.mask("visual").to(tensor.device)
 
     # ---- inputs ----
 
@@ -144,23 +148,30 @@ class VisionLanguageBridge(TransformerBridge):
             input = kwargs.pop("input_ids")
         if input is None and kwargs.get("inputs_embeds") is not None:
             input = kwargs.pop("inputs_embeds")
-        if self._bound is not None and isinstance(input, Tensor) and not input.is_floating_point():
-            input, kwargs = self._fill_from_bound(input, kwargs)
-        return input, kwargs
+        if not isinstance(input, Tensor):
+            return input, kwargs
+        if input.is_floating_point():
+            return input, self._mask_from_bound(input, kwargs)
+        input = input[None] if input.ndim == 1 else input
+        return input, self._fill_from_bound(input, kwargs)
 
-    def _fill_from_bound(
-        self, tokens: Tensor, kwargs: dict[str, Any]
-    ) -> tuple[Tensor, dict[str, Any]]:
-        past = kwargs.get("past_key_values")
-        if kwargs.get("pixel_values") is not None or past is not None:
-            return tokens, kwargs
-        tokens = tokens[None] if tokens.ndim == 1 else tokens
+    def _mask_from_bound(self, embeddings: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Padding of the bound inputs, for a forward pass that starts from their embeddings."""
+        mask = None if self._bound is None else self._bound.get("attention_mask")
+        if mask is None or kwargs.get("attention_mask") is not None or bool(mask.all()):
+            return kwargs
+        if embeddings.ndim != 3 or mask.shape != embeddings.shape[:2]:
+            return kwargs  # refused by the layout if a modality hook asks for it
+        # As TransformerLens derives them for tokens: a padded token is on nobody's position.
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        return {"position_ids": positions, **kwargs, "attention_mask": mask}
+
+    def _fill_from_bound(self, tokens: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
         bound = self._bound
-        assert bound is not None
-        want = (bound["input_ids"] == self.family.image_token_id).sum(1).to(tokens.device)
         have = (tokens == self.family.image_token_id).sum(1)
-        if not have.any():
-            return tokens, kwargs
+        if bound is None or kwargs.get("pixel_values") is not None or not have.any():
+            return kwargs
+        want = (bound["input_ids"] == self.family.image_token_id).sum(1).to(tokens.device)
         copies = len(have) if len(want) == 1 else 1
         if not torch.equal(want.repeat(copies), have):
             raise InputError(
@@ -173,10 +184,16 @@ class VisionLanguageBridge(TransformerBridge):
             if isinstance(v, Tensor) and k not in ("input_ids", "attention_mask")
         }
         mask = bound.get("attention_mask")
-        if mask is not None and mask.shape[1] == tokens.shape[1]:
+        if mask is not None and not bool(mask.all()) and kwargs.get("attention_mask") is None:
+            padding = mask.repeat(copies, 1) == 0
+            source = bound["input_ids"].repeat(copies, 1)
+            if source.shape != tokens.shape or not torch.equal(tokens[padding], source[padding]):
+                raise InputError(
+                    "The bound inputs are padded, and these tokens are not padded alike: which of "
+                    "them are real is unknown. Pass attention_mask too, or bind their own inputs."
+                )
             filled["attention_mask"] = mask.repeat(copies, 1)
-        given = {k: v for k, v in kwargs.items() if v is not None}
-        return tokens, {**filled, **given}
+        return {**filled, **{k: v for k, v in kwargs.items() if v is not None}}
 
     # ---- running ----
 
@@ -189,7 +206,8 @@ class VisionLanguageBridge(TransformerBridge):
         return_type = args[0] if args else kwargs.get("return_type", "logits")
         if return_type in ("loss", "both") and kwargs.get("labels") is None:
             kwargs["labels"] = self._labels(tokens, kwargs.get("attention_mask"))
-        return super().forward(tokens, *args, **kwargs)
+        with self.context.guarded():
+            return super().forward(tokens, *args, **kwargs)
 
     def _labels(self, tokens: Any, mask: Tensor | None) -> Tensor | None:
         if not isinstance(tokens, Tensor) or tokens.is_floating_point():
@@ -200,10 +218,22 @@ class VisionLanguageBridge(TransformerBridge):
         ignore = image if mask is None else image | (mask == 0)
         return tokens.masked_fill(ignore, -100)
 
-    def run_with_hooks(self, input: Any = None, *args: Any, **kwargs: Any) -> Any:
+    def run_with_hooks(
+        self,
+        input: Any = None,
+        fwd_hooks: Hooks = (),
+        bwd_hooks: Hooks = (),
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
         """As `TransformerBridge.run_with_hooks`; `input` may also be what `prepare` returns."""
         tokens, kwargs = self._unpack(input, kwargs)
-        return super().run_with_hooks(tokens, *args, **kwargs)
+        hooks = self._swept(fwd_hooks), self._swept(bwd_hooks)
+        return super().run_with_hooks(tokens, *hooks, *args, **kwargs)
+
+    def hooks(self, fwd_hooks: Hooks = (), bwd_hooks: Hooks = (), *args: Any, **kwargs: Any) -> Any:
+        """As in TransformerLens."""
+        return super().hooks(self._swept(fwd_hooks), self._swept(bwd_hooks), *args, **kwargs)
 
     def run_with_cache(
         self,
@@ -224,7 +254,7 @@ class VisionLanguageBridge(TransformerBridge):
         elif isinstance(names_filter, list):
             names_filter = [canonical(name) for name in names_filter]
         elif names_filter is not None:
-            self._warn_of_dead(names_filter)
+            names_filter = self._sweep(names_filter)
         output, cache = super().run_with_cache(  # type: ignore[call-overload]
             tokens,
             return_cache_object=return_cache_object,
@@ -237,12 +267,7 @@ class VisionLanguageBridge(TransformerBridge):
             if name not in entries and canonical(name) in entries:
                 entries[name] = entries[canonical(name)]
         if return_cache_object:
-            cache.__class__ = LayoutCache
-            cache.inputs = {"input_ids": tokens, **kwargs}
-            if isinstance(tokens, Tensor) and not tokens.is_floating_point():
-                cache.layout = self.family.layout(cache.inputs)
-            elif self.context.explicit is not None:
-                cache.layout = self.context.explicit
+            cache.__class__, cache.frame = LayoutCache, self.context.finished
         return output, cache
 
     def generate(self, input: Any = "", *args: Any, **kwargs: Any) -> Any:
@@ -293,7 +318,13 @@ class VisionLanguageBridge(TransformerBridge):
             InputError: rows are padded on the right.
         """
         tokens, kwargs = self._unpack_for_generation(input, kwargs)
-        return super().hf_generate(tokens, *args, **kwargs)
+        with self.context.guarded():
+            if not (pixels := self._pixels(kwargs)):
+                return super().hf_generate(tokens, *args, **kwargs)
+            # transformers encodes the images before the first forward pass.
+            mask = {k: v for k, v in kwargs.items() if k == "attention_mask"}
+            with self.bound({"input_ids": tokens, **mask, **pixels}):
+                return super().hf_generate(tokens, *args, **kwargs)
 
     def _unpack_for_generation(
         self, input: Any, kwargs: dict[str, Any]
@@ -359,16 +390,32 @@ class VisionLanguageBridge(TransformerBridge):
             if remedy := self._remedy_if_dead(name):
                 raise HookError(f"{name} never fires in this model. {remedy}")
 
-    def _warn_of_dead(self, names_filter: Callable[[str], bool]) -> None:
-        dead = [n for n in self.hook_dict if names_filter(n) and self._remedy_if_dead(n)]
+    def _swept(self, hooks: Hooks) -> list[tuple[Any, Callable[..., Any]]]:
+        return [(self._sweep(name) if callable(name) else name, hook) for name, hook in hooks]
+
+    def _sweep(self, matches: Callable[[str], bool]) -> Callable[[str], bool]:
+        """A filter that takes no position twice, and nothing that never fires.
+
+        Code written for TransformerLens says `name.endswith("hook_resid_post")` and means one hook
+        point for each block: a view is taken only if its full stream is not.
+        """
+        points = {name: point for name, point in self.hook_dict.items() if matches(name)}
+        whole = {id(p) for p in points.values() if not isinstance(p, ModalityHookPoint)}
+        dead = {name for name in points if self._remedy_if_dead(name)}
         if dead:
-            remedy = self._remedy_if_dead(dead[0])
+            first = min(dead)
             warnings.warn(
-                f"{len(dead)} hook points that the filter matches never fire and will not be in "
-                f"the cache, {dead[0]} among them. {remedy}",
+                f"{len(dead)} hook points that the filter matches never fire and are left out, "
+                f"{first} among them. {self._remedy_if_dead(first)}",
                 MMLensWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
+        twice = {
+            name
+            for name, point in points.items()
+            if isinstance(point, ModalityHookPoint) and id(point.parent) in whole
+        }
+        return (points.keys() - dead - twice).__contains__
 
     def _resolve_hook_point(self, name: str, aliases: Any, hook_dict: Any) -> Any:
         return super()._resolve_hook_point(canonical(name), aliases, hook_dict)
@@ -379,7 +426,8 @@ class VisionLanguageBridge(TransformerBridge):
 
     def add_hook(self, name: Any, *args: Any, **kwargs: Any) -> None:
         """As in TransformerLens, with the spellings ``blocks.3.hook_visual_resid_post``."""
-        super().add_hook(canonical(name) if isinstance(name, str) else name, *args, **kwargs)
+        name = canonical(name) if isinstance(name, str) else self._sweep(name)
+        super().add_hook(name, *args, **kwargs)
 
     def get_caching_hooks(self, names_filter: Names = None, *args: Any, **kwargs: Any) -> Any:
         """As in TransformerLens, with the spellings ``blocks.3.hook_visual_resid_post``."""
@@ -387,4 +435,6 @@ class VisionLanguageBridge(TransformerBridge):
             names_filter = canonical(names_filter)
         elif isinstance(names_filter, list):
             names_filter = [canonical(name) for name in names_filter]
+        elif names_filter is not None:
+            names_filter = self._sweep(names_filter)
         return super().get_caching_hooks(names_filter, *args, **kwargs)

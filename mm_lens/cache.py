@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 from transformer_lens import ActivationCache
+from transformer_lens.utilities.components_utils import get_act_name
 
+from mm_lens.context import Frame
 from mm_lens.errors import InputError
 from mm_lens.hooks import PARENTS
-from mm_lens.layout import TokenLayout, check_group
+from mm_lens.layout import TokenLayout
 
 GROUPS = ("visual", "text")
 """Groups that get hook points at load."""
@@ -32,7 +34,7 @@ def names(
         layers: blocks to take; None takes all.
 
     Raises:
-        InputError: a hook of that name does not exist.
+        InputError: no hook point of that name, modality or layer can exist.
     """
     hooks = [hook] if isinstance(hook, str) else list(hook)
     if unknown := [h for h in hooks if h not in PARENTS]:
@@ -41,7 +43,15 @@ def names(
         tails = {PARENTS[h] for h in hooks}
     else:
         groups = [modality] if isinstance(modality, str) else list(modality)
-        tails = {f"{check_group(group)}.hook_{h}" for group in groups for h in hooks}
+        if unknown := [group for group in groups if group not in GROUPS]:
+            raise InputError(
+                f"There are no hook points for {unknown[0]!r}, only for {', '.join(GROUPS)}. Leave "
+                "modality out for all tokens; select others from the full stream with "
+                "layout.mask(...)."
+            )
+        tails = {f"{group}.hook_{h}" for group in groups for h in hooks}
+    if layers is not None and min(layers, default=0) < 0:
+        raise InputError("Layers are counted from 0 here: the filter does not know the last one.")
     wanted = None if layers is None else set(layers)
 
     def match(name: str) -> bool:
@@ -59,19 +69,43 @@ class LayoutCache(ActivationCache):
     ``cache.layout.valid("visual")`` says which rows are real.
     """
 
-    layout: TokenLayout
-    inputs: Mapping[str, Any]
+    frame: Frame
+    """The forward pass it comes from."""
+
+    @property
+    def layout(self) -> TokenLayout:
+        """What every position of the cached forward pass is."""
+        return self.frame.layout
+
+    @property
+    def inputs(self) -> Mapping[str, Any]:
+        """Keyword arguments of the forward pass."""
+        return self.frame.inputs
 
     def __getitem__(self, key: Any) -> Tensor:
-        """As in TransformerLens; the third place of a key may be a modality for every hook."""
-        if isinstance(key, tuple) and len(key) == 3 and key[2] in GROUPS:
-            # TransformerLens would overrule the modality for q, k, v, z, pre and post, and
-            # answer with the full stream.
-            layer = key[1] if key[1] >= 0 else self.model.cfg.n_layers + key[1]
-            key = f"blocks.{layer}.{key[2]}.hook_{key[0]}"
-        elif isinstance(key, str) and key not in self.cache_dict:
-            key = canonical(key)
-        return super().__getitem__(key)
+        """As in TransformerLens; the third place of a key may be a modality for every hook.
+
+        Raises:
+            KeyError: nothing of this name was cached; the message says if nothing ever can be.
+        """
+        if key in self.cache_dict:
+            return self.cache_dict[key]
+        name = canonical(self._name(key))
+        if name not in self.cache_dict and (remedy := cast(Any, self.model)._remedy_if_dead(name)):
+            raise KeyError(f"{name} never fires in this model. {remedy}")
+        return self.cache_dict[name]
+
+    def _name(self, key: Any) -> str:
+        if isinstance(key, str):
+            return str(get_act_name(key))
+        hook, layer, *rest = (*key, None) if len(key) == 1 else key
+        if layer is not None and layer < 0:
+            layer += self.model.cfg.n_layers
+        if rest and rest[0] in GROUPS:
+            # TransformerLens would overrule the modality for q, k, v, z, pre and post, and answer
+            # with the full stream.
+            return f"blocks.{layer}.{rest[0]}.hook_{hook}"
+        return str(get_act_name(hook, layer, *rest))
 
 
 def canonical(name: str) -> str:

@@ -11,6 +11,7 @@ my_family = "my_package.my_module:MyFamily"
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from functools import cache
@@ -19,7 +20,7 @@ from typing import Any, ClassVar
 
 from PIL import Image
 
-from mm_lens.errors import MMLensError
+from mm_lens.errors import MMLensError, MMLensWarning
 from mm_lens.layout import TokenLayout
 
 GROUP = "mm_lens.adapters"
@@ -47,7 +48,7 @@ class Family(ABC):
 
     @abstractmethod
     def inert_hooks(self) -> Mapping[str, str]:
-        """Hook points whose edits cannot reach the output: name and remedy."""
+        """Hook points whose edits cannot reach the output: regular expression and remedy."""
 
     @abstractmethod
     def dead_hooks(self, attention: str) -> Mapping[str, str]:
@@ -71,7 +72,11 @@ def families() -> dict[str, type[Family]]:
     """Every installed family by the architecture it serves."""
     found: dict[str, type[Family]] = {}
     for point in entry_points(group=GROUP):
-        family = point.load()
+        try:
+            family = point.load()
+        except Exception as error:  # one broken package must not take the others along
+            warnings.warn(f"Family {point.value} cannot be loaded: {error}", MMLensWarning, 2)
+            continue
         for architecture in family.architectures:
             found[architecture] = family
     return found

@@ -18,18 +18,16 @@ own forward pass, whatever ran in between.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, Literal, cast
 
 import torch
-from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 from transformer_lens.hook_points import HookPoint, LensHandle, _AliasedHookPoint
 
-from mm_lens.errors import HookError, InputError
-from mm_lens.families import Family
-from mm_lens.layout import TokenLayout
+from mm_lens.context import ForwardContext, Selection
+from mm_lens.errors import HookError
 
 Direction = Literal["fwd", "bwd"]
 
@@ -50,149 +48,13 @@ PARENTS: Mapping[str, str] = {
 
 
 @dataclass
-class Selection:
-    """The rows of one group in one forward pass: `positions` where `valid`, row by row.
-
-    The tensors follow the activations to their devices (a model may be split over several).
-    """
-
-    positions: Int[Tensor, "batch n_max"]
-    valid: Bool[Tensor, "batch n_max"]
-    full: bool = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.full = bool(self.valid.all())
-
-    def on(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Batch index, positions and validity on the device of `x`."""
-        if self.positions.device != x.device:
-            self.positions, self.valid = self.positions.to(x.device), self.valid.to(x.device)
-        batch = torch.arange(len(self.positions), device=x.device)[:, None]
-        return batch, self.positions, self.valid
-
-    def gather(self, x: Shaped[Tensor, "batch pos *rest"]) -> Shaped[Tensor, "batch n_max *rest"]:
-        """The rows of the group, zero where a row of the batch has fewer than `n_max`."""
-        batch, positions, valid = self.on(x)
-        rows = x[batch, positions]
-        if self.full:
-            return rows
-        return rows.masked_fill(~valid.reshape(*valid.shape, *[1] * (x.ndim - 2)), 0)
-
-    def scatter(
-        self, x: Shaped[Tensor, "batch pos *rest"], rows: Shaped[Tensor, "batch n_max *rest"]
-    ) -> Shaped[Tensor, "batch pos *rest"]:
-        """A copy of `x` with the rows of the group replaced; padding in `rows` is ignored."""
-        batch, positions, valid = self.on(x)
-        at = (batch.expand_as(positions)[valid], positions[valid])
-        return x.index_put(at, rows[valid].to(x.dtype))
-
-
-class ForwardContext:
-    """What the running forward pass is about: filled before it by a hook on the wrapped model.
-
-    The layout is worked out only when some hook asks for it. Nothing is kept after the pass.
-    """
-
-    def __init__(self, family: Family) -> None:
-        self.family = family
-        self.explicit: TokenLayout | None = None
-        """Layout for passes that start from embeddings (`bound`)."""
-        self._inputs: Mapping[str, Any] | None = None
-        self._layout: TokenLayout | None = None
-        self._selections: dict[str, Selection | None] = {}
-
-    def attach(self, model: torch.nn.Module) -> list[RemovableHandle]:
-        """Watch the forward passes of the wrapped Hugging Face model."""
-        return [
-            model.register_forward_pre_hook(self._begin, with_kwargs=True),
-            model.register_forward_hook(self._end, always_call=True),
-        ]
-
-    def _begin(self, model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        inputs = {**kwargs, "input_ids": args[0]} if args else kwargs
-        check_images(self.family, inputs)
-        self._inputs = inputs
-
-    def _end(self, model: torch.nn.Module, args: tuple[Any, ...], output: object) -> None:
-        self._inputs = self._layout = None
-        self._selections = {}
-
-    @property
-    def layout(self) -> TokenLayout:
-        """Layout of the running forward pass.
-
-        Raises:
-            HookError: no forward pass of the whole model is running, or it starts from embeddings
-                and no layout was given.
-        """
-        if self._layout is None:
-            self._layout = self._work_out_layout()
-        return self._layout
-
-    def _work_out_layout(self) -> TokenLayout:
-        if self._inputs is None:
-            raise HookError(
-                "A modality hook fired outside of a forward pass of the whole model, so which "
-                "position is what is unknown. Call the model, not one of its blocks."
-            )
-        if self._inputs.get("input_ids") is None:
-            if self.explicit is None:
-                raise HookError(
-                    "A modality hook cannot tell visual from text positions in a forward pass that "
-                    "starts from embeddings (inputs_embeds, start_at_layer). Say which inputs they "
-                    "come from: `with model.bound(inputs): ...`."
-                )
-            return self.explicit
-        return self.family.layout(self._inputs)
-
-    def selection(self, group: str) -> Selection | None:
-        """Rows of `group` in the running forward pass; None if it has none."""
-        if group not in self._selections:
-            valid = self.layout.valid(group)
-            self._selections[group] = (
-                Selection(self.layout.positions(group), valid) if valid.any() else None
-            )
-        return self._selections[group]
-
-
-def check_images(family: Family, inputs: Mapping[str, Any]) -> None:
-    """Raise if image placeholders and images do not match: the model would not see the picture.
-
-    Raises:
-        InputError: naming both numbers and the remedy.
-    """
-    tokens, past = inputs.get("input_ids"), inputs.get("past_key_values")
-    if tokens is None or (past is not None and past.get_seq_length() > 0):
-        return  # embeddings hold the image already; so does the cache of a decoding step
-    if inputs.get("mm_encoder_outputs"):
-        return
-    placeholders = int((tokens == family.image_token_id).sum())
-    expected = family.image_token_counts(inputs)
-    if expected is None:
-        if placeholders:
-            raise InputError(
-                f"The prompt holds {placeholders} image placeholders, but no image came with it "
-                "(pixel_values is missing): the model would answer blind. Pass what "
-                "model.prepare(text, images) returns instead of the bare tokens; for a tool that "
-                "takes only tokens, wrap it in `with model.bound(inputs): ...`."
-            )
-        return
-    if placeholders != sum(expected):
-        raise InputError(
-            f"The prompt holds {placeholders} image placeholders, but the {len(expected)} image(s) "
-            f"make {sum(expected)} tokens ({expected}). Make tokens and pixels in one call: "
-            "model.prepare(text, images)."
-        )
-
-
-@dataclass
 class ViewHandle(LensHandle):
     """A hook that a view placed on its parent. Both list it."""
 
     view: ModalityHookPoint | None = None
 
 
-class _Removable(RemovableHandle):
+class _Removable:
     """Removes a hook from torch and from the parent's list, whichever side is asked."""
 
     def __init__(self, inner: RemovableHandle, parent: HookPoint) -> None:
@@ -201,8 +63,8 @@ class _Removable(RemovableHandle):
     def remove(self) -> None:
         self.inner.remove()
         # New lists: TransformerLens may be iterating over the old ones.
-        self.parent.fwd_hooks = [h for h in self.parent.fwd_hooks if h.hook is not self]
-        self.parent.bwd_hooks = [h for h in self.parent.bwd_hooks if h.hook is not self]
+        self.parent.fwd_hooks = [h for h in self.parent.fwd_hooks if h.hook is not cast(Any, self)]
+        self.parent.bwd_hooks = [h for h in self.parent.bwd_hooks if h.hook is not cast(Any, self)]
 
 
 class ModalityHookPoint(HookPoint):
@@ -250,13 +112,19 @@ class ModalityHookPoint(HookPoint):
         prepend: bool = False,
         alias_names: list[str] | None = None,
     ) -> LensHandle:
-        """Attach `hook(rows, hook=view)`, rows being ``[batch, n_max, ...]``; see `HookPoint`."""
+        """Attach `hook(rows, hook=view)`, rows being ``[batch, n_max, ...]``; see `HookPoint`.
+
+        Raises:
+            ValueError: `dir` is neither "fwd" nor "bwd".
+        """
+        if dir not in ("fwd", "bwd"):
+            raise ValueError(f"Invalid direction {dir}")
         aliases = [_AliasedHookPoint(name, self) for name in alias_names or ()]
         points: list[Any] = aliases or [self]
         run = self._forward_hook if dir == "fwd" else self._backward_hook
 
         def on_parent(tensor: Tensor, hook: HookPoint) -> Tensor | None:
-            selection = self._context.selection(self.group)
+            selection = self._context.frame.selection(self.group)
             return None if selection is None else run(tensor, selection, user, points)
 
         user = hook
@@ -264,7 +132,11 @@ class ModalityHookPoint(HookPoint):
             on_parent, is_permanent=is_permanent, level=level, prepend=prepend
         )
         handle = ViewHandle(
-            _Removable(inner.hook, self.parent), is_permanent, level, user_hook=hook, view=self
+            _Removable(inner.hook, self.parent),  # type: ignore[arg-type]
+            is_permanent,
+            level,
+            user_hook=hook,
+            view=self,
         )
         listed = [h for h in self.parent.fwd_hooks if h is not inner]
         if dir == "bwd":
@@ -299,22 +171,44 @@ class ModalityHookPoint(HookPoint):
 
     def _call(self, user: Callable[..., Any], rows: Tensor, points: list[Any]) -> Tensor | None:
         """What the hook made of the rows, None if it left them alone. In-place edits count."""
-        version, shape, edited = rows._version, rows.shape, None
+        before = _Snapshot(rows)
+        edited = rows
         for point in points:
-            result = user(rows, hook=point)
-            if result is not None:
-                if isinstance(result, tuple) and len(result) == 1:
-                    result = result[0]  # TransformerLens lets backward hooks return (grad,)
-                if not isinstance(result, Tensor) or result.shape != shape:
-                    got = tuple(result.shape) if isinstance(result, Tensor) else type(result)
-                    raise HookError(
-                        f"The hook at {self.name} returned {got}; it must return None or a tensor "
-                        f"of shape {tuple(shape)} [batch, n_{self.group}, ...]."
-                    )
-                rows = edited = result
-        if edited is None and rows._version != version:
-            edited = rows
-        return edited
+            result = user(edited, hook=point)
+            if isinstance(result, tuple) and len(result) == 1:
+                result = result[0]  # TransformerLens lets backward hooks return (grad,)
+            if result is None:
+                continue
+            if not isinstance(result, Tensor) or result.shape != rows.shape:
+                got = tuple(result.shape) if isinstance(result, Tensor) else type(result)
+                raise HookError(
+                    f"The hook at {self.name} returned {got}; it must return None or a tensor "
+                    f"of shape {tuple(rows.shape)} [batch, n_{self.group}, ...]."
+                )
+            edited = result
+        return None if edited is rows and not before.changed() else edited
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self.fwd_hooks or self.bwd_hooks:
+            raise HookError(
+                f"{self.name} has hooks, which would go on working on the original in a copy. "
+                "Take them off first: model.reset_hooks(including_permanent=True)."
+            )
+        return self.__dict__
+
+
+class _Snapshot:
+    """Tells whether a tensor was written to in place."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+        # Tensors of inference mode count no versions.
+        self.before = tensor.clone() if tensor.is_inference() else tensor._version
+
+    def changed(self) -> bool:
+        if isinstance(self.before, int):
+            return self.tensor._version != self.before
+        return not torch.equal(self.tensor, self.before)
 
 
 class GuardedHookPoint(HookPoint):
@@ -326,17 +220,24 @@ class GuardedHookPoint(HookPoint):
         """As `HookPoint.add_hook`; a forward hook that edits where it has no effect raises."""
         if dir != "fwd":
             return super().add_hook(hook, dir=dir, **kwargs)
-        inert, remedy = self._inert
+        point = self
 
         def guarded(tensor: Tensor, hook: HookPoint) -> Any:
+            if type(point) is not GuardedHookPoint:  # uninstalled
+                return user(tensor, hook=hook)
             before = tensor.detach().clone()
             result = user(tensor, hook=hook)
             after = tensor if result is None else result
             if isinstance(after, Tensor) and after.shape == before.shape:
-                changed = after.detach() != before
-                where = inert(before)
-                if bool((changed if where is None else changed[where]).any()):
-                    raise HookError(f"An edit at {self.name} does not reach the output. {remedy}")
+                after = after.detach()
+                changed = (after != before) & ~(after.isnan() & before.isnan())
+                if bool(changed.any()):
+                    inert, remedy = point._inert
+                    where = inert(before)
+                    if bool((changed if where is None else changed[where]).any()):
+                        raise HookError(
+                            f"An edit at {point.name} does not reach the output. {remedy}"
+                        )
             return result
 
         user = hook
@@ -347,6 +248,8 @@ def guard(
     point: HookPoint, remedy: str, where: Callable[[Tensor], Tensor | None] = lambda tensor: None
 ) -> None:
     """Make edits at `point` raise where the mask of `where` [batch, pos] is set (None: all)."""
+    if type(point) is not HookPoint:
+        return
     point.__class__ = GuardedHookPoint
     point._inert = (where, remedy)  # type: ignore[assignment]
 
@@ -375,5 +278,4 @@ def uninstall_views(bridge: Any) -> None:
             registry.pop(name).remove_hooks("both", including_permanent=True)
     for point in bridge._hook_registry.values():
         if type(point) is GuardedHookPoint:
-            del point._inert
             point.__class__ = HookPoint  # type: ignore[assignment]

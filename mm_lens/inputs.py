@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import torch
 from jaxtyping import Int
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from mm_lens.errors import InputError
@@ -115,18 +115,26 @@ def prepare(
     ]
     flat = [image for row in pictures for image in row]
     tokenizer = processor.tokenizer
-    bos = tokenizer.bos_token
+    written, rendered = _with_bos(tokenizer, rendered)
     batch = processor(
         images=flat or None,
         text=rendered,
         padding=True,
         padding_side=padding_side or tokenizer.padding_side,
-        # A chat template may write the BOS token itself: never twice.
-        add_special_tokens=not (bos and all(prompt.startswith(bos) for prompt in rendered)),
+        add_special_tokens=not written,
         return_tensors="pt",
     )
     tensors = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
     return Inputs(tensors, tuple(rendered), pictures, family)
+
+
+def _with_bos(tokenizer: Any, prompts: list[str]) -> tuple[bool, list[str]]:
+    """Whether the prompts write their BOS token themselves, as chat templates may: then all do."""
+    bos = tokenizer.bos_token
+    if not bos or not any(prompt.startswith(bos) for prompt in prompts):
+        return False, prompts
+    adds = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+    return True, [p if p.startswith(bos) or not adds else bos + p for p in prompts]
 
 
 def _rows(images: Any, batch: int) -> list[Any]:
@@ -159,7 +167,7 @@ def _open(image: Any) -> Image.Image:
                 f"An image is a PIL image, a NumPy array or a path, not {type(image).__name__}."
             )
         image.load()
-        return image.convert("RGB")
+        return ImageOps.exif_transpose(image).convert("RGB")  # cameras turn pictures by a note
     except (OSError, UnidentifiedImageError, TypeError, SyntaxError) as error:
         raise InputError(
             f"An image cannot be read: {error}. Check or leave out the file."

@@ -274,6 +274,13 @@ class TokenLayout:
             self._map(lambda tensor: tensor[i : i + 1]), image_sizes=(self.image_sizes[i],)
         )
 
+    def repeat(self, n: int) -> TokenLayout:
+        """The same layout for `n` copies of the batch."""
+        return replace(
+            self._map(lambda tensor: tensor.repeat(n, *[1] * (tensor.ndim - 1))),
+            image_sizes=self.image_sizes * n,
+        )
+
     def describe(self) -> str:
         """One line for each row of the batch: what it holds and how much of it."""
         lines = []

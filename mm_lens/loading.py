@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
+from transformer_lens.utilities.multi_gpu import count_unique_devices, find_embedding_device
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from mm_lens import demo, validation
@@ -79,6 +80,7 @@ def load(
     # The native model goes first: after boot its modules are part of the bridge.
     expected = validation.native(hf_model, family, processor) if check else None
 
+    split = find_embedding_device(hf_model), count_unique_devices(hf_model)
     bridge = build_bridge_from_module(
         hf_model,
         architecture,
@@ -87,6 +89,8 @@ def load(
         model_name=str(name_or_path or path or architecture),
         post_adapter_hook=lambda adapter: family_class.customise(adapter, attention),
     )
+    if split[0] is not None:  # what boot_transformers does for a model over several devices
+        bridge.cfg.device, bridge.cfg.n_devices = str(split[0]), split[1]
     model = VisionLanguageBridge.install(bridge, family, attention)
     model.processor = processor
     if expected is not None:

@@ -11,6 +11,7 @@ from tiny import random_image
 from transformer_lens import patching, utilities
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
+from transformers import DynamicCache
 
 import mm_lens
 from mm_lens.hooks import PARENTS, ModalityHookPoint
@@ -382,6 +383,102 @@ def test_deepcopy_and_state_dict(fresh):
     assert not torch.equal(twin(inputs), fresh(inputs))
     fresh.load_state_dict(state)
     assert torch.equal(twin(inputs), fresh(inputs))
+
+
+def test_a_copy_with_view_hooks_is_refused(fresh):
+    fresh.add_hook("blocks.1.visual.hook_resid_post", lambda x, hook: x * 0)
+    with pytest.raises(mm_lens.HookError, match="reset_hooks"):
+        copy.deepcopy(fresh)
+    fresh.reset_hooks()
+    copy.deepcopy(fresh)
+
+
+def test_inference_mode(model, batch):
+    name = "blocks.1.visual.hook_resid_post"
+
+    def in_place(rows, hook):
+        rows[:, 3] = 0
+
+    want = model.run_with_hooks(batch, fwd_hooks=[(name, in_place)])
+    with torch.inference_mode():
+        _, cache = model.run_with_cache(batch, names_filter=[name])
+        got = model.run_with_hooks(batch, fwd_hooks=[(name, in_place)])
+    assert torch.equal(got, want)
+    assert cache[name].shape[:2] == batch.layout.valid("visual").shape
+
+
+def test_a_sweep_takes_every_position_once(model, batch):
+    """Code for TransformerLens says endswith("hook_resid_post") and means one point per block."""
+    seen = []
+
+    def double(x, hook):
+        seen.append(hook.name)
+        return x * 2
+
+    def suffix(name):
+        return name.startswith("blocks.1") and name.endswith("hook_resid_post")
+
+    got = model.run_with_hooks(batch, fwd_hooks=[(suffix, double)])
+    assert len(seen) == 1
+    whole = [("blocks.1.hook_resid_post", double)]
+    assert torch.equal(got, model.run_with_hooks(batch, fwd_hooks=whole))
+    model.add_hook(suffix, double)
+    assert torch.equal(model(batch), got)
+    model.reset_hooks()
+    _, cache = model.run_with_cache(batch, names_filter=lambda n: n.endswith("hook_z"))
+    assert not any("visual" in name for name in cache.keys())  # noqa: SIM118
+
+
+def test_interrupts_and_nested_passes_keep_layouts_apart(model):
+    one = model.prepare("What is it?", random_image(31, 57))
+    two = model.prepare("?", random_image(57, 31))
+    name, counts = "blocks.1.visual.hook_resid_post", {}
+
+    def interrupt(x, hook):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        model.run_with_hooks(one, fwd_hooks=[(name, interrupt)])
+
+    def look_at(key):
+        return lambda x, hook: counts.update({key: x.shape[1]})
+
+    def inner(x, hook):
+        if "inner" in counts:
+            return
+        counts["inner"] = None  # this hook is on the inner pass as well
+        model.run_with_hooks(two, fwd_hooks=[(name, look_at("inner"))])
+
+    model.run_with_hooks(
+        one, fwd_hooks=[("blocks.0.visual.hook_resid_pre", inner), (name, look_at("outer"))]
+    )
+    want = [int(x.layout.counts("visual")[0]) for x in (two, one)]
+    assert [counts["inner"], counts["outer"]] == want
+
+
+def test_passing_an_empty_cache_changes_nothing(model):
+    inputs = model.prepare("What is it?", random_image(31, 57))
+    edit = [("blocks.1.visual.hook_resid_post", lambda x, hook: x * 0)]
+    want = model.run_with_hooks(inputs, fwd_hooks=edit)
+    got = model.run_with_hooks(inputs, fwd_hooks=edit, past_key_values=DynamicCache())
+    assert torch.equal(got, want)
+    options = {"max_new_tokens": 3, "do_sample": False, "stop_at_eos": False}
+    calls = []
+    look = [("blocks.1.visual.hook_resid_post", lambda x, hook: calls.append(x.shape[1]))]
+    with model.hooks(fwd_hooks=look):
+        model.hf_generate(inputs, **options)
+        _, cache = model.run_with_cache(
+            inputs, names_filter="blocks.1.text.hook_q", past_key_values=DynamicCache()
+        )
+    assert calls == [49, 49]
+    assert cache["q", 1, "text"].shape[1] == int(inputs.layout.counts("text")[0])
+    assert cache.layout.counts("visual").tolist() == [49]
+
+
+def test_names_refuses_what_can_match_nothing():
+    for options in ({"modality": "newline"}, {"modality": "all"}, {"layers": [-1]}):
+        with pytest.raises(mm_lens.InputError):
+            mm_lens.names("resid_post", **options)
 
 
 def test_uninstall_gives_the_plain_bridge_back(fresh):

@@ -82,6 +82,25 @@ def test_bound_repeats_images_for_copies_and_refuses_strangers(model, one, batch
         model(one.input_ids)
 
 
+def test_bound_refuses_other_padding(model):
+    image = random_image(31, 57)
+    padded = model.prepare(["What?", "What is it, tell me?"], [image, image])
+    with model.bound(padded):
+        assert torch.equal(model(padded.input_ids), model(padded))
+        with pytest.raises(InputError, match="not padded alike"):
+            model(padded.input_ids[1:].repeat(2, 1))
+
+
+def test_bound_after_a_cached_prefix(model, one):
+    _, past = model(one.input_ids[:, :2], return_type="logits_and_cache", use_cache=True)
+    with pytest.raises(InputError, match="no image came with it"):
+        model(one.input_ids[:, 2:], past_key_values=past)
+    _, past = model(one.input_ids[:, :2], return_type="logits_and_cache", use_cache=True)
+    with model.bound(one):
+        rest = model(one.input_ids[:, 2:], past_key_values=past)
+    assert torch.allclose(rest, model(one)[:, 2:], atol=1e-5)
+
+
 def test_placeholder_count_must_match(model, one):
     short = one.input_ids[:, 3:]
     assert (short == model.family.image_token_id).sum() == 49  # only text was cut
@@ -144,6 +163,34 @@ def test_edits_above_the_layer_that_is_read_are_refused(model, one, name):
         model.run_with_hooks(one, fwd_hooks=[(name, lambda x, hook: x + 1)])
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_no_edit_anywhere_is_a_silent_no_op(attention):
+    """Every hook point of the bridge: an edit changes the output, or raises, or it never fires."""
+    model = load_tiny(attention=attention, check=False)
+    inputs = model.prepare("What is it?", random_image(31, 57))
+    want, silent = model(inputs).detach(), []
+    for name in sorted({point.name for point in model.hook_points()}):
+        if model._gated_hook_reason(name) or model._remedy_if_dead(name):
+            continue
+        calls = []
+
+        def edit(x, hook, calls=calls):
+            calls.append(hook.name)
+            return x.flip(-1) + 0.5 if x.is_floating_point() else x.flip(-1)
+
+        try:
+            got = model.run_with_hooks(inputs, fwd_hooks=[(name, edit)])
+        except HookError:
+            assert "vision_encoder" in name or name in ("embed.hook_out", "rotary_emb.hook_in")
+            continue
+        except InputError:
+            assert name == "embed.hook_in"  # the tokens themselves
+            continue
+        if torch.equal(got, want):
+            silent.append((name, len(calls)))
+    assert not silent
+
+
 # 4. Hook points that never fire.
 
 
@@ -168,8 +215,16 @@ def test_dead_hooks_raise(model, one, name):
     ):
         with pytest.raises(HookError, match=r"never fires.*(Use|eager)"):
             use()
-    with pytest.warns(mm_lens.MMLensWarning, match="never fire"):
-        model.run_with_cache(one, names_filter=lambda n: n == name)
+    for sweep in (
+        lambda: model.run_with_cache(one, names_filter=lambda n: n == name),
+        lambda: model.run_with_hooks(one, fwd_hooks=[(lambda n: n == name, lambda x, hook: x)]),
+        lambda: model.add_hook(lambda n: n == name, lambda x, hook: x),
+    ):
+        with pytest.warns(mm_lens.MMLensWarning, match="never fire"):
+            sweep()
+    _, cache = model.run_with_cache(one, names_filter="hook_embed")
+    with pytest.raises(KeyError, match="never fires"):
+        cache[name]
 
 
 def test_eager_has_patterns(one):
@@ -303,6 +358,33 @@ def test_embeddings_need_a_layout(model, one):
         _, resumed = model.run_with_cache(residual, names_filter=name, start_at_layer=1)
     assert torch.allclose(got, model.run_with_hooks(one, fwd_hooks=hooks), atol=1e-5)
     assert resumed.layout is one.layout
+
+
+def test_embeddings_of_another_shape_or_padded(model, one, batch):
+    name = "blocks.1.hook_in"
+    residual = model.run_with_cache(one, names_filter=name)[1][name]
+    zero = [("blocks.2.visual.hook_resid_post", lambda x, hook: x * 0)]
+    with model.bound(one):
+        three = model.run_with_hooks(residual.repeat(3, 1, 1), fwd_hooks=zero, start_at_layer=1)
+        alone = model.run_with_hooks(residual, fwd_hooks=zero, start_at_layer=1)
+        assert torch.allclose(three, alone.expand_as(three), atol=1e-5)
+        with pytest.raises(HookError, match=r"\(1, 50\)"):
+            model.run_with_hooks(residual[:, :50], fwd_hooks=zero, start_at_layer=1)
+    residual = model.run_with_cache(batch, names_filter=name)[1][name]
+    valid = batch.attention_mask.bool()
+    assert not valid.all()
+    with model.bound(batch):
+        resumed = model(residual, start_at_layer=1)
+    assert torch.allclose(resumed[valid], model(batch)[valid], atol=1e-5)
+
+
+def test_one_dimensional_tokens(model, one):
+    rest = keywords(one)
+    assert torch.equal(model(one.input_ids[0], **rest), model(one))
+    loss = model(one.input_ids[0], return_type="loss", **rest)
+    assert torch.equal(loss, model(one, return_type="loss"))
+    _, cache = model.run_with_cache("abc", names_filter="blocks.0.text.hook_q")
+    assert cache.layout.counts("text").tolist() == [cache["q", 0, "text"].shape[1]]
 
 
 def test_a_block_alone_has_no_layout(model, one):

@@ -88,7 +88,7 @@ class LlavaNextFamily(Family):
             )
 
     def inert_hooks(self) -> Mapping[str, str]:
-        """The tower above the layer that LLaVA reads."""
+        """The tower above the layer that LLaVA reads, and attention weights inside of it."""
         depth = self.config.vision_config.num_hidden_layers
         feature_layers = self.config.vision_feature_layer
         chosen = [feature_layers] if isinstance(feature_layers, int) else list(feature_layers)
@@ -97,14 +97,18 @@ class LlavaNextFamily(Family):
             f"The model reads the tower's hidden state {feature_layers}: edit "
             f"vision_encoder.encoder_layers.{last - 1}.hook_out or vision_projector.hook_in."
         )
-        names = ["vision_encoder.hook_out", "vision_encoder.post_layernorm.hook_in"]
-        names += ["vision_encoder.post_layernorm.hook_out"]
-        names += [
-            f"vision_encoder.encoder_layers.{k}.{hook}"
-            for k in range(last, depth)
-            for hook in ("hook_in", "attn.hook_out", "mlp.hook_out", "hook_out")
-        ]
-        return dict.fromkeys(names, remedy)
+        above = "|".join(str(k) for k in range(last, depth)) or "none"
+        return {
+            rf"vision_encoder\.(hook_out|post_layernorm\..+|encoder_layers\.({above})\..+)": remedy,
+            r"vision_encoder\..+\.attn\.hook_(pattern|attn_scores)": (
+                "The tower's attention is computed by the native model, which reports its weights "
+                "afterwards: edit attn.q, attn.k, attn.v or attn.hook_out."
+            ),
+            r"rotary_emb\.hook_in": (
+                "Rotary embeddings take only its type and device from it: edit rotary_emb.hook_cos "
+                "and .hook_sin."
+            ),
+        }
 
     def dead_hooks(self, attention: str) -> Mapping[str, str]:
         """Hook points that TransformerLens declares but nothing fires."""
@@ -123,12 +127,16 @@ class LlavaNextFamily(Family):
 
     def layout(self, inputs: Mapping[str, Any]) -> TokenLayout:
         """What every position is; see `llava_next_layout`."""
-        tokens, past = inputs["input_ids"], inputs.get("past_key_values")
-        mask = inputs.get("attention_mask")
+        tokens, mask = inputs["input_ids"], inputs.get("attention_mask")
         mask = mask[:, -tokens.shape[1] :] if mask is not None and mask.ndim == 2 else None
-        if past is not None and past.get_seq_length() > 0:
-            # A decoding step: the image is in the cache, every new token is text.
-            return TokenLayout.build(tokens, mask, image_token_id=-1)
+        if inputs.get("pixel_values") is None:
+            # A decoding step or a prompt without image. A sampled placeholder is text.
+            return TokenLayout.build(
+                tokens,
+                mask,
+                image_token_id=-1,
+                special_ids=self.processor.tokenizer.all_special_ids,
+            )
         return geometry.layout({**inputs, "attention_mask": mask}, self.config, self.processor)
 
     def image_token_counts(self, inputs: Mapping[str, Any]) -> list[int] | None:
