@@ -1,6 +1,6 @@
 """What the hook points cost: ratios from one interleaved run on the demo model.
 
-    python benchmarks/hooks.py [--rounds 30]
+    python benchmarks/hooks.py [--rounds 15] [--rows 32]
 
 Each round runs every variant once, in shuffled order; a ratio is the median over rounds of the
 variants' quotient within a round, so a machine that slows down for a while does not bend it.
@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable
 
 import torch
-from PIL import Image
 from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 from transformers import AutoModelForImageTextToText
 
@@ -49,15 +48,16 @@ def bare_bridge(attention: str, tokenizer):
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rows", type=int, default=32, help="size of the batch")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
 
     model = mm_lens.load("demo/llava-next", check=False)
-    samples = datasets.load("easy-vqa", limit=8)
-    big = [s.image.resize((320, 180), Image.Resampling.BICUBIC) for s in samples]
-    inputs = model.prepare([s.text for s in samples], big)
+    samples = datasets.load("easy-vqa", limit=arguments.rows)
+    images = [s.image for s in samples]
+    inputs = model.prepare([s.text for s in samples], images)
     rest = {k: v for k, v in inputs.items() if k != "input_ids"}
     hf = native("sdpa")
     bare = bare_bridge("sdpa", model.processor.tokenizer)

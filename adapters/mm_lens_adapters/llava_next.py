@@ -68,6 +68,7 @@ class LlavaNextFamily(Family):
         self.config = model.config
         self.processor = processor
         self.image_token_id: int = self.config.image_token_id
+        self._counts: dict[tuple[int, int], int] = {}
 
     @classmethod
     def customise(cls, adapter: Any, attention: str) -> None:
@@ -143,10 +144,14 @@ class LlavaNextFamily(Family):
         """How many tokens each image makes, newlines included."""
         if inputs.get("pixel_values") is None:
             return None
-        return [
-            len(geometry.image_geometry(self.config, self.processor, (height, width)))
-            for height, width in inputs["image_sizes"].tolist()
-        ]
+        return [self._tokens_of(height, width) for height, width in inputs["image_sizes"].tolist()]
+
+    def _tokens_of(self, height: int, width: int) -> int:
+        # Asked for in every forward pass: a look into a dict, not a key made of the configuration.
+        if (height, width) not in self._counts:
+            found = geometry.image_geometry(self.config, self.processor, (height, width))
+            self._counts[height, width] = len(found)
+        return self._counts[height, width]
 
     def probe_image(self) -> Image.Image:
         """Noise of an extreme aspect ratio: most of its tiles is padding, which makes no tokens."""
