@@ -95,8 +95,12 @@ def questions() -> dict[int, dict[str, list[tuple[str, str]]]]:
 
 def _grouped(pairs: list[tuple[str, str]]) -> dict[str, list[tuple[str, str]]]:
     groups: dict[str, list[tuple[str, str]]] = defaultdict(list)
-    for pair in pairs:
-        groups[asked_for(*pair)].append(pair)
+    for question, answer in pairs:
+        name = asked_for(question, answer)
+        if answer in ("yes", "no"):
+            about_shape = not set(SHAPES).isdisjoint(question.rstrip("?").split())
+            name = f"{'shape' if about_shape else 'colour'} {name}"
+        groups[name].append((question, answer))
     return dict(groups)
 
 
