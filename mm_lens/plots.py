@@ -46,6 +46,10 @@ class Picture(Figure):
         return buffer.getvalue()
 
 
+# R² has no lower end: where nearly all states coincide, a few tokens can take it to -1,000.
+FLOOR = -0.5
+
+
 @dataclass(frozen=True)
 class Curve:
     """One metric over the layers for one stream and modality; columns as in the table."""
@@ -130,7 +134,7 @@ def look(profile: Profile, metric: str) -> Look:
         over="layer l (from state l − 1 to state l)" if pair else "layer (0: embeddings)",
         layers=(rows.layer.min() - 0.3, rows.layer.max() + 0.3),
         log=log,
-        limits=_limits(rows, log),
+        limits=_limits(rows, log, FLOOR if pair else -math.inf),
     )
 
 
@@ -183,9 +187,16 @@ def draw(profile: Profile, chosen: Sequence[str] = ()) -> Picture:
     figure.text(0.5, 1 - 0.55 * inch, source(profile), ha="center", fontsize=12)
     families = {METRICS[metric].family for metric in chosen if metric in METRICS}
     null = " (dimension: of a Gaussian with the same covariance)" * ("dimension" in families)
-    note = f"Bands: 95 % interval over samples. Dotted: chance level{null}. n: tokens."
+    cut = f" R² below {FLOOR:g} is cut off." * _cuts(profile, chosen)
+    note = f"Bands: 95 % interval over samples. Dotted: chance level{null}. n: tokens.{cut}"
     figure.text(0.5, 0.1 * inch, note, ha="center", fontsize=10, color="0.35")
     return figure
+
+
+def _cuts(profile: Profile, chosen: Sequence[str]) -> bool:
+    pairs = [metric for metric in chosen if metric in METRICS and METRICS[metric].arity == 2]
+    table = profile.table
+    return bool((table[table.metric.isin(pairs)].value < FLOOR).any())
 
 
 def _panels(n_rows: int, n_columns: int) -> tuple[Picture, Any]:
@@ -246,8 +257,11 @@ def _dress(axes: Axes, style: Look, stream: str) -> None:
     )
 
 
-def _limits(rows: pd.DataFrame, log: bool) -> tuple[float, float] | None:
-    """A range that shows every value and chance floor, and intervals as far as they are near."""
+def _limits(rows: pd.DataFrame, log: bool, floor: float) -> tuple[float, float] | None:
+    """A range that shows every value and chance floor, and intervals as far as they are near.
+
+    Nothing below `floor`.
+    """
 
     def numbers(*columns: str) -> Any:
         found = rows[list(columns)].to_numpy(float).ravel()
@@ -262,6 +276,8 @@ def _limits(rows: pd.DataFrame, log: bool) -> tuple[float, float] | None:
     if len(bands):
         low = min(low, max(bands.min(), low - 0.5 * span))
         high = max(high, min(bands.max(), high + 0.5 * span))
+    low = max(low, floor)
+    span = min(span, high - low) or span
     low, high = low - 0.06 * span, high + 0.06 * span
     return (math.exp(low), math.exp(high)) if log else (low, high)
 

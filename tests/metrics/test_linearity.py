@@ -246,3 +246,14 @@ def test_a_column_that_varies_in_one_sample_only():
     fit = LinearFit(tokens, Tokens(y, tokens.sample, tokens.position, tokens.token_id), 0)
     for keep, refit in zip(left_out(tokens.sample, 0), fit.refits, strict=True):
         assert refit.r2("state") == pytest.approx(svd_r2(x[keep], y[keep]), abs=1e-9)
+
+
+def test_a_few_tokens_that_make_the_held_out_error_are_named():
+    x = normal(0, 2000, 8)
+    y = x @ normal(1, 8, 8)
+    y[:3] += 400 * normal(2, 3, 8)  # far from where any map would put them
+    found = evaluate(tokens_of(x), tokens_of(y), ["linearity_heldout"])["linearity_heldout"]
+    assert "half of the held-out error is in" in found.warning
+    assert int(found.warning.split(" is in ")[1].split()[0]) <= 3
+    clean = evaluate(tokens_of(y), tokens_of(y @ normal(3, 8, 8) + normal(4, 2000, 8)))
+    assert "half of the held-out" not in clean["linearity_heldout"].warning
