@@ -23,7 +23,17 @@ _HOMES = {
     "load": "loading",
     "names": "cache",
 }
-_MODULES = ("datasets", "demo", "hooks", "layout", "metrics", "plots", "streams", "validation")
+_MODULES = (
+    "datasets",
+    "demo",
+    "hooks",
+    "layout",
+    "metrics",
+    "overlay",
+    "plots",
+    "streams",
+    "validation",
+)
 
 __all__ = [
     "DataError",
