@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 
 import pytest
+import torch
 from tiny import random_image, tiny_llava_next
 
 import mm_lens
 from mm_lens import VisionLanguageBridge
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+torch.set_num_threads(1)  # tests run in several processes
 
 
 def load_tiny(**options: object) -> VisionLanguageBridge:
