@@ -12,7 +12,9 @@ import mm_lens
 from mm_lens import VisionLanguageBridge
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-torch.set_num_threads(1)  # tests run in several processes
+# Tests run in several processes, and start more: threads would only wait for each other.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
 
 
 def load_tiny(**options: object) -> VisionLanguageBridge:
