@@ -248,22 +248,16 @@ class VisionLanguageBridge(TransformerBridge):
         Without `names_filter` every hook point is cached, views included.
         """
         tokens, kwargs = self._unpack(input, kwargs)
-        asked = names_filter
-        if isinstance(names_filter, str):
-            names_filter = canonical(names_filter)
-        elif isinstance(names_filter, list):
-            names_filter = [canonical(name) for name in names_filter]
-        elif names_filter is not None:
-            names_filter = self._sweep(names_filter)
         output, cache = super().run_with_cache(  # type: ignore[call-overload]
             tokens,
             return_cache_object=return_cache_object,
             remove_batch_dim=remove_batch_dim,
-            names_filter=names_filter,
+            names_filter=self._filter(names_filter),
             **kwargs,
         )
+        asked = [names_filter] if isinstance(names_filter, str) else names_filter
         entries = cache.cache_dict if return_cache_object else cache
-        for name in [asked] if isinstance(asked, str) else asked if isinstance(asked, list) else []:
+        for name in asked if isinstance(asked, list) else []:
             if name not in entries and canonical(name) in entries:
                 entries[name] = entries[canonical(name)]
         if return_cache_object:
@@ -390,6 +384,14 @@ class VisionLanguageBridge(TransformerBridge):
             if remedy := self._remedy_if_dead(name):
                 raise HookError(f"{name} never fires in this model. {remedy}")
 
+    def _filter(self, names: Names) -> Names:
+        """A filter as TransformerLens takes it: no other spellings; swept if it is a function."""
+        if names is None:
+            return None
+        if isinstance(names, str):
+            return canonical(names)
+        return [canonical(n) for n in names] if isinstance(names, list) else self._sweep(names)
+
     def _swept(self, hooks: Hooks) -> list[tuple[Any, Callable[..., Any]]]:
         return [(self._sweep(name) if callable(name) else name, hook) for name, hook in hooks]
 
@@ -431,10 +433,4 @@ class VisionLanguageBridge(TransformerBridge):
 
     def get_caching_hooks(self, names_filter: Names = None, *args: Any, **kwargs: Any) -> Any:
         """As in TransformerLens, with the spellings ``blocks.3.hook_visual_resid_post``."""
-        if isinstance(names_filter, str):
-            names_filter = canonical(names_filter)
-        elif isinstance(names_filter, list):
-            names_filter = [canonical(name) for name in names_filter]
-        elif names_filter is not None:
-            names_filter = self._sweep(names_filter)
-        return super().get_caching_hooks(names_filter, *args, **kwargs)
+        return super().get_caching_hooks(self._filter(names_filter), *args, **kwargs)

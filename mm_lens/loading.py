@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from mm_lens import demo, validation
 from mm_lens.bridge import VisionLanguageBridge
-from mm_lens.errors import InputError, MMLensError
+from mm_lens.errors import InputError
 from mm_lens.families import family_for
 
 Attention: TypeAlias = Literal["sdpa", "eager"]
@@ -134,6 +134,3 @@ def _saved(tokenizer: Any) -> Any:
     saved = type(tokenizer).from_pretrained(folder)
     saved.name_or_path = saved.init_kwargs["name_or_path"] = folder
     return saved
-
-
-__all__ = ["Attention", "MMLensError", "load"]
