@@ -65,9 +65,12 @@ def tiny_llava_next(
     return copy.deepcopy(_build(seed, text, _Frozen(overrides)))
 
 
-def tiny_tokenizer(padding_side: str = "left") -> LlamaTokenizer:
+def tiny_tokenizer(
+    padding_side: str = "left", image_token: str | None = IMAGE_TOKEN
+) -> LlamaTokenizer:
     """One token for each character, loaded from a directory, so that it can be loaded again."""
-    tokenizer: LlamaTokenizer = LlamaTokenizer.from_pretrained(_tokenizer_directory())
+    directory = _tokenizer_directory(image_token)
+    tokenizer: LlamaTokenizer = LlamaTokenizer.from_pretrained(directory)
     tokenizer.padding_side = padding_side
     return tokenizer
 
@@ -93,7 +96,7 @@ def _directory() -> Path:
 
 
 @cache
-def _tokenizer_directory() -> Path:
+def _tokenizer_directory(image_token: str | None = IMAGE_TOKEN) -> Path:
     characters = [c for c in string.printable if c.isprintable() and c != " "]
     vocab = ["<unk>", "<s>", "</s>", "<pad>", "▁", "\n", *characters]
     tokenizer = LlamaTokenizer(
@@ -101,9 +104,9 @@ def _tokenizer_directory() -> Path:
         merges=[],
         pad_token="<pad>",
         add_bos_token=True,
-        extra_special_tokens={"image_token": IMAGE_TOKEN},
+        extra_special_tokens={"image_token": image_token} if image_token else {},
     )
-    path = _directory() / "tokenizer"
+    path = _directory() / f"tokenizer {bool(image_token)}"
     tokenizer.save_pretrained(path)
     return path
 
@@ -170,12 +173,12 @@ def _build(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlavaNextForConditionalGeneration(config).float().eval()
-        _randomise(model)
+        randomise(model)
     return model, processor
 
 
 @torch.no_grad()
-def _randomise(model: torch.nn.Module) -> None:
+def randomise(model: torch.nn.Module) -> None:
     """Weights of a size at which every part matters; norms neither all one nor all zero."""
     for name, parameter in model.named_parameters():
         if "norm" in name and name.endswith("weight"):
