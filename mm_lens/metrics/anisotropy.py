@@ -25,7 +25,13 @@ from jaxtyping import Bool, Float64
 from torch import Tensor
 
 from mm_lens.metrics.core import Estimate, Family, UndefinedError, estimate
-from mm_lens.metrics.intervals import clustered_error, jackknife_error, left_out, margin
+from mm_lens.metrics.intervals import (
+    Replicates,
+    clustered_error,
+    jackknife_error,
+    left_out,
+    margin,
+)
 from mm_lens.metrics.tokens import Tokens, centre
 
 
@@ -44,13 +50,13 @@ class Cloud:
     @cached_property
     def everything(self) -> Estimate:
         """Anisotropy of all tokens."""
-        return _principal_share(self.tokens, self.x)
+        return _principal_share(self.tokens, self.x, self.seed)
 
     def anisotropy(self, keep: Bool[Tensor, " n"]) -> Estimate:
         """Anisotropy of the kept tokens; ``n_tokens`` says how many those are."""
         if bool(keep.all()):
             return self.everything
-        return _principal_share(self.tokens.take(keep), self.x[keep])
+        return _principal_share(self.tokens.take(keep), self.x[keep], self.seed)
 
 
 def _deviations(x: Float64[Tensor, "n d"]) -> Float64[Tensor, "n d"]:
@@ -62,7 +68,7 @@ def _deviations(x: Float64[Tensor, "n d"]) -> Float64[Tensor, "n d"]:
     return centred
 
 
-def _principal_share(tokens: Tokens, x: Float64[Tensor, "n d"]) -> Estimate:
+def _principal_share(tokens: Tokens, x: Float64[Tensor, "n d"], seed: int) -> Estimate:
     """Largest eigenvalue of the covariance over its trace."""
     centred = _deviations(x)
     n, d = centred.shape
@@ -75,13 +81,15 @@ def _principal_share(tokens: Tokens, x: Float64[Tensor, "n d"]) -> Estimate:
         values, vectors = torch.linalg.eigh(centred.T @ centred)
         along = (centred @ vectors[:, -1]).square()
     value = float(values[-1] / trace)
-    half = margin(*clustered_error((along - value * squares) / trace, tokens.sample))
+    influence = (along - value * squares) / trace
+    half = margin(*clustered_error(influence, tokens.sample))
     return estimate(
         tokens,
         value,
         max(value - half, 0.0),
         min(value + half, 1.0),
         chance=(1 + math.sqrt(d / n)) ** 2 / d,
+        replicates=Replicates.of(value, influence, tokens.sample, seed),
     )
 
 
@@ -130,7 +138,8 @@ def half_trace_tokens(cloud: Cloud) -> Estimate:
     n, value = len(squares), _half_share(squares)
     half = margin(*jackknife_error(refits))
     low, high = max((value - half) * n, 1.0), min((value + half) * n, float(n))
-    return estimate(cloud.tokens, value * n, low, high)
+    replicates = Replicates(tuple(refit * n for refit in refits))
+    return estimate(cloud.tokens, value * n, low, high, replicates=replicates)
 
 
 def _half_share(squares: Float64[Tensor, " n"]) -> float:
@@ -152,4 +161,11 @@ def mean_cosine(cloud: Cloud) -> Estimate:
     influence = 2 / n * (units @ total / n - total.square().sum() / n**2)
     tokens = cloud.tokens.take(keep)
     half = margin(*clustered_error(influence, tokens.sample))
-    return estimate(tokens, value, max(value - half, -1.0), min(value + half, 1.0), chance=0.0)
+    return estimate(
+        tokens,
+        value,
+        max(value - half, -1.0),
+        min(value + half, 1.0),
+        chance=0.0,
+        replicates=Replicates.of(value, influence, tokens.sample, cloud.seed),
+    )

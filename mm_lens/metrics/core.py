@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from mm_lens.errors import InputError, MMLensError
+from mm_lens.metrics.intervals import Replicates
 from mm_lens.metrics.tokens import Tokens, finite
 
 PRESETS = ("paper", "honest")
@@ -44,6 +45,7 @@ class Estimate:
         chance: What data without the structure in question would score; NaN where no such
             reference exists.
         warning: Why the value is missing or what to know before using it; "" if nothing.
+        replicates: What the value would be without each group of samples.
     """
 
     value: float
@@ -53,6 +55,7 @@ class Estimate:
     n_over_d: float
     chance: float = math.nan
     warning: str = ""
+    replicates: Replicates = field(default_factory=Replicates, repr=False)
 
     def warn(self, *messages: str) -> Estimate:
         """The same estimate with more warnings."""
@@ -67,6 +70,7 @@ def estimate(
     *,
     chance: float = math.nan,
     warnings: Iterable[str] = (),
+    replicates: Replicates | None = None,
 ) -> Estimate:
     """An :class:`Estimate` resting on the given tokens.
 
@@ -79,7 +83,8 @@ def estimate(
     if math.isnan(low):
         warnings.append("no interval: too few samples")
     n_over_d = len(tokens) / tokens.d
-    return Estimate(value, low, high, len(tokens), n_over_d, chance).warn(*warnings)
+    numbers = (value, low, high, len(tokens), n_over_d, chance)
+    return Estimate(*numbers, replicates=replicates or Replicates()).warn(*warnings)
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ from torch import Tensor
 from transformer_lens.utilities.statistics import derive_generator
 
 from mm_lens.metrics.core import Estimate, Family, UndefinedError, estimate
-from mm_lens.metrics.intervals import clustered_error, margin
+from mm_lens.metrics.intervals import Replicates, clustered_error, margin
 from mm_lens.metrics.neighbours import Neighbours, nearest
 from mm_lens.metrics.tokens import Tokens, subsample, unique_rows
 
@@ -189,8 +189,9 @@ def _interval(
     fit: Fit,
     sample: Int64[Tensor, " n"],
     neighbour: Int64[Tensor, " n"],
-) -> tuple[float, float]:
-    """95 % interval on the logarithm of the dimension."""
+    seed: int,
+) -> tuple[tuple[float, float], Replicates]:
+    """95 % interval on the logarithm of the dimension, and replicates of the dimension."""
     u = fit.influence / fit.value
     error, freedom = clustered_error(u, sample)
     # A token and its nearest neighbour share a distance. Each pair once; pairs within a sample are
@@ -198,13 +199,24 @@ def _interval(
     mutual = neighbour[neighbour] == torch.arange(len(u), device=u.device)
     weight = torch.where(mutual, 1.0, 2.0) * (sample != sample[neighbour])
     shared = float((weight * u * u[neighbour]).sum())
-    half = margin(math.sqrt(error**2 + max(shared, 0.0)), freedom)
-    return fit.value * math.exp(-half), fit.value * math.exp(half)
+    rest = math.sqrt(max(shared, 0.0))
+    half = margin(math.hypot(error, rest), freedom)
+    replicates = Replicates.of(fit.value, fit.influence, sample, seed, fit.value * rest)
+    return (fit.value * math.exp(-half), fit.value * math.exp(half)), replicates
 
 
 def _estimate(points: Neighbourhood, fit: Fit, chance: float = math.nan) -> Estimate:
-    interval = _interval(fit, points.distinct.sample, points.neighbours.index[:, 0])
-    return estimate(points.distinct, fit.value, *interval, chance=chance, warnings=points.warnings)
+    interval, replicates = _interval(
+        fit, points.distinct.sample, points.neighbours.index[:, 0], points.seed
+    )
+    return estimate(
+        points.distinct,
+        fit.value,
+        *interval,
+        chance=chance,
+        warnings=points.warnings,
+        replicates=replicates,
+    )
 
 
 @FAMILY.metric(
@@ -285,6 +297,6 @@ def dimension_paper(points: Neighbourhood) -> Estimate:
     neighbour[first[kept]] = first[found.index[kept, 0]]
 
     fit = fit_line(ratios, n - n_kept + n_kept // 5)
-    interval = _interval(fit, points.tokens.sample, neighbour)
+    interval, replicates = _interval(fit, points.tokens.sample, neighbour, points.seed)
     note = f"{n - n_kept} of {n} tokens without a ratio (copies)" if n_kept < n else ""
-    return estimate(points.tokens, fit.value, *interval, warnings=[note])
+    return estimate(points.tokens, fit.value, *interval, warnings=[note], replicates=replicates)

@@ -9,6 +9,11 @@ neither tokens nor points are ever drawn again. Two routes, both deterministic:
   samples. Costs that many refits; needed where the fit adapts to the data, because holding the fit
   fixed gives intervals up to two times too small.
 
+:class:`Replicates` are the same error in a form that can be combined: what the value would be
+without each of the groups. Groups follow from the ids of the samples alone, so that any function of
+several values (a difference between two models, a trend over layers) has its interval from the
+replicates of the function, with whatever correlation there is between the values.
+
 Limits: fewer than :data:`MIN_SAMPLES` samples give no interval (NaN), and a metric that hangs on
 one token per sample (massive activations) has longer tails than Student's t.
 """
@@ -17,6 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float64, Int64
@@ -31,7 +37,10 @@ MIN_SAMPLES = 4
 def sample_groups(
     sample: Int64[Tensor, " n"], n_groups: int, seed: int = 0
 ) -> tuple[Int64[Tensor, " n"], int]:
-    """Group of each token: whole samples, dealt out in turn in the order of their hash.
+    """Group of each token: whole samples, cut into equal parts in the order of their hash.
+
+    A sample more or less moves only those beside a boundary: two models that were shown the same
+    samples have the same groups, or nearly so where the few tokens drawn of a sample may be none.
 
     Returns:
         The group of each token, and the number of groups (fewer than asked if samples are fewer).
@@ -39,9 +48,9 @@ def sample_groups(
     ids, inverse = sample.unique(return_inverse=True)
     n_groups = max(1, min(n_groups, len(ids)))
     order = sampling_key(ids, torch.zeros_like(ids), seed).argsort(stable=True)
-    turn = torch.empty_like(order)
-    turn[order] = torch.arange(len(ids), device=ids.device) % n_groups
-    return turn[inverse], n_groups
+    part = torch.empty_like(order)
+    part[order] = torch.arange(len(ids), device=ids.device) * n_groups // max(len(ids), 1)
+    return part[inverse], n_groups
 
 
 def left_out(sample: Int64[Tensor, " n"], seed: int = 0) -> list[Bool[Tensor, " n"]]:
@@ -77,6 +86,34 @@ def jackknife_error(refits: Sequence[float]) -> tuple[float, int]:
     mean = math.fsum(refits) / count
     spread = math.fsum((value - mean) ** 2 for value in refits)
     return math.sqrt(spread * (count - 1) / count), count - 1
+
+
+@dataclass(frozen=True)
+class Replicates:
+    """What a value would be without each group of samples (delete-a-group jackknife).
+
+    Attributes:
+        values: One per group, in the order of :func:`sample_groups`; none if samples are too few.
+        rest: Standard error that the groups do not show, since it lies between samples.
+    """
+
+    values: tuple[float, ...] = ()
+    rest: float = 0.0
+
+    @staticmethod
+    def of(
+        value: float,
+        influence: Float64[Tensor, " n"],
+        sample: Int64[Tensor, " n"],
+        seed: int = 0,
+        rest: float = 0.0,
+    ) -> Replicates:
+        """To first order, from influence values that sum to the error of the value."""
+        group, count = sample_groups(sample, GROUPS, seed)
+        if count < MIN_SAMPLES:
+            return Replicates()
+        sums = influence.new_zeros(count).index_add_(0, group, influence)
+        return Replicates(tuple((value - sums * count / (count - 1)).tolist()), rest)
 
 
 def margin(error: float, freedom: int) -> float:

@@ -43,6 +43,7 @@ from torch import Tensor
 
 from mm_lens.metrics.core import Estimate, Family, UndefinedError, estimate
 from mm_lens.metrics.intervals import (
+    Replicates,
     clustered_error,
     jackknife_error,
     left_out,
@@ -56,6 +57,7 @@ FOLDS = 4
 TARGETS: tuple[Target, ...] = get_args(Target)
 _FLOOR = 1e-15  # of 1 - R²: what float64 can tell from a perfect fit
 Score = Callable[[InSample, Target], float]
+Scored = tuple[float, float, float, Replicates]  # value, interval, replicates
 
 
 class LinearFit:
@@ -148,14 +150,21 @@ class LinearFit:
                     scores[target][chosen_for] += errors
         return scores
 
-    def held_out(self, target: Target) -> tuple[float, float, float]:
-        """Held-out R² and its interval, whatever the number of tokens."""
+    def held_out(self, target: Target) -> Scored:
+        """Held-out R², its interval and replicates, whatever the number of tokens."""
         self.require(target)
         residual, total = self._held_out[target]
         left = float(residual.sum() / total.sum())
         influence = (residual - left * total) / (max(left, _FLOOR) * float(total.sum()))
         tested = margin(*clustered_error(influence, self.tokens.sample))
-        return 1 - left, *_interval(left, max(tested, self._refitted(target, InSample.r2)))
+        logs = self._refitted(target, InSample.r2)
+        half = margin(*jackknife_error(logs))
+        if tested > half:
+            sample, seed = self.tokens.sample, self.seed
+            replicates = Replicates.of(1 - left, -left * influence, sample, seed)
+        else:
+            replicates = _replicates(left, logs)
+        return 1 - left, *_interval(left, max(tested, half)), replicates
 
     def holders(self, target: Target) -> int:
         """How many tokens make half of the held-out error.
@@ -166,16 +175,17 @@ class LinearFit:
         errors = self._held_out[target][0].sort(descending=True).values
         return int((errors.cumsum(0) < errors.sum() / 2).sum()) + 1
 
-    def scored_in_sample(self, target: Target, score: Score) -> tuple[float, float, float]:
-        """A score of the fit to all tokens and its interval."""
+    def scored_in_sample(self, target: Target, score: Score) -> Scored:
+        """A score of the fit to all tokens, its interval and replicates."""
         self.require(target)
         value = score(self.in_sample, target)
-        return value, *_interval(1 - value, self._refitted(target, score))
+        logs = self._refitted(target, score)
+        interval = _interval(1 - value, margin(*jackknife_error(logs)))
+        return value, *interval, _replicates(1 - value, logs)
 
-    def _refitted(self, target: Target, score: Score) -> float:
-        """Half width of the 95 % interval of log(1 - score), from the refits."""
-        logs = [math.log(max(1 - score(fit, target), _FLOOR)) for fit in self.refits]
-        return margin(*jackknife_error(logs))
+    def _refitted(self, target: Target, score: Score) -> list[float]:
+        """log(1 - score) of each refit."""
+        return [math.log(max(1 - score(fit, target), _FLOOR)) for fit in self.refits]
 
     def warnings(self, target: Target) -> list[str]:
         """Too few tokens for the rank of the input; an update of rounded states."""
@@ -194,13 +204,24 @@ def _interval(left: float, half: float) -> tuple[float, float]:
     return 1 - left * math.exp(half), 1 - left * math.exp(-half)
 
 
+def _replicates(left: float, logs: list[float]) -> Replicates:
+    """Replicates of R² that spread about the unexplained share as the refits do."""
+    middle = math.fsum(logs) / max(len(logs), 1)
+    return Replicates(tuple(1 - left * math.exp(log - middle) for log in logs))
+
+
 FAMILY = Family("linearity", arity=2, prepare=LinearFit)
+
+
+def _estimate(fit: LinearFit, scored: Scored, chance: float, warnings: list[str]) -> Estimate:
+    *numbers, replicates = scored
+    return estimate(fit.tokens, *numbers, chance=chance, warnings=warnings, replicates=replicates)
 
 
 def _in_sample(fit: LinearFit, target: Target) -> Estimate:
     chance = fit.in_sample.rank / (len(fit.tokens) - 1)
     numbers = fit.scored_in_sample(target, InSample.r2)
-    return estimate(fit.tokens, *numbers, chance=chance, warnings=fit.warnings(target))
+    return _estimate(fit, numbers, chance, fit.warnings(target))
 
 
 def _adjusted(fit: LinearFit, target: Target) -> Estimate:
@@ -208,7 +229,7 @@ def _adjusted(fit: LinearFit, target: Target) -> Estimate:
     if n <= rank + 1:
         raise UndefinedError(f"{n} tokens leave no degree of freedom at rank {rank}")
     numbers = fit.scored_in_sample(target, InSample.adjusted)
-    return estimate(fit.tokens, *numbers, chance=0.0, warnings=fit.warnings(target))
+    return _estimate(fit, numbers, 0.0, fit.warnings(target))
 
 
 def _heldout(fit: LinearFit, target: Target) -> Estimate:
@@ -218,7 +239,7 @@ def _heldout(fit: LinearFit, target: Target) -> Estimate:
     numbers = fit.held_out(target)
     few = fit.holders(target)
     notes = [f"half of the held-out error is in {few} of {n} tokens"] * (few <= 0.005 * n)
-    return estimate(fit.tokens, *numbers, chance=0.0, warnings=fit.warnings(target) + notes)
+    return _estimate(fit, numbers, 0.0, fit.warnings(target) + notes)
 
 
 @FAMILY.metric("linearity_paper", label="R², in sample", presets=("paper",), headline=("paper",))

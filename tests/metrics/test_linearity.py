@@ -255,5 +255,5 @@ def test_a_few_tokens_that_make_the_held_out_error_are_named():
     found = evaluate(tokens_of(x), tokens_of(y), ["linearity_heldout"])["linearity_heldout"]
     assert "half of the held-out error is in" in found.warning
     assert int(found.warning.split(" is in ")[1].split()[0]) <= 3
-    clean = evaluate(tokens_of(y), tokens_of(y @ normal(3, 8, 8) + normal(4, 2000, 8)))
+    clean = evaluate(tokens_of(x), tokens_of(x @ normal(3, 8, 8) + normal(4, 2000, 8)))
     assert "half of the held-out" not in clean["linearity_heldout"].warning
