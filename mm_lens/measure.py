@@ -6,7 +6,7 @@ import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from math import nan
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import pandas as pd
 import torch
@@ -22,6 +22,7 @@ from mm_lens.states import OnError, States, collect, from_cache
 from mm_lens.streams import STREAMS, Stream
 
 T = TypeVar("T", bound=str)
+Place: TypeAlias = tuple[str, int, str, str, str]  # stream, layer, hook, modality, metric
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,8 @@ def run(source: Any, dataset: Samples | None, options: Options) -> Profile:
         unit="cell",
         disable=not options.progress,
     )
-    rows = [(about["name"], *row) for cell in cells for row in cell]
+    found = [(place, estimate) for cell in cells for place, estimate in cell]
+    rows = [(about["name"], *place, *_fields(estimate)) for place, estimate in found]
     seconds = {"states": collected - started, "metrics": time.monotonic() - collected}
     return Profile(
         pd.DataFrame(rows, columns=list(COLUMNS)),
@@ -95,6 +97,7 @@ def run(source: Any, dataset: Samples | None, options: Options) -> Profile:
             "data": {
                 **data,
                 "n_samples": states.n_samples,
+                "fingerprint": f"{states.fingerprint:016x}" if states.fingerprint else None,
                 "n_skipped": len(states.skipped),
                 "skipped": states.skipped,
             },
@@ -115,6 +118,7 @@ def run(source: Any, dataset: Samples | None, options: Options) -> Profile:
                 "on_error": options.on_error,
             },
         },
+        _replicates(found),
     )
 
 
@@ -147,8 +151,8 @@ def _states_of_data(source: Any, dataset: Samples, options: Options) -> States:
     )
 
 
-def _cells(states: States, options: Options) -> Iterator[list[tuple[Any, ...]]]:
-    """The rows of the table but for the model, one list per stream, modality and layer."""
+def _cells(states: States, options: Options) -> Iterator[list[tuple[Place, Estimate]]]:
+    """Every estimate, one list per stream, modality and layer."""
     equal = _equal_number(states)
     singles = [m for m in options.chosen if m.arity == 1 and m.family != "dimension"]
     doubles = [m for m in options.chosen if m.arity == 2]
@@ -172,13 +176,28 @@ def _cells(states: States, options: Options) -> Iterator[list[tuple[Any, ...]]]:
                     fewer = tokens.take(torch.arange(min(equal, len(tokens))))
                     results |= evaluate(fewer, None, dimension, options.seed)
                 previous, at = tokens, layer
-                place = (stream, layer, states.names[layer], modality)
-                yield [(*place, name, *_fields(result)) for name, result in results.items()]
+                hook = states.names[layer]
+                yield [((stream, layer, hook, modality, m), found) for m, found in results.items()]
 
 
 def _fields(e: Estimate) -> tuple[Any, ...]:
     """In the order of the table's columns."""
     return e.value, e.low, e.high, e.n_tokens, e.n_over_d, e.chance, e.warning
+
+
+def _replicates(found: Sequence[tuple[Place, Estimate]]) -> pd.DataFrame:
+    """The replicates of every estimate that has any; see `Profile`."""
+    places = [
+        (stream, layer, modality, metric, e.replicates)
+        for (stream, layer, _, modality, metric), e in found
+        if e.replicates.values
+    ]
+    frame = pd.DataFrame(
+        [place[:4] for place in places], columns=["stream", "layer", "modality", "metric"]
+    )
+    frame["rest"] = [place[4].rest for place in places]
+    groups = pd.DataFrame([place[4].values for place in places], dtype=float)
+    return pd.concat([frame, groups.rename(columns="g{}".format)], axis=1)
 
 
 def _missing(modality: Modality) -> Estimate:

@@ -45,7 +45,8 @@ COLUMNS = (
     "chance",
     "warning",
 )
-TABLE_FILE, PROVENANCE_FILE = "profile.parquet", "provenance.json"
+TABLE_FILE, REPLICATES_FILE = "profile.parquet", "replicates.parquet"
+PROVENANCE_FILE = "provenance.json"
 
 
 @runtime_checkable
@@ -66,10 +67,15 @@ class Profile:
             question would score; both are NaN where they do not exist. `warning` is "" if there is
             nothing to know before using the value.
         provenance: versions, seed, model, data, counts, options and time, ready for JSON.
+        replicates: one row per value of which there are any: its `stream`, `layer`, `modality` and
+            `metric`; what it would be without each of up to 16 groups of documents (`g0`, …); and
+            `rest`, the standard error that these do not show. What `mm_lens.compare` takes the
+            intervals of differences from; None in profiles of earlier versions.
     """
 
     table: pd.DataFrame
     provenance: dict[str, Any]
+    replicates: pd.DataFrame | None = None
 
     def warnings(self) -> dict[str, int]:
         """How many values each warning concerns, most frequent first; # stands for any number."""
@@ -91,11 +97,13 @@ class Profile:
     def write(self, directory: Path) -> None:
         """Write table and provenance into an existing directory."""
         self.table.to_parquet(directory / TABLE_FILE, index=False)
+        if self.replicates is not None:
+            self.replicates.to_parquet(directory / REPLICATES_FILE, index=False)
         text = json.dumps(self.provenance, indent=2, ensure_ascii=False)
         (directory / PROVENANCE_FILE).write_text(text + "\n", encoding="utf-8")
 
     def save(self, path: str | Path, overwrite: bool = False) -> None:
-        """Write `path`/profile.parquet and `path`/provenance.json: both, or nothing at all.
+        """Write profile.parquet, replicates.parquet and provenance.json: all, or nothing at all.
 
         Raises:
             InputError: `path` holds files already; `overwrite` replaces an earlier profile only.
@@ -115,7 +123,12 @@ class Profile:
         try:
             table = pd.read_parquet(path / TABLE_FILE)
             text = (path / PROVENANCE_FILE).read_text(encoding="utf-8")
-            return Profile(table, json.loads(text))
+            replicates = path / REPLICATES_FILE
+            return Profile(
+                table,
+                json.loads(text),
+                pd.read_parquet(replicates) if replicates.exists() else None,
+            )
         except (OSError, ValueError) as error:
             raise DataError(
                 f"{path} holds no readable profile ({error}). Give a directory that "

@@ -41,6 +41,7 @@ class States:
         streams: streams that were collected.
         n_samples: samples read.
         skipped: samples that could not be read: their id or index, and why.
+        fingerprint: of the samples read, whatever their order: the exclusive or of their digests.
     """
 
     tokens: TokenSample
@@ -49,6 +50,7 @@ class States:
     streams: tuple[Stream, ...]
     n_samples: int = 0
     skipped: list[dict[str, str]] = field(default_factory=list)
+    fingerprint: int = 0
 
 
 def state_names(n_layers: int) -> tuple[str, ...]:
@@ -94,11 +96,11 @@ def collect(
     ):
         for samples, inputs in reader.batches(model, bar):
             states.n_samples += len(samples)
+            documents = [_document(sample) for sample in samples]
+            for sample, document in zip(samples, documents, strict=True):
+                states.fingerprint ^= digest(repr((sample.id, sample.text, document)))
             wanted = states.tokens.plan(
-                inputs.layout,
-                inputs.input_ids,
-                [sample.id for sample in samples],
-                [_document(sample) for sample in samples],
+                inputs.layout, inputs.input_ids, [sample.id for sample in samples], documents
             )
             for stream in streams if wanted else ():
                 capture = states.tokens.hooks(stream, names)
