@@ -17,7 +17,7 @@ Groups name sets of positions, the same words as in hook names:
 ``tile k``          tokens of tile k of any image
 ``image k``         every token of the k-th image of its row, newlines included
 segment names       ``special``, ``text only`` (a row without image), ``text before``,
-                    ``text between k and k+1``, ``text after``
+                    ``text between k and k+1``, ``text after``; or those of the family
 ==================  =============================================================================
 """
 
@@ -50,8 +50,12 @@ _INDEXED = re.compile(r"(image|tile) (\d+)")
 _BETWEEN = re.compile(r"text between (\d+) and (\d+)")
 
 
-def check_group(group: str) -> str:
+def check_group(group: str, segments: Sequence[str] = ()) -> str:
     """Return `group` if it can name positions of some layout, whatever the batch holds.
+
+    Args:
+        group: the name.
+        segments: names that a family gives to its segments, beyond those of the module's table.
 
     Raises:
         InputError: no layout can have such a group; the message lists the valid ones.
@@ -60,11 +64,17 @@ def check_group(group: str) -> str:
     if (
         group in _MASKS
         or group in _SEGMENTS
+        or group in segments
         or _INDEXED.fullmatch(group)
         or (between and int(between[1]) + 1 == int(between[2]))
     ):
         return group
-    known = [*_MASKS, *_SEGMENTS, "image 0, image 1, …", "tile 0, tile 1, …"]
+    own = [name for name in segments if not _INDEXED.match(name) and not _BETWEEN.match(name)]
+    known = [
+        *dict.fromkeys([*_MASKS, *_SEGMENTS, *own]),
+        "image 0, image 1, …",
+        "tile 0, tile 1, …",
+    ]
     raise InputError(
         f"No group of positions is called {group!r}. Use one of: {', '.join(known)}, "
         "text between 0 and 1, …"
@@ -216,14 +226,16 @@ class TokenLayout:
         Raises:
             InputError: unknown group; the message lists the valid ones.
         """
-        check_group(group)
         if group in _MASKS:
             return _MASKS[group](self)
         if indexed := _INDEXED.fullmatch(group):
             return (self.image if indexed[1] == "image" else self.tile) == int(indexed[2])
-        if group not in self.segment_names:  # e.g. "text between 3 and 4" in a batch of two images
-            return torch.zeros_like(self.newline)
-        return self.segment == self.segment_names.index(group)
+        if group in self.segment_names:
+            return self.segment == self.segment_names.index(group)
+        check_group(group, self.segment_names)
+        return torch.zeros_like(
+            self.newline
+        )  # e.g. "text between 3 and 4" in a batch of two images
 
     def counts(self, group: str) -> Int[Tensor, " batch"]:
         """Number of positions of `group` in each row."""

@@ -1,4 +1,4 @@
-"""A small random OmniFusion of the real classes and its processor; see `tiny` for the principles."""
+"""A small random OmniFusion of the real classes and its processor, made as `tiny` makes its."""
 
 from __future__ import annotations
 

@@ -1,10 +1,11 @@
-"""Training material of the demo model: easy-VQA train images on canvases of several shapes."""
+"""Training material of the demo models: easy-VQA train images on canvases of several shapes."""
 
 import random
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import easy_vqa
 import torch
@@ -12,12 +13,16 @@ from jaxtyping import Float, Int, UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
-from transformers import LlavaNextProcessor
+
+from .fusion import Fusion
 
 SHAPES = ("circle", "rectangle", "triangle")
 COLOURS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
 
-# (height, width): every grid of the processor is used, with and without cropped padding.
+Box: TypeAlias = tuple[int, int, int, int]
+"""x0, y0, x1, y1 in pixels."""
+
+# (height, width): every grid of an anyres processor is used, with and without cropped padding.
 SIZES = ((64, 64), (96, 96), (64, 128), (128, 64), (64, 192), (192, 64), (80, 112), (112, 80))
 
 
@@ -104,8 +109,14 @@ def _grouped(pairs: list[tuple[str, str]]) -> dict[str, list[tuple[str, str]]]:
     return dict(groups)
 
 
-def canvas(image: Image.Image, size: tuple[int, int], rng: random.Random) -> Image.Image:
-    """`image` at a random place and scale (0.75 to 1.5) on a canvas of (height, width) `size`."""
+def canvas(
+    image: Image.Image, size: tuple[int, int], rng: random.Random
+) -> tuple[Image.Image, Box]:
+    """`image` at a random place and scale (0.75 to 1.5) on a canvas of (height, width) `size`.
+
+    Returns:
+        The canvas and where on it the image lies.
+    """
     height, width = size
     scale = rng.uniform(0.75, min(1.5, height / image.height, width / image.width))
     small = image.resize(
@@ -115,12 +126,13 @@ def canvas(image: Image.Image, size: tuple[int, int], rng: random.Random) -> Ima
     if rng.random() < 0.3:
         background = tuple(rng.randint(225, 255) for _ in range(3))
     sheet = Image.new("RGB", (width, height), background)
-    sheet.paste(small, (rng.randint(0, width - small.width), rng.randint(0, height - small.height)))
-    return sheet
+    x, y = rng.randint(0, width - small.width), rng.randint(0, height - small.height)
+    sheet.paste(small, (x, y))
+    return sheet, (x, y, x + small.width, y + small.height)
 
 
 def pool(
-    processor: LlavaNextProcessor,
+    fusion: Fusion,
     copies: int = 3,
     limit: int | None = None,
     seed: int = 0,
@@ -128,12 +140,15 @@ def pool(
 ) -> list[Bucket]:
     """Every train image as it is, mirrored, and on `copies` random canvases; one bucket per size.
 
+    The canvases are the same for every fusion; one that crops images goes without those on which
+    its crop would cut the image off.
+
     Args:
-        processor: Its image processor does the tiling.
-        copies: Canvases per image.
-        limit: Only the first `limit` train images.
-        seed: Of the canvases.
-        cache: File to keep the result in, and to take it from when it exists.
+        fusion: whose image processor makes the tiles.
+        copies: canvases per image.
+        limit: only the first `limit` train images.
+        seed: of the canvases.
+        cache: file to keep the result in, and to take it from when it exists.
     """
     if cache is not None and cache.exists():
         return [Bucket(*fields) for fields in torch.load(cache, weights_only=True)]
@@ -143,28 +158,22 @@ def pool(
     paths = sorted(easy_vqa.get_train_image_paths().items())[:limit]
     for owner, path in tqdm(paths, desc="canvases"):
         image = Image.open(path).convert("RGB")
-        views = [image, ImageOps.mirror(image)]
+        whole = (0, 0, image.width, image.height)
+        views = [(image, whole), (ImageOps.mirror(image), whole)]
         views += [canvas(image, rng.choice(SIZES), rng) for _ in range(copies)]
-        for view in views:
+        for view, box in views:
             size = (view.height, view.width)
-            tiles[size].append(_tiles(processor, view))
-            owners[size].append(owner)
+            if fusion.sees(size, box):
+                tiles[size].append(fusion.tiles(view))
+                owners[size].append(owner)
     buckets = [Bucket(s, torch.stack(tiles[s]), torch.tensor(owners[s])) for s in sorted(tiles)]
     if cache is not None:
         torch.save([(b.size, b.pixels, b.owner) for b in buckets], cache)
     return buckets
 
 
-def _tiles(processor: LlavaNextProcessor, image: Image.Image) -> UInt8[Tensor, "tile 3 h w"]:
-    out = processor.image_processor(
-        image, do_normalize=False, do_rescale=False, return_tensors="pt"
-    )
-    pixels: Tensor = out["pixel_values"][0]
-    return pixels.round().to(torch.uint8)
-
-
 def normalise(
-    pixels: UInt8[Tensor, "image tile 3 height width"], processor: LlavaNextProcessor
+    pixels: UInt8[Tensor, "image tile 3 height width"], processor: Any
 ) -> Float[Tensor, "image tile 3 height width"]:
     """What the image processor does after tiling."""
     mean = torch.tensor(processor.image_processor.image_mean).view(3, 1, 1)

@@ -2,17 +2,18 @@
 
 from dataclasses import dataclass
 from math import cos, pi
+from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
-from transformers import LlavaNextForConditionalGeneration, LlavaNextProcessor
 
 from . import canvases
 from .batches import Batch
 from .canvases import COLOURS, SHAPES
 from .packing import Packed
+from .parts import FEATURE_LAYER
 
 
 @dataclass(frozen=True)
@@ -29,14 +30,15 @@ class Losses:
 
 
 def losses(
-    model: LlavaNextForConditionalGeneration, hidden: Float[Tensor, "batch pos d"], packed: Packed
+    lm_head: nn.Linear, eos_id: int, hidden: Float[Tensor, "batch pos d"], packed: Packed
 ) -> Losses:
     """How well the final hidden states predict questions and answers."""
     answered, asked = packed.labels != -100, packed.question_labels != -100
-    logits, targets = model.lm_head(hidden[answered]), packed.labels[answered]
-    words = targets != model.generation_config.eos_token_id
+    asked &= packed.question_labels < lm_head.out_features  # a family's own markers
+    logits, targets = lm_head(hidden[answered]), packed.labels[answered]
+    words = targets != eos_id
     right = (logits.argmax(-1) == targets)[words].float().mean().item()
-    guesses = cross_entropy(model.lm_head(hidden[asked]), packed.question_labels[asked])
+    guesses = cross_entropy(lm_head(hidden[asked]), packed.question_labels[asked])
     return Losses(cross_entropy(logits, targets), guesses, right)
 
 
@@ -80,62 +82,26 @@ def average(slow: nn.Module, fast: nn.Module, step: int) -> None:
 
 
 class Reader(nn.Module):
-    """Names shape and colour from image features, pooled by maximum and by attention.
+    """Names shape and colour from the tower's features, pooled by maximum and by attention.
 
     Only for training. Without it the tower forgets the shapes it has learnt before the language
     model asks for them: colours alone answer more questions at first.
     """
 
-    def __init__(
-        self, model: LlavaNextForConditionalGeneration, processor: LlavaNextProcessor
-    ) -> None:
+    def __init__(self, tower: nn.Module) -> None:
         super().__init__()
-        tower = model.model.vision_tower
-        self.embed = [model.get_input_embeddings()]  # in a list: not part of this module
-        encode = processor.tokenizer
-        self.words = torch.tensor(
-            [encode(f" {w}", add_special_tokens=False).input_ids[0] for w in SHAPES + COLOURS]
-        )
-        self.projected = torch.empty(0)
-        model.model.multi_modal_projector.register_forward_hook(self._remember_projected)
         width, names = tower.config.hidden_size, len(SHAPES) + len(COLOURS)
         self.score = nn.Linear(width, 1)
         self.heads = nn.ModuleList([nn.Linear(width, names), nn.Linear(width, names)])
-        self.known = canvases.kinds()
         self.features = torch.empty(0)
-        layer = tower.encoder.layers[model.config.vision_feature_layer]
-        layer.register_forward_hook(self._remember)
+        tower.encoder.layers[FEATURE_LAYER].register_forward_hook(self._remember)
 
     def _remember(self, _layer: nn.Module, _inputs: object, output: Tensor) -> None:
         self.features = output[:, 1:]
 
-    def _remember_projected(self, _layer: nn.Module, _inputs: object, output: Tensor) -> None:
-        self.projected = output
-
-    def named(self, batch: Batch) -> Float[Tensor, ""]:
-        """Loss of naming shape and colour by the nearest word among the image tokens.
-
-        The similarity of the most similar image token to the word's own input embedding is the
-        score: an image token comes to lie where the words for what it shows lie, so that a
-        question's word can find it.
-        """
-        told, shape, colour = self._truth(batch)
-        tokens = self.projected.unflatten(0, batch.pixels.shape[:2]).flatten(1, 2)[told]
-        words = self.embed[0](self.words.to(tokens.device))
-        scores = 10 * (normalize(tokens, dim=-1) @ normalize(words, dim=-1).T).amax(1)
-        shapes, colours = scores.split([len(SHAPES), len(COLOURS)], -1)
-        return cross_entropy(shapes, shape) + cross_entropy(colours, colour)
-
-    def _truth(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        told = torch.tensor([owner in self.known for owner in batch.owner])
-        names = [self.known[owner] for owner in batch.owner if owner in self.known]
-        shape = torch.tensor([SHAPES.index(s) for s, _ in names], device=self.features.device)
-        colour = torch.tensor([COLOURS.index(c) for _, c in names], device=self.features.device)
-        return told, shape, colour
-
     def forward(self, batch: Batch) -> tuple[Float[Tensor, ""], float]:
         """Loss on the features of the last forward pass, and the share of shapes named right."""
-        told, shape, colour = self._truth(batch)
+        told, shape, colour = truth(batch)
         tokens = self.features.unflatten(0, batch.pixels.shape[:2]).flatten(1, 2)[told]
         pooled = tokens.amax(1), (self.score(tokens).softmax(1) * tokens).sum(1)
         loss, right = torch.zeros((), device=tokens.device), 0.0
@@ -144,3 +110,46 @@ class Reader(nn.Module):
             loss = loss + cross_entropy(shapes, shape) + cross_entropy(colours, colour)
             right += (shapes.argmax(-1) == shape).float().mean().item() / len(pooled)
         return loss, right
+
+
+class Naming:
+    """Loss of naming shape and colour by the nearest word among the image tokens.
+
+    The similarity of the most similar image token to the word's own input embedding is the score:
+    an image token comes to lie where the words for what it shows lie, so that a question's word
+    can find it.
+    """
+
+    def __init__(self, projector: nn.Module, words: nn.Embedding, tokenizer: Any) -> None:
+        self.words, self.ids, self.projected = words, word_ids(tokenizer), torch.empty(0)
+        projector.register_forward_hook(self._remember)
+
+    def _remember(self, _layer: nn.Module, _inputs: object, output: Tensor) -> None:
+        self.projected = output
+
+    def __call__(self, batch: Batch) -> Float[Tensor, ""]:
+        """Loss on the image tokens of the last forward pass."""
+        told, shape, colour = truth(batch)
+        tokens = self.projected.unflatten(0, batch.pixels.shape[:2]).flatten(1, 2)[told]
+        words = self.words(self.ids.to(tokens.device))
+        scores = 10 * (normalize(tokens, dim=-1) @ normalize(words, dim=-1).T).amax(1)
+        shapes, colours = scores.split([len(SHAPES), len(COLOURS)], -1)
+        return cross_entropy(shapes, shape) + cross_entropy(colours, colour)
+
+
+def word_ids(tokenizer: Any) -> Int[Tensor, " word"]:
+    """Token id of the word for each shape, then for each colour."""
+    ids = [tokenizer(f" {w}", add_special_tokens=False).input_ids for w in SHAPES + COLOURS]
+    return torch.tensor([word[0] for word in ids])
+
+
+def truth(
+    batch: Batch,
+) -> tuple[Bool[Tensor, " image"], Int[Tensor, " told"], Int[Tensor, " told"]]:
+    """Of which images shape and colour are known, and these two as numbers."""
+    known, device = canvases.kinds(), batch.pixels.device
+    told = torch.tensor([owner in known for owner in batch.owner], device=device)
+    names = [known[owner] for owner in batch.owner if owner in known]
+    shape = torch.tensor([SHAPES.index(s) for s, _ in names], device=device, dtype=torch.long)
+    colour = torch.tensor([COLOURS.index(c) for _, c in names], device=device, dtype=torch.long)
+    return told, shape, colour

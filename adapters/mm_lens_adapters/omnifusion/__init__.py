@@ -6,6 +6,7 @@ classes; `mm_lens` imports it through the entry point group ``mm_lens.adapters``
 
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
+from .adapter import OmniFusionArchitectureAdapter, OmniFusionFamily
 from .configuration import IMAGE_TOKEN, MARKERS, OmniFusionConfig
 from .modeling import OmniFusionForConditionalGeneration, OmniFusionModel
 from .processing import OmniFusionProcessor, add_markers
@@ -18,7 +19,9 @@ AutoProcessor.register(OmniFusionConfig, OmniFusionProcessor)
 __all__ = [
     "IMAGE_TOKEN",
     "MARKERS",
+    "OmniFusionArchitectureAdapter",
     "OmniFusionConfig",
+    "OmniFusionFamily",
     "OmniFusionForConditionalGeneration",
     "OmniFusionModel",
     "OmniFusionProcessor",

@@ -61,8 +61,8 @@ class OmniFusionEmbedding(nn.Embedding):
         beyond = input - self.num_embeddings
         if bool((beyond > len(MARKERS)).any()):
             raise IndexError(
-                f"Token ids go up to {self.num_embeddings + len(MARKERS)}, the image placeholder's; "
-                f"{int(input.max())} was given. Use the tokenizer of this checkpoint."
+                f"Token id {int(input.max())} was given, but the last one, the image placeholder's, "
+                f"is {self.num_embeddings + len(MARKERS)}. Use this checkpoint's tokenizer."
             )
         words = super().forward(input.clamp(max=self.num_embeddings - 1))
         special = functional.embedding(

@@ -48,8 +48,8 @@ def add_markers(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
     gap = vocab_size - len(tokenizer)
     if gap < 0:
         raise ValueError(
-            f"The tokenizer has {len(tokenizer)} tokens, the language model only {vocab_size}: they "
-            "do not belong together."
+            f"The tokenizer has {len(tokenizer)} tokens, the language model only {vocab_size}: "
+            "they do not belong together."
         )
     filler = [f"<unused_{vocab_size - gap + k}>" for k in range(gap)]
     tokens = [*filler, *MARKERS, IMAGE_TOKEN]
@@ -58,9 +58,8 @@ def add_markers(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
     )
     found = tokenizer.convert_tokens_to_ids([*MARKERS, IMAGE_TOKEN])
     if found != list(range(vocab_size, vocab_size + len(MARKERS) + 1)):
-        raise ValueError(
-            f"The tokenizer already knows some of {', '.join((*MARKERS, IMAGE_TOKEN))} (ids {found})."
-        )
+        names = ", ".join((*MARKERS, IMAGE_TOKEN))
+        raise ValueError(f"The tokenizer knows some of {names} already: their ids are {found}.")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token  # as in the published pipeline
 
