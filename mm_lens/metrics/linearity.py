@@ -33,8 +33,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import get_args
 
 import torch
@@ -89,7 +90,19 @@ class LinearFit:
     @cached_property
     def moments(self) -> Moments:
         """Moments of all tokens."""
-        return Moments.of(*self.rows)
+        return reduce(operator.add, self.parts)
+
+    @cached_property
+    def parts(self) -> list[Moments]:
+        """Moments of each fold."""
+        x, y = self.rows
+        return [Moments.of(x[fold], y[fold]) for fold in self.folds]
+
+    @cached_property
+    def folds(self) -> list[Bool[Tensor, " n"]]:
+        """Whole samples each: what is held out together."""
+        fold, count = sample_groups(self.tokens.sample, FOLDS, self.seed)
+        return [fold == f for f in range(count)]
 
     @cached_property
     def scale(self) -> Float64[Tensor, " d"]:
@@ -118,17 +131,15 @@ class LinearFit:
     @cached_property
     def _held_out(self) -> dict[Target, Float64[Tensor, "2 n"]]:
         """Squared error of each token by the map, and by the mean, of the other folds."""
-        fold, count = sample_groups(self.tokens.sample, FOLDS, self.seed)
+        count = len(self.folds)
         if count < 3:
             raise UndefinedError(
                 f"held-out linearity needs 3 samples (to fit, to choose, to score), not {count}"
             )
         x, y = self.rows
-        parts = [Moments.of(x[fold == f], y[fold == f]) for f in range(count)]
-        scores = self._choices(parts)
+        scores = self._choices(self.parts)
         errors: dict[Target, Tensor] = {t: x.new_empty(2, len(x)) for t in TARGETS}
-        for f, part in enumerate(parts):
-            test = fold == f
+        for f, (test, part) in enumerate(zip(self.folds, self.parts, strict=True)):
             ridge = Ridge(self.moments - part)
             inputs, states = x[test] - ridge.means[0], y[test] - ridge.means[1]
             for target, error in errors.items():
