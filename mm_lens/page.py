@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -37,32 +38,50 @@ TICKS = [base * 10**power for power in range(-3, 7) for base in (1, 2, 5)]
 def render(profile: Profile) -> str:
     """The page: every metric with its curves and definition, the warnings, the provenance."""
     chosen = plots.metrics(profile)
-    title = escape(plots.source(profile))
-    links = " ".join(
-        f'<a href="#{escape(m)}">{escape(plots.look(profile, m).title)}</a>' for m in chosen
+    body = (
+        links({metric: plots.look(profile, metric).title for metric in chosen})
+        + _warnings(profile)
+        + "".join(_section(profile, metric) for metric in chosen)
+        + provenance(profile.provenance)
     )
+    return document(plots.source(profile), body)
+
+
+def document(title: str, body: str) -> str:
+    """A whole page, plotly included."""
     return f"""<!DOCTYPE html>
 <html lang="en">
-<head><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>
+<head><meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style>
 <script>{get_plotlyjs()}</script></head>
 <body>
-<h1>{title}</h1>
+<h1>{escape(title)}</h1>
 <p class="note">Bands are 95&nbsp;% intervals over samples, dotted lines the chance level. Point at
 a curve for value, interval, number of tokens and warnings; click a name to hide it.</p>
-<nav>{links}</nav>
-{_warnings(profile)}
-{"".join(_section(profile, metric) for metric in chosen)}
-{_provenance(profile)}
+{body}
 </body></html>
 """
 
 
+def links(titles: Mapping[str, str]) -> str:
+    """Links to the sections, by their id."""
+    found = (f'<a href="#{escape(name)}">{escape(title)}</a>' for name, title in titles.items())
+    return f"<nav>{' '.join(found)}</nav>\n"
+
+
 def figure(profile: Profile, metric: str) -> dict[str, Any]:
-    """The curves of one metric in plotly's own terms, one panel per stream.
+    """The curves of one metric in plotly's own terms, one panel per stream."""
+    panels = [
+        plots.Panel(plots.STREAM_NAMES[stream], plots.curves(profile, metric, stream))
+        for stream in plots.streams(profile)
+    ]
+    return side_by_side(plots.look(profile, metric), panels)
+
+
+def side_by_side(style: plots.Look, panels: Sequence[plots.Panel]) -> dict[str, Any]:
+    """Panels beside each other, in plotly's own terms.
 
     As plain data: building plotly's Python objects would take longer than drawing all pictures.
     """
-    style, streams = plots.look(profile, metric), plots.streams(profile)
     layout: dict[str, Any] = {
         "height": 430,
         "margin": {"l": 70, "r": 20, "t": 60, "b": 60},
@@ -72,16 +91,16 @@ def figure(profile: Profile, metric: str) -> dict[str, Any]:
         "annotations": [],
     }
     data = []
-    share = 1 / len(streams)
-    for i, stream in enumerate(streams):
+    share = 1 / len(panels)
+    for i, panel in enumerate(panels):
         suffix = str(i + 1) if i else ""
-        left, right = i * share + 0.03 * (i > 0), (i + 1) * share - 0.03 * (i < len(streams) - 1)
+        left, right = i * share + 0.03 * (i > 0), (i + 1) * share - 0.03 * (i < len(panels) - 1)
         layout[f"xaxis{suffix}"] = {
             "domain": [left, right],
             "anchor": f"y{suffix}",
             "title": {"text": style.over, "standoff": 6},
-            "range": list(style.layers),
-            "dtick": max(1, round(style.layers[1] / 12)),
+            "range": list(style.across),
+            "dtick": max(1, round(style.across[1] / 12)) if style.across[1] > 2 else 0.1,
             **LINES,
         }
         layout[f"yaxis{suffix}"] = {
@@ -94,7 +113,7 @@ def figure(profile: Profile, metric: str) -> dict[str, Any]:
         }
         layout["annotations"].append(
             {
-                "text": plots.STREAM_NAMES[stream] + ("" if style.limits else ": no value"),
+                "text": panel.title + ("" if style.limits else ": no value"),
                 "x": (left + right) / 2,
                 "y": 1.02,
                 "xref": "paper",
@@ -103,11 +122,11 @@ def figure(profile: Profile, metric: str) -> dict[str, Any]:
                 "showarrow": False,
             }
         )
-        for curve in plots.curves(profile, metric, stream):
+        for curve in panel.curves:
             for trace in _traces(curve):
                 data.append({"xaxis": f"x{suffix}", "yaxis": f"y{suffix}", **trace})
     named: set[str] = set()
-    for trace in data:  # each modality once in the legend
+    for trace in data:  # each label once in the legend
         trace["showlegend"] = "name" in trace and trace["name"] not in named
         named.add(trace.get("name", ""))
     return {"data": data, "layout": layout, "config": {"displaylogo": False, "responsive": True}}
@@ -119,11 +138,11 @@ def _range(style: plots.Look) -> list[float]:
 
 def _traces(curve: plots.Curve) -> list[dict[str, Any]]:
     """Band, chance level and values, in this order."""
-    colour, marker, dash = plots.STYLES[curve.modality]
+    colour, marker, dash = curve.style
     rows = curve.rows
     band = rows.dropna(subset=["low", "high"])
-    around = band.layer.tolist()
-    silent = {"mode": "lines", "hoverinfo": "skip", "legendgroup": curve.modality}
+    around = band[curve.x].tolist()
+    silent = {"mode": "lines", "hoverinfo": "skip", "legendgroup": curve.label}
     return [
         {
             "x": around + around[::-1],
@@ -135,20 +154,20 @@ def _traces(curve: plots.Curve) -> list[dict[str, Any]]:
             **silent,
         },
         {
-            "x": rows.layer.tolist(),
+            "x": rows[curve.x].tolist(),
             "y": _json(rows.chance.tolist()),
             "line": {"color": colour, "dash": "dot", "width": 1.5},
             **silent,
         },
         {
-            "x": rows.layer.tolist(),
+            "x": rows[curve.x].tolist(),
             "y": _json(rows.value.tolist()),
             "mode": "lines+markers",
-            "name": curve.modality,
-            "legendgroup": curve.modality,
+            "name": curve.label,
+            "legendgroup": curve.label,
             "line": {"color": colour, "dash": DASHES[dash], "width": 2},
             "marker": {"symbol": SYMBOLS[marker], "size": 8},
-            "text": [_hover(row) for row in rows.to_dict("records")],
+            "text": [_hover(curve.label, row) for row in rows.to_dict("records")],
             "hovertemplate": "%{text}<extra></extra>",
         },
     ]
@@ -158,8 +177,8 @@ def _json(values: list[float]) -> list[float | None]:
     return [value if math.isfinite(value) else None for value in values]
 
 
-def _hover(row: dict[Any, Any]) -> str:
-    parts = [f"<b>{row['modality']}, layer {row['layer']}: {row['value']:.4g}</b>"]
+def _hover(label: str, row: dict[Any, Any]) -> str:
+    parts = [f"<b>{escape(label)}, layer {row['layer']}: {row['value']:.4g}</b>"]
     if not math.isnan(row["low"]):
         parts.append(f"95 % interval {row['low']:.4g} to {row['high']:.4g}")
     if not math.isnan(row["chance"]):
@@ -170,18 +189,29 @@ def _hover(row: dict[Any, Any]) -> str:
 
 
 def _section(profile: Profile, metric: str) -> str:
+    title = plots.look(profile, metric).title
+    return section(metric, title, {"": figure(profile, metric)})
+
+
+def section(metric: str, title: str, figures: Mapping[str, dict[str, Any]]) -> str:
+    """A metric with its definition and its figures, each with a heading of its own or none."""
     known = METRICS.get(metric)
     about = escape(" ".join(known.description.split())) if known else ""
     about = re.sub(r"``(.+?)``", r"<code>\1</code>", about)
     presets = ", ".join(sorted(known.presets)) if known else "none"
-    # A closing tag inside a string would end the script.
-    drawn = json.dumps(figure(profile, metric)).replace("</", "<\\/")
-    return (
-        f'<h2 id="{escape(metric)}">{escape(plots.look(profile, metric).title)}</h2>'
+    parts = [
+        f'<h2 id="{escape(metric)}">{escape(title)}</h2>'
         f'<p class="note"><code>{escape(metric)}</code>, preset: {presets}. {about}</p>'
-        f'<div id="plot-{escape(metric)}"></div>'
-        f'<script>Plotly.newPlot("plot-{escape(metric)}", {drawn});</script>\n'
-    )
+    ]
+    for heading, drawing in figures.items():
+        name = escape("-".join(["plot", metric, heading]).rstrip("-"))
+        # A closing tag inside a string would end the script.
+        drawn = json.dumps(drawing).replace("</", "<\\/")
+        parts.append(
+            f"<h3>{escape(heading)}</h3>" * bool(heading)
+            + f'<div id="{name}"></div><script>Plotly.newPlot("{name}", {drawn});</script>\n'
+        )
+    return "".join(parts)
 
 
 def _warnings(profile: Profile) -> str:
@@ -200,6 +230,7 @@ def _warnings(profile: Profile) -> str:
     )
 
 
-def _provenance(profile: Profile) -> str:
-    text = escape(json.dumps(profile.provenance, indent=2, ensure_ascii=False))
+def provenance(entries: Mapping[str, Any]) -> str:
+    """Where the numbers come from, folded up."""
+    text = escape(json.dumps(entries, indent=2, ensure_ascii=False))
     return f"<details><summary>Provenance</summary><pre>{text}</pre></details>"

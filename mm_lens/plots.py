@@ -52,28 +52,45 @@ FLOOR = -0.5
 
 @dataclass(frozen=True)
 class Curve:
-    """One metric over the layers for one stream and modality; columns as in the table."""
+    """One metric over the layers for one stream, modality and model; columns as in the table.
 
-    modality: str
+    Attributes:
+        label: what tells it from the other curves of its panel.
+        style: colour, marker and line style.
+        rows: by ascending layer.
+        x: the column that the horizontal axis shows.
+    """
+
+    label: str
+    style: tuple[str, str, str]
     rows: pd.DataFrame
+    x: str = "layer"
 
     @property
     def name(self) -> str:
-        """Modality and number of tokens, for legends."""
+        """Label and number of tokens, for legends."""
         few, many = self.rows.n_tokens.min(), self.rows.n_tokens.max()
-        return f"{self.modality}\nn = {few:,}" + (f"–{many:,}" if many > few else "")
+        return f"{self.label}\nn = {few:,}" + (f"–{many:,}" if many > few else "")
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Curves that share a pair of axes."""
+
+    title: str
+    curves: Sequence[Curve]
 
 
 @dataclass(frozen=True)
 class Look:
-    """How a metric is drawn. `layers` and `limits` are the ranges of the axes; without any value
+    """How a metric is drawn. `across` and `limits` are the ranges of the axes; without any value
     there are no `limits`.
     """
 
     title: str
     unit: str
     over: str
-    layers: tuple[float, float]
+    across: tuple[float, float]
     log: bool
     limits: tuple[float, float] | None
 
@@ -91,7 +108,7 @@ def curves(profile: Profile, metric: str, stream: str) -> list[Curve]:
         )
     rows = table[(table.metric == metric) & (table.stream == stream)]
     return [
-        Curve(modality, rows[rows.modality == modality].sort_values("layer"))
+        Curve(modality, STYLES[modality], rows[rows.modality == modality].sort_values("layer"))
         for modality in STYLES
         if (rows.modality == modality).any()
     ]
@@ -121,18 +138,26 @@ def streams(profile: Profile) -> list[str]:
 
 def look(profile: Profile, metric: str) -> Look:
     """Title, axis labels, scale and range of a metric, the same in every stream."""
+    return look_at(profile.table[profile.table.metric == metric], metric)
+
+
+def look_at(rows: pd.DataFrame, metric: str, x: str = "layer") -> Look:
+    """The same for any rows of that metric, drawn over the column `x`: "layer" or "depth"."""
     known = METRICS.get(metric)
     label, unit = (known.label, known.unit) if known else (metric, "")
     pair = known is not None and known.arity == 2
-    rows = profile.table[profile.table.metric == metric]
+    over = "layer l (from state l − 1 to state l)" if pair else "layer (0: embeddings)"
+    if x == "depth":
+        over = "relative depth (0: embeddings, 1: last layer)"
+    around = 0.03 if x == "depth" else 0.3
     numbers = pd.concat([rows.value, rows.chance]).dropna()
     # Counts (of dimensions, of tokens) may lie orders of magnitude apart.
     log = bool(unit and len(numbers) and numbers.min() > 0 and numbers.max() > 8 * numbers.min())
     return Look(
         title=label,
         unit=unit,
-        over="layer l (from state l − 1 to state l)" if pair else "layer (0: embeddings)",
-        layers=(rows.layer.min() - 0.3, rows.layer.max() + 0.3),
+        over=over,
+        across=(float(rows[x].min()) - around, float(rows[x].max()) + around),
         log=log,
         limits=_limits(rows, log, FLOOR if pair else -math.inf),
     )
@@ -163,14 +188,27 @@ def draw(profile: Profile, chosen: Sequence[str] = ()) -> Picture:
     """
     chosen = chosen or [m for m in headline(profile) if "honest" in METRICS[m].headline]
     chosen = chosen or metrics(profile)
-    columns = streams(profile)
-    figure, panels = _panels(len(chosen), len(columns))
-    for metric, row in zip(chosen, panels, strict=True):
-        style = look(profile, metric)
-        for axes, stream in zip(row, columns, strict=True):
-            for curve in curves(profile, metric, stream):
+    rows = [
+        (
+            look(profile, metric),
+            [Panel(STREAM_NAMES[s], curves(profile, metric, s)) for s in streams(profile)],
+        )
+        for metric in chosen
+    ]
+    title = rows[0][0].title if len(chosen) == 1 else "Metrics over layers"
+    return compose(rows, title, source(profile), note(profile.table, chosen))
+
+
+def compose(
+    rows: Sequence[tuple[Look, Sequence[Panel]]], title: str, subtitle: str, footnote: str
+) -> Picture:
+    """A grid of panels; each row has its own scale, which its first panel is labelled with."""
+    figure, grid = _panels(len(rows), len(rows[0][1]))
+    for (style, panels), row in zip(rows, grid, strict=True):
+        for axes, panel in zip(row, panels, strict=True):
+            for curve in panel.curves:
                 _draw_curve(axes, curve)
-            _dress(axes, style, stream)
+            _dress(axes, style, panel)
         row[0].set_ylabel(f"{style.title}\n[{style.unit}]" if style.unit else style.title)
         if style.log:
             row[0].set_yscale("log")
@@ -182,21 +220,21 @@ def draw(profile: Profile, chosen: Sequence[str] = ()) -> Picture:
         else:
             row[0].set_yticks([])
     inch = 1 / figure.get_figheight()
-    title = look(profile, chosen[0]).title if len(chosen) == 1 else "Metrics over layers"
     figure.suptitle(title, fontsize=14, fontweight="bold", y=1 - 0.1 * inch)
-    figure.text(0.5, 1 - 0.55 * inch, source(profile), ha="center", fontsize=12)
-    families = {METRICS[metric].family for metric in chosen if metric in METRICS}
-    null = " (dimension: of a Gaussian with the same covariance)" * ("dimension" in families)
-    cut = f" R² below {FLOOR:g} is cut off." * _cuts(profile, chosen)
-    note = f"Bands: 95 % interval over samples. Dotted: chance level{null}. n: tokens.{cut}"
-    figure.text(0.5, 0.1 * inch, note, ha="center", fontsize=10, color="0.35")
+    figure.text(0.5, 1 - 0.55 * inch, subtitle, ha="center", fontsize=12)
+    figure.text(0.5, 0.1 * inch, footnote, ha="center", fontsize=10, color="0.35")
     return figure
 
 
-def _cuts(profile: Profile, chosen: Sequence[str]) -> bool:
-    pairs = [metric for metric in chosen if metric in METRICS and METRICS[metric].arity == 2]
-    table = profile.table
-    return bool((table[table.metric.isin(pairs)].value < FLOOR).any())
+def note(table: pd.DataFrame, chosen: Sequence[str]) -> str:
+    """What bands and dotted lines are, for the foot of a picture of these metrics."""
+    known = [METRICS[metric] for metric in chosen if metric in METRICS]
+    of_null = "dimension" in {metric.family for metric in known}
+    null = " (dimension: of a Gaussian with the same covariance)" * of_null
+    pairs = [metric.name for metric in known if metric.arity == 2]
+    cuts = bool((table[table.metric.isin(pairs)].value < FLOOR).any())
+    cut = f" R² below {FLOOR:g} is cut off." * cuts
+    return f"Bands: 95 % interval over samples. Dotted: chance level{null}. n: tokens.{cut}"
 
 
 def _panels(n_rows: int, n_columns: int) -> tuple[Picture, Any]:
@@ -219,12 +257,12 @@ def _panels(n_rows: int, n_columns: int) -> tuple[Picture, Any]:
 
 
 def _draw_curve(axes: Axes, curve: Curve) -> None:
-    colour, marker, dashes = STYLES[curve.modality]
-    layers, rows = curve.rows.layer.to_numpy(), curve.rows
-    axes.fill_between(layers, rows.low, rows.high, color=colour, alpha=0.18, linewidth=0)
-    axes.plot(layers, rows.chance, color=colour, linestyle=":", linewidth=1.6)
+    colour, marker, dashes = curve.style
+    x, rows = curve.rows[curve.x].to_numpy(), curve.rows
+    axes.fill_between(x, rows.low, rows.high, color=colour, alpha=0.18, linewidth=0)
+    axes.plot(x, rows.chance, color=colour, linestyle=":", linewidth=1.6)
     axes.plot(
-        layers,
+        x,
         rows.value,
         color=colour,
         marker=marker,
@@ -235,11 +273,11 @@ def _draw_curve(axes: Axes, curve: Curve) -> None:
     )
 
 
-def _dress(axes: Axes, style: Look, stream: str) -> None:
-    axes.set_title(STREAM_NAMES[stream], fontsize=12)
+def _dress(axes: Axes, style: Look, panel: Panel) -> None:
+    axes.set_title(panel.title, fontsize=12)
     axes.set_xlabel(style.over)
-    axes.set_xlim(*style.layers)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlim(*style.across)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=style.across[1] > 2))
     axes.tick_params(labelleft=True)
     axes.grid(color="0.9")
     axes.set_axisbelow(True)
@@ -249,7 +287,7 @@ def _dress(axes: Axes, style: Look, stream: str) -> None:
     axes.legend(
         loc="upper center",
         bbox_to_anchor=(0.5, -0.15),  # below the panel, where no curve can be
-        ncol=3,
+        ncol=3 if len(panel.curves) in (1, 3, 5, 6) else 2,
         frameon=False,
         fontsize=9,
         handlelength=2.5,
