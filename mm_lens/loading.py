@@ -11,10 +11,12 @@ from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_f
 from transformer_lens.utilities.multi_gpu import count_unique_devices, find_embedding_device
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-from mm_lens import demo, validation
+from mm_lens import convert, demo, validation
 from mm_lens.bridge import VisionLanguageBridge
 from mm_lens.errors import InputError
 from mm_lens.families import family_for
+
+_HUB = ("revision", "token", "cache_dir", "local_files_only")
 
 Attention: TypeAlias = Literal["sdpa", "eager"]
 
@@ -34,7 +36,8 @@ def load(
     """Load a vision-language model as a `TransformerBridge` with hook points per modality.
 
     Args:
-        name_or_path: a hub id, a local directory, or a demo model ("demo/llava-next").
+        name_or_path: a hub id, a local directory, or a demo model ("demo/llava-next"). A checkpoint
+            in a layout of its own (see `formats`) is converted first and kept in a cache.
         hf_model: a loaded Hugging Face model instead, e.g. a quantised one. It is wrapped in place.
         processor: the processor; None loads the one of `name_or_path`.
         dtype: of the weights; None keeps the checkpoint's.
@@ -61,6 +64,9 @@ def load(
     path = name_or_path
     if path is not None and path.startswith("demo/"):
         path = str(demo.path(path))
+    if hf_model is None and (converted := convert.loadable(str(path), dtype, from_pretrained)):
+        path = converted
+        from_pretrained = {k: v for k, v in from_pretrained.items() if k not in _HUB}
     if hf_model is None:
         hf_model = _from_pretrained(path, dtype, device, device_map, attention, from_pretrained)
     elif processor is None:
@@ -120,8 +126,7 @@ def _from_pretrained(
 
 def _hub(kwargs: dict[str, Any]) -> dict[str, Any]:
     """The arguments that say where in the hub to look, for config and processor."""
-    keys = ("revision", "token", "cache_dir", "local_files_only", "trust_remote_code")
-    return {k: kwargs[k] for k in keys if k in kwargs}
+    return {k: kwargs[k] for k in (*_HUB, "trust_remote_code") if k in kwargs}
 
 
 def _saved(tokenizer: Any) -> Any:

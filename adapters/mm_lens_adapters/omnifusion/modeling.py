@@ -21,6 +21,7 @@ from transformers import initialization as init
 from transformers.models.llava.modeling_llava import LlavaPreTrainedModel
 
 from .configuration import MARKERS, OmniFusionConfig
+from .generation import AnswerNGrams
 
 
 class OmniFusionProjector(nn.Module):
@@ -61,7 +62,7 @@ class OmniFusionEmbedding(nn.Embedding):
         beyond = input - self.num_embeddings
         if bool((beyond > len(MARKERS)).any()):
             raise IndexError(
-                f"Token id {int(input.max())} was given, but the last one, the image placeholder's, "
+                f"Token id {int(input.max())} was given, but the last, the image placeholder's, "
                 f"is {self.num_embeddings + len(MARKERS)}. Use this checkpoint's tokenizer."
             )
         words = super().forward(input.clamp(max=self.num_embeddings - 1))
@@ -113,7 +114,9 @@ class OmniFusionModel(OmniFusionPreTrainedModel, LlavaModel):
         return super().get_image_features(pixel_values=pixel_values, **kwargs)
 
 
-class OmniFusionForConditionalGeneration(OmniFusionPreTrainedModel, LlavaForConditionalGeneration):
+class OmniFusionForConditionalGeneration(
+    AnswerNGrams, OmniFusionPreTrainedModel, LlavaForConditionalGeneration
+):
     """OmniFusion with its unembedding: logits over the language model's own vocabulary."""
 
     def __init__(self, config: OmniFusionConfig) -> None:
