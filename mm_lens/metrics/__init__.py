@@ -10,7 +10,7 @@ To add a metric, write a function of a family's intermediates and decorate it wi
 ``metric``; to add a family, write the intermediates.
 """
 
-from mm_lens.metrics import anisotropy, dimension, linearity
+from mm_lens.metrics import anisotropy, dimension, linearity, spectrum
 from mm_lens.metrics.core import (
     METRICS,
     PRESETS,
@@ -42,5 +42,6 @@ __all__ = [
     "nearest",
     "preset",
     "sampling_key",
+    "spectrum",
     "subsample",
 ]

@@ -11,20 +11,22 @@ The ``chance`` column is the largest eigenvalue share of isotropic noise with th
 tokens and dimensions, ``(1 + sqrt(d / n))² / d`` (Marchenko & Pastur 1967).
 
 Intervals: the influence function ``((v·x)² - a |x|²) / trace``, summed within samples; trimming is
-taken as given. Cost: one float64 covariance on the smaller side of the n × d matrix and its
-eigenvectors, per variant.
+taken as given. Cost: one float64 Gram matrix on the smaller side of the n × d matrix for all
+variants together, and its largest eigenvalue (:mod:`~mm_lens.metrics.eigen`) for each.
 """
 
 from __future__ import annotations
 
 import math
-from functools import cached_property
+import operator
+from functools import cached_property, reduce
 
 import torch
 from jaxtyping import Bool, Float64
 from torch import Tensor
 
 from mm_lens.metrics.core import Estimate, Family, UndefinedError, estimate
+from mm_lens.metrics.eigen import largest
 from mm_lens.metrics.intervals import (
     Replicates,
     clustered_error,
@@ -32,11 +34,12 @@ from mm_lens.metrics.intervals import (
     left_out,
     margin,
 )
+from mm_lens.metrics.moments import Scatter
 from mm_lens.metrics.tokens import Tokens, centre
 
 
 class Cloud:
-    """The tokens in float64, and their principal direction."""
+    """The tokens in float64 and their second moments, for every metric of the family."""
 
     def __init__(self, tokens: Tokens, seed: int) -> None:
         self.tokens = tokens
@@ -48,39 +51,89 @@ class Cloud:
         return self.tokens.x.double()
 
     @cached_property
-    def everything(self) -> Estimate:
-        """Anisotropy of all tokens."""
-        return _principal_share(self.tokens, self.x, self.seed)
+    def squares(self) -> Float64[Tensor, " n"]:
+        """Squared norms of the raw states."""
+        return self.x.square().sum(1)
 
-    def anisotropy(self, keep: Bool[Tensor, " n"]) -> Estimate:
-        """Anisotropy of the kept tokens; ``n_tokens`` says how many those are."""
-        if bool(keep.all()):
-            return self.everything
-        return _principal_share(self.tokens.take(keep), self.x[keep], self.seed)
+    @cached_property
+    def centred(self) -> Float64[Tensor, "n d"]:
+        """States about the mean of all tokens."""
+        if len(self.x) < 3:
+            raise UndefinedError(f"fewer than 3 tokens ({len(self.x)})")
+        centred = centre(self.x)
+        if not bool(centred.any()):
+            raise UndefinedError("all tokens have the same state")
+        return centred
+
+    @cached_property
+    def everyone(self) -> Bool[Tensor, " n"]:
+        """All tokens."""
+        return torch.ones(len(self.tokens), dtype=torch.bool, device=self.x.device)
+
+    @cached_property
+    def not_first(self) -> Bool[Tensor, " n"]:
+        """The tokens that are not at position 0."""
+        return self.tokens.position != 0
+
+    @cached_property
+    def not_largest(self) -> Bool[Tensor, " n"]:
+        """All but the 1 % of tokens (at least one) with the largest norms."""
+        keep = self.everyone.clone()
+        keep[self.squares.topk(math.ceil(0.01 * len(keep))).indices] = False
+        return keep
+
+    @cached_property
+    def _cells(self) -> list[tuple[Bool[Tensor, " n"], Scatter]]:
+        """Scatter of the tokens on either side of both cuts: each variant is a sum of cells."""
+        masks = [a & b for a in _sides(self.not_first) for b in _sides(self.not_largest)]
+        return [(mask, Scatter.of(self.centred[mask])) for mask in masks if bool(mask.any())]
+
+    def spread(
+        self, keep: Bool[Tensor, " n"]
+    ) -> tuple[Float64[Tensor, "m d"], Float64[Tensor, "k k"]]:
+        """Deviations of the kept tokens from their mean, and their Gram matrix (k = min(m, d)).
+
+        Raises:
+            UndefinedError: Fewer than three tokens, or all in one state.
+        """
+        kept = self.centred[keep]
+        if len(kept) < 3:
+            raise UndefinedError(f"fewer than 3 tokens ({len(kept)})")
+        kept = centre(kept)
+        if not bool(kept.any()):
+            raise UndefinedError("all tokens have the same state")
+        if len(kept) < kept.shape[1]:
+            return kept, kept @ kept.T
+        return kept, reduce(operator.add, (s for mask, s in self._cells if bool(keep[mask][0]))).xx
+
+    @cached_property
+    def everything(self) -> tuple[Float64[Tensor, "n d"], Float64[Tensor, "k k"]]:
+        """The spread of all tokens."""
+        return self.spread(self.everyone)
+
+    @cached_property
+    def eigen(self) -> tuple[Float64[Tensor, " k"], Float64[Tensor, "k k"]]:
+        """Eigenvalues of the Gram matrix of all tokens, ascending, and its eigenvectors."""
+        values, vectors = torch.linalg.eigh(self.everything[1])
+        if not bool(values[-1] > 0):
+            raise UndefinedError("squares of the states underflow float64")
+        return values.clamp(min=0), vectors
 
 
-def _deviations(x: Float64[Tensor, "n d"]) -> Float64[Tensor, "n d"]:
-    if len(x) < 3:
-        raise UndefinedError(f"fewer than 3 tokens ({len(x)})")
-    centred = centre(x)
-    if not bool(centred.any()):
-        raise UndefinedError("all tokens have the same state")
-    return centred
+def _sides(mask: Bool[Tensor, " n"]) -> tuple[Bool[Tensor, " n"], Bool[Tensor, " n"]]:
+    return mask, ~mask
 
 
-def _principal_share(tokens: Tokens, x: Float64[Tensor, "n d"], seed: int) -> Estimate:
-    """Largest eigenvalue of the covariance over its trace."""
-    centred = _deviations(x)
+def principal_share(cloud: Cloud, keep: Bool[Tensor, " n"]) -> Estimate:
+    """Largest eigenvalue of the covariance of the kept tokens over its trace."""
+    centred, gram = cloud.everything if bool(keep.all()) else cloud.spread(keep)
+    tokens = cloud.tokens.take(keep)
     n, d = centred.shape
     squares = centred.square().sum(1)
     trace = squares.sum()
-    if n < d:
-        values, vectors = torch.linalg.eigh(centred @ centred.T)
-        along = vectors[:, -1].square() * values[-1]
-    else:
-        values, vectors = torch.linalg.eigh(centred.T @ centred)
-        along = (centred @ vectors[:, -1]).square()
-    value = float(values[-1] / trace)
+    top, vector = largest(gram)
+    along = vector.square() * top if n < d else (centred @ vector).square()
+    value = float(top / trace)
     influence = (along - value * squares) / trace
     half = margin(*clustered_error(influence, tokens.sample))
     return estimate(
@@ -89,7 +142,7 @@ def _principal_share(tokens: Tokens, x: Float64[Tensor, "n d"], seed: int) -> Es
         max(value - half, 0.0),
         min(value + half, 1.0),
         chance=(1 + math.sqrt(d / n)) ** 2 / d,
-        replicates=Replicates.of(value, influence, tokens.sample, seed),
+        replicates=Replicates.of(value, influence, tokens.sample, cloud.seed),
     )
 
 
@@ -99,7 +152,7 @@ FAMILY = Family("anisotropy", arity=1, prepare=Cloud)
 @FAMILY.metric("anisotropy", label="Anisotropy", presets=("paper", "honest"), headline=("paper",))
 def anisotropy(cloud: Cloud) -> Estimate:
     """Largest eigenvalue of the centred covariance over its trace, all tokens."""
-    return cloud.everything
+    return principal_share(cloud, cloud.everyone)
 
 
 @FAMILY.metric(
@@ -107,7 +160,7 @@ def anisotropy(cloud: Cloud) -> Estimate:
 )
 def anisotropy_without_first(cloud: Cloud) -> Estimate:
     """``anisotropy`` without the tokens at position 0, where massive activations gather."""
-    return cloud.anisotropy(cloud.tokens.position != 0)
+    return principal_share(cloud, cloud.not_first)
 
 
 @FAMILY.metric(
@@ -118,10 +171,7 @@ def anisotropy_without_first(cloud: Cloud) -> Estimate:
 )
 def anisotropy_trimmed(cloud: Cloud) -> Estimate:
     """``anisotropy`` without the 1 % of tokens (at least one) with the largest norms."""
-    norms = cloud.x.square().sum(1)
-    keep = torch.ones(len(norms), dtype=torch.bool, device=norms.device)
-    keep[norms.topk(math.ceil(0.01 * len(norms))).indices] = False
-    return cloud.anisotropy(keep)
+    return principal_share(cloud, cloud.not_largest)
 
 
 @FAMILY.metric(
@@ -132,7 +182,7 @@ def anisotropy_trimmed(cloud: Cloud) -> Estimate:
 )
 def half_trace_tokens(cloud: Cloud) -> Estimate:
     """Smallest number of tokens that hold half of the variance: few means massive activations."""
-    squares = _deviations(cloud.x).square().sum(1)
+    squares = cloud.centred.square().sum(1)
     # The share, not the number, is what survives leaving tokens out.
     refits = [_half_share(squares[keep]) for keep in left_out(cloud.tokens.sample, cloud.seed)]
     n, value = len(squares), _half_share(squares)
@@ -150,7 +200,7 @@ def _half_share(squares: Float64[Tensor, " n"]) -> float:
 @FAMILY.metric("mean_cosine", label="Mean cosine", presets=("honest",))
 def mean_cosine(cloud: Cloud) -> Estimate:
     """Mean cosine between two different tokens, not centred; zero states are left out."""
-    norms = cloud.x.square().sum(1).sqrt()
+    norms = cloud.squares.sqrt()
     keep = norms > 0
     n = int(keep.sum())
     if n < 3:

@@ -1,9 +1,9 @@
 """Linear regression from second moments: exact least squares, and ridge at every strength.
 
-Numerics. Least squares: inputs scaled to equal variance (Jacobi), then Cholesky; where that fails or a pivot
-sinks into rounding, eigenvectors, cut at d·eps of the largest eigenvalue. That is the answer of a
-truncated SVD, also for constant columns and repeated tokens. Ridge: eigenvectors of the unscaled
-Gram matrix, so that the result does not depend on the basis of the hidden state.
+Numerics. Least squares: inputs scaled to equal variance (Jacobi), then Cholesky; where that fails
+or a pivot sinks into rounding, eigenvectors, cut at d·eps of the largest eigenvalue. That is the
+answer of a truncated SVD, also for constant columns and repeated tokens. Ridge: eigenvectors of the
+unscaled Gram matrix, so that the result does not depend on the basis of the hidden state.
 """
 
 from __future__ import annotations
