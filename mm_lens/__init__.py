@@ -9,6 +9,7 @@ from mm_lens.profile import Profile, profile
 if TYPE_CHECKING:
     from mm_lens.bridge import VisionLanguageBridge
     from mm_lens.cache import LayoutCache, names
+    from mm_lens.conversion import convert
     from mm_lens.inputs import Inputs
     from mm_lens.layout import TokenLayout
     from mm_lens.loading import load
@@ -20,6 +21,7 @@ _HOMES = {
     "LayoutCache": "cache",
     "TokenLayout": "layout",
     "VisionLanguageBridge": "bridge",
+    "convert": "conversion",
     "load": "loading",
     "names": "cache",
 }
@@ -46,6 +48,7 @@ __all__ = [
     "Profile",
     "TokenLayout",
     "VisionLanguageBridge",
+    "convert",
     "load",
     "names",
     "profile",

@@ -199,6 +199,49 @@ def profile_command(
         summary.show(result, out, files)
 
 
+@app.command(name="convert")
+def convert_command(
+    format: Annotated[str, typer.Argument(help="Layout of the source, e.g. omnifusion.")],
+    source: Annotated[Path, typer.Argument(help="Directory in that layout.")],
+    out: Annotated[Path, typer.Argument(help="Directory to write.")],
+    vision_tower: Annotated[
+        str | None,
+        typer.Option(
+            help="Hub id or directory of the vision tower, where the layout does not hold it.",
+            show_default="the published one",
+        ),
+    ] = None,
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None,
+        typer.Option(help="Of the weights.", show_default="as stored"),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an earlier conversion at OUT.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar, only errors.")] = False,
+) -> None:
+    """Convert published files to a directory that transformers and --model can load.
+
+    No pickle is executed. Run the same command again to continue an interrupted conversion.
+
+    Example: mm-lens convert omnifusion OmniFusion/ converted/omnifusion
+    """
+    import torch
+
+    with _quiet():
+        mm_lens.convert(
+            format,
+            source,
+            out,
+            vision_tower=vision_tower,
+            dtype=getattr(torch, dtype) if dtype else None,
+            overwrite=overwrite,
+            progress=not quiet,
+        )
+    if not quiet:
+        print(f"Converted to {out}")
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Only mm_lens speaks: libraries keep their warnings and progress bars to themselves."""

@@ -11,7 +11,7 @@ from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_f
 from transformer_lens.utilities.multi_gpu import count_unique_devices, find_embedding_device
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-from mm_lens import convert, demo, validation
+from mm_lens import conversion, demo, validation
 from mm_lens.bridge import VisionLanguageBridge
 from mm_lens.errors import InputError
 from mm_lens.families import family_for
@@ -64,7 +64,7 @@ def load(
     path = name_or_path
     if path is not None and path.startswith("demo/"):
         path = str(demo.path(path))
-    if hf_model is None and (converted := convert.loadable(str(path), dtype, from_pretrained)):
+    if hf_model is None and (converted := conversion.loadable(str(path), dtype, from_pretrained)):
         path = converted
         from_pretrained = {k: v for k, v in from_pretrained.items() if k not in _HUB}
     if hf_model is None:

@@ -1,4 +1,4 @@
-"""OmniFusion as it is published: its pipeline by hand from plain parts, and its files, in miniature.
+"""OmniFusion as published: its pipeline by hand from plain parts, and its files, in miniature.
 
 The pipeline (README of AIRI-Institute/OmniFusion) is the oracle of the tests: nothing of mm_lens or
 of its model classes is in it. The files have the published names, formats and module path.
@@ -282,7 +282,7 @@ def models_module() -> Iterator[Any]:
 
 
 def write_tower(directory: Path, parts: Parts, *, binary: bool = True) -> Path:
-    """The CLIP checkpoint of which OmniFusion takes the vision tower: in float32, text tower too."""
+    """The CLIP checkpoint whose vision tower OmniFusion takes: float32, text tower included."""
     directory.mkdir(parents=True)
     vision = parts.vision.config.to_dict()
     (directory / "config.json").write_text(

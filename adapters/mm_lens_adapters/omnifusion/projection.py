@@ -85,8 +85,8 @@ def _check_names(path: Path, what: str, tensors: dict[str, Tensor]) -> None:
     raise MMLensError(
         f"{path} holds {what} with {listed}, …: not the one transformer encoder layer and linear "
         "map of OmniFusion 1.1 with one encoder. If it is the variant with two encoders (CLIP-L "
-        "and DINOv2): its public description does not fix how the features of all layers are combined, "
-        "so it cannot be converted without guessing. See docs/omnifusion.md."
+        "and DINOv2): its public description does not fix how the features of all layers are "
+        "combined, so it cannot be converted without guessing. See docs/omnifusion.md."
     )
 
 
