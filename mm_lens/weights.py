@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -39,6 +39,7 @@ class Spec:
     dtype: torch.dtype
 
 
+@runtime_checkable
 class TensorFile(Protocol):
     """Tensors that can be read one by one."""
 
