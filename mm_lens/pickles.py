@@ -22,8 +22,9 @@ import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedIOBase
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -222,7 +223,7 @@ def _check_legacy(path: Path, allowed: re.Pattern[str] | None) -> set[str]:
     return named
 
 
-def _globals(path: Path, program: IO[bytes], allowed: re.Pattern[str] | None) -> set[str]:
+def _globals(path: Path, program: BufferedIOBase, allowed: re.Pattern[str] | None) -> set[str]:
     """Names of all globals in one pickle, read as data.
 
     Raises:
@@ -237,9 +238,8 @@ def _globals(path: Path, program: IO[bytes], allowed: re.Pattern[str] | None) ->
         if name in ("GLOBAL", "INST"):
             module, _, attribute = str(argument).partition(" ")
             offender = f"{'builtins' if module == '__builtin__' else module}.{attribute}"
-            if name == "GLOBAL" and (
-                _TENSORS.fullmatch(offender) or (allowed and allowed.fullmatch(offender))
-            ):
+            known = _TENSORS.fullmatch(offender) or (allowed and allowed.fullmatch(offender))
+            if name == "GLOBAL" and attribute.isidentifier() and known:
                 named.add(offender)
                 continue
         elif name == "STACK_GLOBAL":
