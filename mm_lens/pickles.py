@@ -22,7 +22,6 @@ import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from io import BufferedIOBase
 from pathlib import Path
 from typing import Any, cast
 
@@ -223,8 +222,8 @@ def _check_legacy(path: Path, allowed: re.Pattern[str] | None) -> set[str]:
     return named
 
 
-def _globals(path: Path, program: BufferedIOBase, allowed: re.Pattern[str] | None) -> set[str]:
-    """Names of all globals in one pickle, read as data.
+def _globals(path: Path, program: Any, allowed: re.Pattern[str] | None) -> set[str]:
+    """Names of all globals in one pickle, a binary file that is left behind its end.
 
     Raises:
         MMLensError: one of them, or an instruction, is not allowed.
