@@ -10,7 +10,7 @@ To add a metric, write a function of a family's intermediates and decorate it wi
 ``metric``; to add a family, write the intermediates.
 """
 
-from mm_lens.metrics import anisotropy, dimension, linearity, spectrum
+from mm_lens.metrics import anisotropy, dimension, gride, linearity, spectrum
 from mm_lens.metrics.core import (
     METRICS,
     PRESETS,
@@ -38,6 +38,7 @@ __all__ = [
     "dimension",
     "evaluate",
     "finite",
+    "gride",
     "linearity",
     "nearest",
     "preset",

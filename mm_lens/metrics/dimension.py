@@ -10,6 +10,8 @@ how they use the sorted ratios:
 - ``dimension_paper``: the same line over the *first fifth* of the kept ratios, duplicates included,
   as in ``llm-microscope``; about twice the standard error of the others.
 
+Farther neighbours than the nearest two: :mod:`~mm_lens.metrics.gride`.
+
 Limits. Repeated states are points at distance zero and wreck every variant (26.9 for a true 10
 with a fifth of copies): all but the paper's are computed on distinct states, and near-copies are
 reported. The dimension depends on the number of tokens: compare hooks at equal ``n``, and read
@@ -20,8 +22,8 @@ The ``chance`` column is what a Gaussian cloud with the same covariance and as m
 linear structure without a curved or clustered one. Real states lie far *below* it.
 
 Intervals: the influence function of each estimator, summed within samples, plus the product of the
-influences of each token and its nearest neighbour, because they share a distance. Without that
-term, as in a bootstrap over samples, 95 % intervals cover 88 %.
+influences of each token and its neighbours, because they share distances. Without that term, as in
+a bootstrap over samples, 95 % intervals cover 88 %.
 
 Cost: one neighbour search (:mod:`~mm_lens.metrics.neighbours`) for all estimators, a quarter and a
 sixteenth of one for the scale check, and 2,000 rows of one for the null.
@@ -30,7 +32,6 @@ sixteenth of one for the scale check, and 2,000 rows of one for the null.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -41,9 +42,12 @@ from transformer_lens.utilities.statistics import derive_generator
 from mm_lens.metrics.core import Estimate, Family, UndefinedError, estimate
 from mm_lens.metrics.intervals import Replicates, clustered_error, margin
 from mm_lens.metrics.neighbours import Neighbours, nearest
-from mm_lens.metrics.tokens import Tokens, subsample, unique_rows
+from mm_lens.metrics.ratios import Fit, fit_line, fit_mle, log_ratios
+from mm_lens.metrics.tokens import Tokens, sampling_key, subsample, unique_rows
 
 _NULL_ROWS = 2000  # enough for the null's value to 3 %, whatever the number of tokens around
+_FAR_ROWS = 1000  # enough for 3 %: 16 neighbours average over more than the nearest two
+FAR = 16
 _EPS = 1e-8  # the paper's threshold on r1 and on mu - 1
 
 
@@ -92,6 +96,14 @@ class Neighbourhood:
         """The two nearest distinct states of every distinct state."""
         return nearest(self.points)
 
+    @cached_property
+    def far(self) -> tuple[Int64[Tensor, " m"], Neighbours]:
+        """Some distinct states, drawn by their keys, and their 16 nearest among all of them."""
+        distinct = self.distinct
+        key = sampling_key(distinct.sample, distinct.position, self.seed)
+        rows = key.argsort(stable=True)[:_FAR_ROWS]
+        return rows, nearest(self.points, min(FAR, len(distinct) - 1), rows)
+
     def part(self, divisor: int) -> Neighbourhood:
         """The same for one in ``divisor`` of the distinct tokens."""
         distinct = self.distinct
@@ -110,7 +122,8 @@ class Neighbourhood:
             values, vectors = torch.linalg.eigh(x.T @ x / n)
             noise = torch.randn(n, d, generator=generator, dtype=x.dtype).to(x.device)
             cloud = noise * values.clamp(min=0).sqrt() @ vectors.T
-        return log_ratios(nearest(cloud, _NULL_ROWS))
+        rows = torch.arange(min(n, _NULL_ROWS), device=x.device)
+        return log_ratios(nearest(cloud, rows=rows))
 
     @cached_property
     def warnings(self) -> list[str]:
@@ -135,70 +148,25 @@ class Neighbourhood:
 FAMILY = Family("dimension", arity=1, prepare=Neighbourhood)
 
 
-def log_ratios(neighbours: Neighbours) -> Float64[Tensor, " n"]:
-    """``log mu`` of distinct points.
-
-    Raises:
-        UndefinedError: Some distance underflows, or every point has both neighbours equally far.
-    """
-    ratios = (neighbours.r2 / neighbours.r1).log()
-    if not bool(ratios.isfinite().all()):
-        raise UndefinedError("distances between distinct states underflow float64")
-    if float(ratios.sum()) <= 0:
-        raise UndefinedError("both neighbours of every token are equally far: a regular grid")
-    return ratios
-
-
-@dataclass(frozen=True)
-class Fit:
-    """A dimension, and what each token contributes to its error."""
-
-    value: float
-    influence: Float64[Tensor, " n"]
-
-
-def fit_mle(ratios: Float64[Tensor, " n"]) -> Fit:
-    """Unbiased maximum likelihood (Denti et al. 2022): ``(N - 1) / sum(log mu)``."""
-    n, total = len(ratios), float(ratios.sum())
-    return Fit((n - 1) / total, (n / total) * (1 / n - ratios / total))
-
-
-def fit_line(ratios: Float64[Tensor, " n"], n_fitted: int) -> Fit:
-    """Slope through the origin of ``-log(1 - F)`` on ``log mu`` over the smallest ratios.
+def interval(
+    fit: Fit, sample: Int64[Tensor, " n"], linked: Int64[Tensor, "n k"], seed: int
+) -> tuple[tuple[float, float], Replicates]:
+    """95 % interval on the logarithm of the dimension, and replicates of the dimension.
 
     Args:
-        ratios: ``log mu``. Zeros count in the distribution ``F`` and pull at no line.
-        n_fitted: How many of the smallest to fit, zeros included.
+        fit: The dimension and the influence of each token.
+        sample: Of each token.
+        linked: The tokens that each one shares a distance with; itself where there is none.
+        seed: Of the groups of samples.
     """
-    n = len(ratios)
-    x, order = ratios.sort()
-    rank = torch.arange(1, n_fitted + 1, device=x.device, dtype=x.dtype)
-    x, y = x[:n_fitted], -torch.log1p(-rank / n)
-    sxx = x.square().sum()
-    slope = float((x * y).sum() / sxx)
-    # Influence of an L-statistic: a point at x0 lowers every quantile above it. With g the
-    # derivative of the slope by the quantile, it adds the integral of g up to min(x0, last x).
-    spacing = torch.diff(x, prepend=x.new_zeros(1))
-    gained = ((y - 2 * slope * x) * spacing).cumsum(0) * (n / sxx)
-    influence = gained[-1].repeat(n)
-    influence[order[:n_fitted]] = gained
-    return Fit(slope, (influence - influence.mean()) / n)
-
-
-def _interval(
-    fit: Fit,
-    sample: Int64[Tensor, " n"],
-    neighbour: Int64[Tensor, " n"],
-    seed: int,
-) -> tuple[tuple[float, float], Replicates]:
-    """95 % interval on the logarithm of the dimension, and replicates of the dimension."""
     u = fit.influence / fit.value
     error, freedom = clustered_error(u, sample)
-    # A token and its nearest neighbour share a distance. Each pair once; pairs within a sample are
-    # already in its sum.
-    mutual = neighbour[neighbour] == torch.arange(len(u), device=u.device)
-    weight = torch.where(mutual, 1.0, 2.0) * (sample != sample[neighbour])
-    shared = float((weight * u * u[neighbour]).sum())
+    # Each pair once; pairs within a sample are already in its sum.
+    n = len(u)
+    own = torch.arange(n, device=u.device)[:, None]
+    pairs = (torch.minimum(own, linked) * n + torch.maximum(own, linked)).unique()
+    one, other = pairs // n, pairs % n
+    shared = float((2 * u[one] * u[other] * (sample[one] != sample[other])).sum())
     rest = math.sqrt(max(shared, 0.0))
     half = margin(math.hypot(error, rest), freedom)
     replicates = Replicates.of(fit.value, fit.influence, sample, seed, fit.value * rest)
@@ -206,13 +174,12 @@ def _interval(
 
 
 def _estimate(points: Neighbourhood, fit: Fit, chance: float = math.nan) -> Estimate:
-    interval, replicates = _interval(
-        fit, points.distinct.sample, points.neighbours.index[:, 0], points.seed
-    )
+    linked = points.neighbours.index[:, :1]
+    ends, replicates = interval(fit, points.distinct.sample, linked, points.seed)
     return estimate(
         points.distinct,
         fit.value,
-        *interval,
+        *ends,
         chance=chance,
         warnings=points.warnings,
         replicates=replicates,
@@ -293,10 +260,10 @@ def dimension_paper(points: Neighbourhood) -> Estimate:
         )
     ratios = mu.new_zeros(n)
     ratios[first[kept]] = mu[kept].log()
-    neighbour = torch.arange(n, device=mu.device)
-    neighbour[first[kept]] = first[found.index[kept, 0]]
+    neighbour = torch.arange(n, device=mu.device)[:, None]
+    neighbour[first[kept], 0] = first[found.index[kept, 0]]
 
     fit = fit_line(ratios, n - n_kept + n_kept // 5)
-    interval, replicates = _interval(fit, points.tokens.sample, neighbour, points.seed)
+    ends, replicates = interval(fit, points.tokens.sample, neighbour, points.seed)
     note = f"{n - n_kept} of {n} tokens without a ratio (copies)" if n_kept < n else ""
-    return estimate(points.tokens, fit.value, *interval, warnings=[note], replicates=replicates)
+    return estimate(points.tokens, fit.value, *ends, warnings=[note], replicates=replicates)

@@ -1,8 +1,8 @@
-"""Exact distances to the two nearest neighbours, at the price of one float32 matrix product.
+"""Exact distances to the nearest neighbours, at the price of one float32 matrix product.
 
 ``|x|² + |y|² - 2 x·y`` turns all pairs into one product, but loses everything below ``eps |x|²``: a
 pair closer than 3e-4 of its norm comes out wrong, or at distance zero. So the product only
-nominates. The :data:`CANDIDATES` nearest of each row have their distances computed again from the
+nominates. The k + :data:`SPARE` nearest of each row have their distances computed again from the
 differences in float64, and the result is kept only if it is *certain*: no row outside the
 candidates can be nearer, given the rounding bound of the product. Rows that cannot be certified
 (tight clusters far from the mean) are searched again with a float64 product, and the rest by plain
@@ -13,7 +13,7 @@ The bound: with machine epsilon ``eps`` the product's squared distance errs by a
 computed distance, so that ``|y| <= |x| + r`` may be assumed: one outlier of enormous norm does not
 spoil the certificate of the others.
 
-Cost: 2 n² d operations in float32 and a selection that reads every distance once; memory 256 rows
+Cost: 2 n² d operations in float32 and a selection that reads every distance once; memory 512 rows
 of distances. Exploiting the symmetry was measured and is slower below d ≈ 1,000, since selection
 along both axes costs what half of the product saves. Where float32 products are rounded to TF32 or
 bfloat16 the float64 product is used from the start.
@@ -27,45 +27,58 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
-CANDIDATES = 4
-_BLOCK = 256
+SPARE = 2
+_BLOCK = 512
 _STRIDE = 16
+_SHORT = 1024
 
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The two nearest neighbours of each row.
+    """The k nearest neighbours of each row, the nearest first.
 
     Attributes:
-        r1: Distance to the nearest other row.
-        r2: Distance to the second nearest.
-        index: Rows of the nearest and the second nearest.
+        distance: To each of them.
+        index: Which rows they are.
     """
 
-    r1: Float64[Tensor, " n"]
-    r2: Float64[Tensor, " n"]
-    index: Int64[Tensor, "n 2"]
+    distance: Float64[Tensor, "n k"]
+    index: Int64[Tensor, "n k"]
+
+    @property
+    def r1(self) -> Float64[Tensor, " n"]:
+        """Distance to the nearest other row."""
+        return self.distance[:, 0]
+
+    @property
+    def r2(self) -> Float64[Tensor, " n"]:
+        """Distance to the second nearest."""
+        return self.distance[:, 1]
 
 
-def nearest(x: Float64[Tensor, "n d"], first: int | None = None) -> Neighbours:
-    """The two nearest neighbours of every row of ``x``, with exact float64 distances.
+def nearest(
+    x: Float64[Tensor, "n d"], k: int = 2, rows: Int64[Tensor, " m"] | None = None
+) -> Neighbours:
+    """The ``k`` nearest neighbours of every row of ``x``, with exact float64 distances.
 
     Args:
-        x: At least three rows; centred and scaled to a norm near one, so that float32 can hold it.
-        first: Only for so many rows from the start, among all rows.
+        x: More than k rows; centred and scaled to a norm near one, so that float32 can hold it.
+        k: How many neighbours.
+        rows: Only of these rows, among all.
     """
-    rows = torch.arange(len(x), device=x.device)[:first]
-    distances = x.new_empty(len(rows), 2)
-    index = rows.new_empty(len(rows), 2)
+    rows = torch.arange(len(x), device=x.device) if rows is None else rows
+    distance = x.new_empty(len(rows), k)
+    index = rows.new_empty(len(rows), k)
+    left = torch.arange(len(rows), device=x.device)
     ladder = [torch.float32, torch.float64] if _keeps_float32(x.device) else [torch.float64]
     for dtype in ladder:
-        if len(rows) == 0:
+        if len(left) == 0:
             break
-        distances[rows], index[rows], certain = _by_product(x, rows, dtype)
-        rows = rows[~certain]
-    if len(rows):
-        distances[rows], index[rows] = _by_difference(x, rows)
-    return Neighbours(distances[:, 0], distances[:, 1], index)
+        distance[left], index[left], certain = _by_product(x, rows[left], k, dtype)
+        left = left[~certain]
+    if len(left):
+        distance[left], index[left] = _by_difference(x, rows[left], k)
+    return Neighbours(distance, index)
 
 
 def _keeps_float32(device: torch.device) -> bool:
@@ -75,33 +88,41 @@ def _keeps_float32(device: torch.device) -> bool:
 
 
 def _by_product(
-    x: Float64[Tensor, "n d"], rows: Int64[Tensor, " m"], dtype: torch.dtype
-) -> tuple[Float64[Tensor, "m 2"], Int64[Tensor, "m 2"], Bool[Tensor, " m"]]:
-    """Distances and indices of the nearest two candidates, and whether no other row is nearer."""
+    x: Float64[Tensor, "n d"], rows: Int64[Tensor, " m"], k: int, dtype: torch.dtype
+) -> tuple[Float64[Tensor, "m k"], Int64[Tensor, "m k"], Bool[Tensor, " m"]]:
+    """Distances and indices of the nearest candidates, and whether no other row is nearer."""
     n, d = x.shape
-    squares = x.square().sum(1)
+    norms = torch.linalg.vector_norm(x, dim=1)
     # |y|² - 2 x·y as one product: |x|² does not change the order within the row of x.
-    right = torch.cat([x.to(dtype), squares[:, None].to(dtype)], 1)
-    rounding = torch.finfo(dtype)
-    results = []
-    for block in rows.split(_BLOCK):
-        left = right[block] * -2
-        left[:, -1] = 1
-        scores = left @ right.T
-        scores.scatter_(1, block[:, None], torch.inf)
-        bound, candidate = _smallest(scores, min(CANDIDATES, n - 1))
-        differences = x[candidate].sub_(x[block, None])
-        exact, best = torch.linalg.vector_norm(differences, dim=2).topk(2, largest=False)
-        index, r2 = candidate.gather(1, best), exact[:, 1]
-
-        reach = 2 * squares[block].sqrt() + r2
-        error = (d + 10) * (rounding.eps * reach.square() + rounding.tiny)
-        others = bound[:, -1].double() + squares[block] - error
-        all_are_candidates = candidate.shape[1] == n - 1
-        certain = (r2.square() <= others) | (r2 == 0) | all_are_candidates
-        results.append((exact, index, certain))
-    distances, indices, certainty = zip(*results, strict=True)
-    return torch.cat(distances), torch.cat(indices), torch.cat(certainty)
+    right = x.new_empty(n, d + 1, dtype=dtype)
+    right[:, :d], right[:, d] = x, norms.square()
+    n_candidates = min(k + SPARE, n - 1)
+    # Blocks write to the same memory: fresh pages would cost as much as a fifth of the product.
+    scores = x.new_empty(min(_BLOCK, len(rows)), n, dtype=dtype)
+    found = x.new_empty(len(scores) * n_candidates, d)
+    distance, bound = x.new_empty(len(rows), k), x.new_empty(len(rows))
+    index = rows.new_empty(len(rows), k)
+    for start in range(0, len(rows), _BLOCK):
+        block = rows[start : start + _BLOCK]
+        m, part = len(block), slice(start, start + len(block))
+        left = right[block].mul_(-2)
+        left[:, d] = 1
+        torch.mm(left, right.T, out=scores[:m])
+        scores[:m].scatter_(1, block[:, None], torch.inf)
+        values, candidates = _smallest(scores[:m], n_candidates)
+        bound[part] = values[:, -1]
+        torch.index_select(x, 0, candidates.flatten(), out=found[: m * n_candidates])
+        differences = found[: m * n_candidates].view(m, n_candidates, d).sub_(x[block, None])
+        exact = torch.linalg.vector_norm(differences, dim=2)
+        distance[part], best = exact.topk(k, largest=False)
+        index[part] = candidates.gather(1, best)
+    if n_candidates == n - 1:
+        return distance, index, torch.ones_like(rows, dtype=torch.bool)
+    rounding, farthest = torch.finfo(dtype), distance[:, -1]
+    reach = 2 * norms[rows] + farthest
+    error = (d + 10) * (rounding.eps * reach.square() + rounding.tiny)
+    certain = farthest.square() <= bound + norms[rows].square() - error
+    return distance, index, certain | (farthest == 0)
 
 
 def _smallest(
@@ -114,10 +135,9 @@ def _smallest(
     """
     b, n = scores.shape
     groups = n // _STRIDE
-    if groups <= k:
+    if n <= _SHORT or groups <= k:
         return scores.topk(k, largest=False)
-    minima = scores[:, : groups * _STRIDE].view(b, _STRIDE, groups).amin(1)
-    group = minima.topk(k, largest=False).indices
+    _, group = _smallest(scores[:, : groups * _STRIDE].view(b, _STRIDE, groups).amin(1), k)
     members = torch.arange(0, groups * _STRIDE, groups, device=scores.device)
     columns = (group[:, :, None] + members).flatten(1)
     rest = torch.arange(groups * _STRIDE, n, device=scores.device).expand(b, -1)
@@ -127,13 +147,13 @@ def _smallest(
 
 
 def _by_difference(
-    x: Float64[Tensor, "n d"], rows: Int64[Tensor, " m"]
-) -> tuple[Float64[Tensor, "m 2"], Int64[Tensor, "m 2"]]:
-    """Distances and indices of the nearest two from all differences: exact, and slow."""
+    x: Float64[Tensor, "n d"], rows: Int64[Tensor, " m"], k: int
+) -> tuple[Float64[Tensor, "m k"], Int64[Tensor, "m k"]]:
+    """Distances and indices of the nearest ``k`` from all differences: exact, and slow."""
     results = []
     for block in rows.split(_BLOCK):
         distances = torch.cdist(x[block], x, compute_mode="donot_use_mm_for_euclid_dist")
         distances.scatter_(1, block[:, None], torch.inf)
-        results.append(distances.topk(2, largest=False))
+        results.append(distances.topk(k, largest=False))
     values, indices = zip(*results, strict=True)
     return torch.cat(values), torch.cat(indices)

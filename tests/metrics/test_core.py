@@ -65,13 +65,14 @@ def test_one_neighbour_search_serves_all_estimators(monkeypatch):
     sizes = []
     search = dimension_module.nearest
 
-    def spy(x: Tensor, first: int | None = None) -> object:
-        sizes.append(len(x))
-        return search(x, first)
+    def spy(x: Tensor, k: int = 2, rows: Tensor | None = None) -> object:
+        sizes.append((len(x), k))
+        return search(x, k, rows)
 
     monkeypatch.setattr(dimension_module, "nearest", spy)
     everything(*pair())
-    assert sorted(sizes) == [60, 120, 240, 240]  # quarter, half, data, null
+    # quarter, half, data, null, and one with more neighbours
+    assert sorted(sizes) == [(60, 2), (120, 2), (240, 2), (240, 2), (240, 16)]
 
 
 def test_the_same_seed_gives_the_same_numbers():

@@ -9,12 +9,12 @@ from mm_lens.metrics import nearest
 from mm_lens.metrics import neighbours as module
 
 
-def plain_loop(x: Tensor) -> Tensor:
+def plain_loop(x: Tensor, k: int = 2) -> Tensor:
     rows = []
     for i in range(len(x)):
         distance = (x - x[i]).square().sum(1).sqrt()
         distance[i] = torch.inf
-        rows.append(distance.sort().values[:2])
+        rows.append(distance.sort().values[:k])
     return torch.stack(rows)
 
 
@@ -44,6 +44,7 @@ GEOMETRIES = {
     "outliers": outliers,
     "copies": lambda: normal(0, 150, 16).repeat(4, 1),
     "grid": lambda: torch.cartesian_prod(*[torch.arange(6.0).double()] * 3),
+    "several levels of selection": lambda: normal(0, 2100, 3),
     "line": lambda: torch.linspace(0, 1, 400).double()[:, None] ** 3,
     "three": lambda: normal(0, 3, 4),
     "four": lambda: normal(0, 4, 4),
@@ -51,12 +52,14 @@ GEOMETRIES = {
 }
 
 
+@pytest.mark.parametrize("k", [2, 16])
 @pytest.mark.parametrize("name", GEOMETRIES)
-def test_no_wrong_row(name):
+def test_no_wrong_row(name, k):
     x = GEOMETRIES[name]()
-    found, truth = nearest(x), plain_loop(x)
+    k = min(k, len(x) - 1)
+    found, truth = nearest(x, k), plain_loop(x, k)
     exactly = {"rtol": 1e-13, "atol": 0.0}  # both are sums of squared differences
-    torch.testing.assert_close(torch.stack([found.r1, found.r2], 1), truth, **exactly)
+    torch.testing.assert_close(found.distance, truth, **exactly)
     assert not (found.index == torch.arange(len(x))[:, None]).any()
     between = (x[:, None] - x[found.index]).square().sum(2).sqrt()
     torch.testing.assert_close(between, truth, **exactly)
@@ -72,11 +75,12 @@ def test_the_clusters_defeat_an_uncorrected_product():
     assert ((naive - truth).abs() > 0.01 * truth).double().mean() > 0.9
 
 
-def test_only_the_first_rows():
+def test_only_some_rows():
     x = normal(0, 600, 12)
-    whole, part = nearest(x), nearest(x, 100)
-    assert torch.equal(part.r1, whole.r1[:100])
-    assert torch.equal(part.index, whole.index[:100])
+    rows = torch.tensor([5, 599, 0, 77])
+    whole, part = nearest(x), nearest(x, rows=rows)
+    assert torch.equal(part.r1, whole.r1[rows])
+    assert torch.equal(part.index, whole.index[rows])
 
 
 def test_rounded_products_are_noticed(monkeypatch):
@@ -85,9 +89,9 @@ def test_rounded_products_are_noticed(monkeypatch):
     used = []
     search = module._by_product
 
-    def spy(x, rows, dtype):
+    def spy(x, rows, k, dtype):
         used.append(dtype)
-        return search(x, rows, dtype)
+        return search(x, rows, k, dtype)
 
     monkeypatch.setattr(module, "_by_product", spy)
     monkeypatch.setattr(module, "_keeps_float32", lambda device: False)
