@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from mm_lens.compare import Comparison, compare
 from mm_lens.errors import DataError, HookError, InputError, MMLensError, MMLensWarning
 from mm_lens.profile import Profile, profile
 
@@ -38,6 +39,7 @@ _MODULES = (
 )
 
 __all__ = [
+    "Comparison",
     "DataError",
     "HookError",
     "InputError",
@@ -48,6 +50,7 @@ __all__ = [
     "Profile",
     "TokenLayout",
     "VisionLanguageBridge",
+    "compare",
     "convert",
     "load",
     "names",

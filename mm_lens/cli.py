@@ -1,4 +1,4 @@
-"""The command line: `mm-lens profile`. Same words as the Python surface.
+"""The command line: `mm-lens profile`, `compare`, `convert`. Same words as the Python surface.
 
 Progress goes to stderr, results to stdout. Every failure that a user can cause is one line on
 stderr and an exit code: 2 for a wrong command line, 130 for Ctrl-C, 1 for the rest.
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 import typer
 
 import mm_lens
+from mm_lens.compare import COMPARISON_FILE
 from mm_lens.errors import MMLensError, MMLensWarning
 from mm_lens.files import whole_directory
 from mm_lens.profile import PROVENANCE_FILE, TABLE_FILE, Profile
@@ -240,6 +241,58 @@ def convert_command(
         )
     if not quiet:
         print(f"Converted to {out}")
+
+
+@app.command(name="compare")
+def compare_command(
+    profiles: Annotated[
+        list[Path], typer.Argument(help="Two or more directories that mm-lens profile wrote.")
+    ],
+    out: Annotated[Path, typer.Option(help="Directory for tables, pictures and a page.")],
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            help="Names to show, with commas, in the order of the profiles.",
+            show_default="the models' own",
+        ),
+    ] = None,
+    unpaired: Annotated[
+        bool, typer.Option("--unpaired", help="Profiles of different data: do not pair samples.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an earlier comparison at --out.")
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="No progress bars and no table, only errors.")
+    ] = False,
+) -> None:
+    """Put models side by side: differences, the findings of the paper, pictures and an HTML page.
+
+    Example: mm-lens compare runs/llava-next runs/omnifusion --out runs/compare
+    """
+    from tqdm import tqdm
+
+    named = None if labels is None else [label.strip() for label in labels.split(",")]
+    with whole_directory(out, COMPARISON_FILE, overwrite) as new:
+        comparison = mm_lens.compare(*profiles, labels=named, paired=not unpaired)
+        from mm_lens import compare_plots
+
+        comparison.write(new)
+        for _ in tqdm(
+            compare_plots.write(comparison, new),
+            total=len(compare_plots.metrics(comparison)) + 2,
+            desc="pictures",
+            unit="file",
+            disable=quiet,
+        ):
+            pass
+        written = sorted(path.name for path in new.iterdir())
+    if not quiet:
+        print(f"\n{comparison}")
+        tables = [name for name in written if not name.endswith(".png")]
+        print(
+            f"Wrote {', '.join(tables)} and {len(written) - len(tables)} pictures (.png) to {out}"
+        )
 
 
 @contextmanager

@@ -141,8 +141,15 @@ def look(profile: Profile, metric: str) -> Look:
     return look_at(profile.table[profile.table.metric == metric], metric)
 
 
-def look_at(rows: pd.DataFrame, metric: str, x: str = "layer") -> Look:
-    """The same for any rows of that metric, drawn over the column `x`: "layer" or "depth"."""
+def look_at(rows: pd.DataFrame, metric: str, x: str = "layer", log_from: float = 8) -> Look:
+    """The same for any rows of that metric.
+
+    Args:
+        rows: of the table.
+        metric: which one they are of.
+        x: column of the horizontal axis: "layer" or "depth".
+        log_from: largest over smallest value from which on a count is drawn on a log scale.
+    """
     known = METRICS.get(metric)
     label, unit = (known.label, known.unit) if known else (metric, "")
     pair = known is not None and known.arity == 2
@@ -152,7 +159,9 @@ def look_at(rows: pd.DataFrame, metric: str, x: str = "layer") -> Look:
     around = 0.03 if x == "depth" else 0.3
     numbers = pd.concat([rows.value, rows.chance]).dropna()
     # Counts (of dimensions, of tokens) may lie orders of magnitude apart.
-    log = bool(unit and len(numbers) and numbers.min() > 0 and numbers.max() > 8 * numbers.min())
+    log = bool(
+        unit and len(numbers) and numbers.min() > 0 and numbers.max() > log_from * numbers.min()
+    )
     return Look(
         title=label,
         unit=unit,
