@@ -200,7 +200,8 @@ class VisionLanguageBridge(TransformerBridge):
     def forward(self, input: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As `TransformerBridge.forward`; `input` may also be what `prepare` returns.
 
-        With `return_type="loss"`, targets that are image placeholders or padding are left out.
+        With `return_type="loss"`, targets that are image placeholders, padding, or markers without
+        a logit are left out.
         """
         tokens, kwargs = self._unpack(input, kwargs)
         return_type = args[0] if args else kwargs.get("return_type", "logits")
@@ -212,11 +213,11 @@ class VisionLanguageBridge(TransformerBridge):
     def _labels(self, tokens: Any, mask: Tensor | None) -> Tensor | None:
         if not isinstance(tokens, Tensor) or tokens.is_floating_point():
             return None
-        image = tokens == self.family.image_token_id
-        if not image.any():
+        # A family's own markers may have ids after the vocabulary, where no logit stands.
+        ignore = (tokens == self.family.image_token_id) | (tokens >= self.cfg.d_vocab)
+        if not ignore.any():
             return None
-        ignore = image if mask is None else image | (mask == 0)
-        return tokens.masked_fill(ignore, -100)
+        return tokens.masked_fill(ignore if mask is None else ignore | (mask == 0), -100)
 
     def run_with_hooks(
         self,

@@ -132,7 +132,10 @@ def _hub(kwargs: dict[str, Any]) -> dict[str, Any]:
 def _saved(tokenizer: Any) -> Any:
     """The tokenizer, on disk: TransformerLens reloads it by name to have it prepend BOS."""
     name = tokenizer.name_or_path
-    if name and (Path(name).exists() or "/" in name):
+    if name and Path(name).exists():
+        if type(tokenizer).from_pretrained(name).get_vocab() == tokenizer.get_vocab():
+            return tokenizer  # else tokens were added since
+    elif name and "/" in name:
         return tokenizer
     folder = tempfile.mkdtemp(prefix="mm_lens_tokenizer_")
     tokenizer.save_pretrained(folder)

@@ -7,6 +7,7 @@ import os
 import pytest
 import torch
 from tiny import random_image, tiny_llava_next
+from tiny_omnifusion import tiny_omnifusion
 
 import mm_lens
 from mm_lens import VisionLanguageBridge
@@ -17,23 +18,32 @@ os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 
 
-def load_tiny(**options: object) -> VisionLanguageBridge:
-    """A fresh tiny model; `attention`, `check`, or anything `tiny_llava_next` takes."""
+FAMILIES = {"llava-next": tiny_llava_next, "omnifusion": tiny_omnifusion}
+
+
+def load_tiny(family: str = "llava-next", **options: object) -> VisionLanguageBridge:
+    """A fresh tiny model; `attention`, `check`, or anything the family's builder takes."""
     load_options = {k: options.pop(k) for k in ("attention", "check") if k in options}
-    model, processor = tiny_llava_next(**options)  # type: ignore[arg-type]
+    model, processor = FAMILIES[family](**options)  # type: ignore[operator]
     return mm_lens.load(hf_model=model, processor=processor, **load_options)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
-def model() -> VisionLanguageBridge:
+def family() -> str:
+    """Overridden where tests hold for all `FAMILIES`."""
+    return "llava-next"
+
+
+@pytest.fixture(scope="module")
+def model(family: str) -> VisionLanguageBridge:
     """One tiny sdpa model for a module's tests, which must leave no hook behind."""
-    return load_tiny(check=False)
+    return load_tiny(family, check=False)
 
 
 @pytest.fixture
-def fresh() -> VisionLanguageBridge:
+def fresh(family: str) -> VisionLanguageBridge:
     """A tiny sdpa model of the test's own."""
-    return load_tiny(check=False)
+    return load_tiny(family, check=False)
 
 
 @pytest.fixture(scope="module")

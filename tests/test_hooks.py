@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from conftest import load_tiny
+from conftest import FAMILIES, load_tiny
 from tiny import random_image
 from transformer_lens import patching, utilities
 from transformer_lens.hook_points import HookPoint
@@ -15,6 +15,11 @@ from transformers import DynamicCache
 
 import mm_lens
 from mm_lens.hooks import PARENTS, ModalityHookPoint
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request):
+    return request.param
 
 
 def masked_edit(mask, edit):
@@ -349,8 +354,8 @@ def test_generate_calls_visual_hooks_once(model):
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_compatibility_mode(attention):
-    model = load_tiny(attention=attention, check=False)
+def test_compatibility_mode(family, attention):
+    model = load_tiny(family, attention=attention, check=False)
     inputs = model.prepare("What is it?", random_image(31, 57))
     before = model(inputs).log_softmax(-1)
     model.enable_compatibility_mode(disable_warnings=True)

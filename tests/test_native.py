@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import load_tiny
-from tiny import random_image, tiny_llava_next
+from conftest import FAMILIES, load_tiny
+from tiny import random_image
 
 from mm_lens import InputError
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request):
+    return request.param
+
 
 PROMPTS = {
     "text only": ("Only words.", None),
@@ -21,11 +27,11 @@ PROMPTS = {
 
 
 @pytest.fixture(scope="module", params=["sdpa", "eager"])
-def pair(request):
+def pair(request, family):
     """The native model, untouched, and the bridge around a copy of it."""
-    native, _ = tiny_llava_next()
+    native, _ = FAMILIES[family]()
     native.set_attn_implementation(request.param)
-    return native, load_tiny(attention=request.param, check=False)
+    return native, load_tiny(family, attention=request.param, check=False)
 
 
 @pytest.mark.parametrize("padding_side", ["left", "right"])

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import load_tiny
-from tiny import random_image, tiny_llava_next
+from conftest import FAMILIES, load_tiny
+from tiny import random_image
 from transformers.masking_utils import create_causal_mask
 
 import mm_lens
 from mm_lens.streams import main_stream_hooks
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request):
+    return request.param
 
 
 def plain_main_stream(native, inputs, positions):
@@ -37,10 +42,10 @@ def plain_main_stream(native, inputs, positions):
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("padding_side", ["left", "right"])
 @torch.no_grad()
-def test_main_stream_equals_plain_loop(attention, padding_side):
-    native, _ = tiny_llava_next()
+def test_main_stream_equals_plain_loop(family, attention, padding_side):
+    native, _ = FAMILIES[family]()
     native.set_attn_implementation(attention)
-    model = load_tiny(attention=attention, check=False)
+    model = load_tiny(family, attention=attention, check=False)
     inputs = model.prepare(
         ["What is it?", "Longer than the other one, with no picture?"],
         [random_image(31, 57), None],
