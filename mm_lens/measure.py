@@ -1,28 +1,33 @@
-"""What `mm_lens.profile` does: collect states, then evaluate the metrics cell by cell."""
+"""What `mm_lens.profile` does: collect states, evaluate the metrics, make a table of them."""
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from math import nan
-from typing import Any, TypeAlias, TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 import pandas as pd
 import torch
-from tqdm import tqdm
 
 from mm_lens import provenance
 from mm_lens.bridge import VisionLanguageBridge
+from mm_lens.cells import Evaluation, Place, equal_number
+from mm_lens.distributed import Processes
 from mm_lens.errors import DataError, InputError
-from mm_lens.metrics import METRICS, Estimate, Metric, evaluate, preset
+from mm_lens.identity import manifest
+from mm_lens.metrics import METRICS, Estimate, Metric, preset
 from mm_lens.profile import COLUMNS, Profile, Samples
+from mm_lens.reading import OnError
+from mm_lens.rundir import RunDirectory, open_run
 from mm_lens.sampling import MODALITIES, Modality
-from mm_lens.states import OnError, States, collect, from_cache
+from mm_lens.states import States, collect, from_cache
 from mm_lens.streams import STREAMS, Stream
 
 T = TypeVar("T", bound=str)
-Place: TypeAlias = tuple[str, int, str, str, str]  # stream, layer, hook, modality, metric
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,8 @@ class Options:
     progress: bool
     on_error: OnError
     data_name: str | None
+    run_dir: str | Path | None
+    restart: bool
 
     def __post_init__(self) -> None:
         _known("stream", self.streams or (), STREAMS)
@@ -67,25 +74,25 @@ class Options:
 def run(source: Any, dataset: Samples | None, options: Options) -> Profile:
     """Profile a cache, or a model over a data set; see `mm_lens.profile`."""
     started, begun = time.monotonic(), provenance.now()
-    model = source.model if hasattr(source, "cache_dict") else source
     if dataset is None:
-        states = _states_of_cache(source, options)
-        data = {"name": options.data_name or "cache"}
+        states, directory = _states_of_cache(source, options), None
+        model, data = source.model, {"name": options.data_name or "cache"}
+        seconds = {"states": time.monotonic() - started}
+        evaluation = Evaluation(states, options.chosen, options.seed)
+        found = evaluation.estimates(options.progress)
     else:
-        states = _states_of_data(source, dataset, options)
-        data = provenance.describe_data(dataset, options.data_name)
-    collected = time.monotonic()
+        model, data = source, provenance.describe_data(dataset, options.data_name)
+        _check(model, dataset)
+        with _directory(model, dataset, options) as directory:
+            shown = options.progress and (directory is None or directory.processes.main)
+            states = _states_of_data(model, dataset, options, directory, shown)
+            seconds = {"states": time.monotonic() - started}
+            device = model.cfg.device if "cuda" in str(model.cfg.device) else "cpu"
+            evaluation = Evaluation(states, options.chosen, options.seed, device, directory)
+            found = evaluation.estimates(shown)
+    seconds["metrics"] = time.monotonic() - started - seconds["states"]
     about = provenance.describe_model(model)
-    cells = tqdm(
-        _cells(states, options),
-        total=len(states.streams) * len(states.tokens.modalities) * len(states.layers),
-        desc="metrics",
-        unit="cell",
-        disable=not options.progress,
-    )
-    found = [(place, estimate) for cell in cells for place, estimate in cell]
     rows = [(about["name"], *place, *_fields(estimate)) for place, estimate in found]
-    seconds = {"states": collected - started, "metrics": time.monotonic() - collected}
     return Profile(
         pd.DataFrame(rows, columns=list(COLUMNS)),
         {
@@ -93,6 +100,7 @@ def run(source: Any, dataset: Samples | None, options: Options) -> Profile:
             "seconds": {name: round(value, 2) for name, value in seconds.items()},
             "versions": provenance.versions(),
             "threads": torch.get_num_threads(),
+            "processes": directory.processes.count if directory else 1,
             "model": about,
             "data": {
                 **data,
@@ -104,7 +112,7 @@ def run(source: Any, dataset: Samples | None, options: Options) -> Profile:
             "tokens": {
                 "seen": states.tokens.seen(),
                 "sampled": {m: states.tokens.count(m) for m in states.tokens.modalities},
-                "for_dimension": _equal_number(states),
+                "for_dimension": equal_number(states),
             },
             "options": {
                 "streams": list(states.streams),
@@ -125,6 +133,8 @@ def run(source: Any, dataset: Samples | None, options: Options) -> Profile:
 def _states_of_cache(source: Any, options: Options) -> States:
     if isinstance(source, VisionLanguageBridge):
         raise InputError("Profiling a model needs data: profile(model, dataset).")
+    if options.run_dir is not None:
+        raise InputError("A cache is in memory already: run_dir is for a model and data.")
     streams = options.streams or ("residual",)
     if len(streams) > 1:
         raise InputError("A cache holds the states of one stream: name one.")
@@ -132,52 +142,61 @@ def _states_of_cache(source: Any, options: Options) -> States:
     return from_cache(source, modalities, streams[0], options.seed)
 
 
-def _states_of_data(source: Any, dataset: Samples, options: Options) -> States:
-    if not isinstance(source, VisionLanguageBridge):
+def _check(model: Any, dataset: Samples) -> None:
+    if not isinstance(model, VisionLanguageBridge):
         raise InputError("A data set needs a model to run: profile(mm_lens.load(…), dataset).")
     if not len(dataset):
         raise DataError("The data set holds no samples.")
-    return collect(
-        source,
+
+
+@contextmanager
+def _directory(model: Any, dataset: Samples, options: Options) -> Iterator[RunDirectory | None]:
+    """The run directory, open, if there is one; several processes cannot do without."""
+    processes = Processes()
+    if options.run_dir is None:
+        if processes.count > 1:
+            raise InputError(
+                f"{processes.count} processes merge their states in a run directory that all of "
+                "them see: give run_dir."
+            )
+        yield None
+        return
+    asked = _asked(model, dataset, options)
+    about = manifest(
+        model,
         dataset,
-        n_samples=min(len(dataset), options.samples or len(dataset)),
-        streams=tuple(options.streams or STREAMS),
-        modalities=tuple(options.modalities or MODALITIES),
-        k=options.tokens or max(12 * int(source.cfg.d_model), 2048),
-        batch_size=options.batch_size,
-        seed=options.seed,
-        progress=options.progress,
-        on_error=options.on_error,
+        asked["n_samples"],
+        {**asked, "metrics": [metric.name for metric in options.chosen]},
     )
+    with open_run(Path(options.run_dir), about, processes, options.restart) as directory:
+        if directory.begun and options.progress and processes.main:
+            print(f"Going on with the run in {options.run_dir}", file=sys.stderr)
+        processes.wait()  # whether it was begun is looked at before anybody commits
+        yield directory
 
 
-def _cells(states: States, options: Options) -> Iterator[list[tuple[Place, Estimate]]]:
-    """Every estimate, one list per stream, modality and layer."""
-    equal = _equal_number(states)
-    singles = [m for m in options.chosen if m.arity == 1 and m.family != "dimension"]
-    doubles = [m for m in options.chosen if m.arity == 2]
-    dimension = [m for m in options.chosen if m.family == "dimension"]
-    for stream in states.streams:
-        for modality in states.tokens.modalities:
-            previous, at = None, -1
-            for layer in states.layers:
-                tokens = states.tokens.tokens(stream, layer, modality)
-                results: dict[str, Estimate] = {}
-                if tokens is None:
-                    pairs = doubles if layer - 1 in states.layers else []
-                    results = dict.fromkeys(
-                        (m.name for m in (*pairs, *singles, *dimension)), _missing(modality)
-                    )
-                else:
-                    if previous is not None and at == layer - 1:
-                        results |= evaluate(previous, tokens, doubles, options.seed)
-                    results |= evaluate(tokens, None, singles, options.seed)
-                    # The first tokens of the sample are a smaller sample of the same kind.
-                    fewer = tokens.take(torch.arange(min(equal, len(tokens))))
-                    results |= evaluate(fewer, None, dimension, options.seed)
-                previous, at = tokens, layer
-                hook = states.names[layer]
-                yield [((stream, layer, hook, modality, m), found) for m, found in results.items()]
+def _states_of_data(
+    model: Any,
+    dataset: Samples,
+    options: Options,
+    directory: RunDirectory | None,
+    progress: bool,
+) -> States:
+    asked = _asked(model, dataset, options)
+    return collect(model, dataset, **asked, progress=progress, run=directory)
+
+
+def _asked(model: Any, dataset: Samples, options: Options) -> dict[str, Any]:
+    """What the states follow from besides model and data, with the defaults filled in."""
+    return {
+        "n_samples": min(len(dataset), options.samples or len(dataset)),
+        "streams": tuple(options.streams or STREAMS),
+        "modalities": tuple(options.modalities or MODALITIES),
+        "k": options.tokens or max(12 * int(model.cfg.d_model), 2048),
+        "batch_size": options.batch_size,
+        "seed": options.seed,
+        "on_error": options.on_error,
+    }
 
 
 def _fields(e: Estimate) -> tuple[Any, ...]:
@@ -196,18 +215,8 @@ def _replicates(found: Sequence[tuple[Place, Estimate]]) -> pd.DataFrame:
         [place[:4] for place in places], columns=["stream", "layer", "modality", "metric"]
     )
     frame["rest"] = [place[4].rest for place in places]
-    groups = pd.DataFrame([place[4].values for place in places], dtype=float)
+    groups = pd.DataFrame([dict(enumerate(place[4].values)) for place in places], dtype=float)
     return pd.concat([frame, groups.rename(columns="g{}".format)], axis=1)
-
-
-def _missing(modality: Modality) -> Estimate:
-    return Estimate(nan, nan, nan, 0, 0.0, nan, f"no {modality} tokens in the data")
-
-
-def _equal_number(states: States) -> int:
-    """Tokens for the intrinsic dimension: what every modality that has any can give."""
-    counts = [states.tokens.count(modality) for modality in states.tokens.modalities]
-    return min((count for count in counts if count), default=0)
 
 
 def _known(kind: str, given: Sequence[T], valid: Collection[T]) -> None:

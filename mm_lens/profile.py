@@ -8,8 +8,8 @@ begins with layer 1. The scripts of the paper leave the last layer out; it is in
 (`mm_lens.sampling`). Intrinsic dimension depends on the number of tokens, so all modalities are cut
 to the same number for it: that of the smallest one that has any.
 
-**Cost.** One forward pass of the data per stream, of which only the sampled rows are kept; then the
-metrics, layer by layer.
+**Cost.** One forward pass of the data per stream, of which only the sampled rows are kept, in
+memory or in files; then the metrics, layer by layer. See docs/scaling.md.
 """
 
 # Imported by the package itself, since otherwise this module would take the name of the function.
@@ -151,6 +151,8 @@ def profile(
     progress: bool = True,
     on_error: Literal["raise", "skip"] = "raise",
     data_name: str | None = None,
+    run_dir: str | Path | None = None,
+    restart: bool = False,
 ) -> Profile:
     """Measure how a model treats its visual and text tokens, layer by layer.
 
@@ -176,10 +178,18 @@ def profile(
         on_error: what happens with a sample that cannot be read: "raise", or "skip", which lists it
             in the provenance.
         data_name: name of the data set in the provenance.
+        run_dir: a directory for states and finished metrics. They then need disk instead of memory;
+            a killed run goes on when called again, and ends with the same table; and several
+            processes (`accelerate launch`) share the work. It stays; delete it when the profile is
+            saved. None keeps states in memory.
+        restart: discard what an earlier run has left in `run_dir`.
 
     Raises:
-        InputError: an argument is wrong, or the cache does not hold what is needed.
-        DataError: no samples, two samples with one id, or (`on_error` "raise") an unreadable one.
+        InputError: an argument is wrong, the cache does not hold what is needed, or `run_dir` holds
+            another run.
+        DataError: no samples, two samples with one id, (`on_error` "raise") an unreadable one, or a
+            damaged file in `run_dir`.
+        OSError: `run_dir` cannot be written; a full disk, say. What was done before stays.
     """
     from mm_lens import measure
 
@@ -198,5 +208,7 @@ def profile(
             progress=progress,
             on_error=on_error,
             data_name=data_name,
+            run_dir=run_dir,
+            restart=restart,
         ),
     )

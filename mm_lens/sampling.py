@@ -5,7 +5,11 @@ Which tokens are kept follows from a hash of (seed, sample id, position) alone: 
 in every stream, the same for any batch size and order, and known *before* the forward pass: only
 the rows that are kept are ever copied.
 
-Memory: ``streams x states x k x d_model`` numbers per modality, however large the data set.
+Samples of parts of the data (`TokenSample`) merge to that of the whole (`MergedSample`): what is
+among the `k` smallest of all is among the `k` smallest of its part.
+
+Memory: ``streams x states x k x d_model`` numbers per modality and process, however large the data
+set; or as much on disk (`mm_lens.stores`).
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ from torch import Tensor
 
 from mm_lens.layout import TokenLayout
 from mm_lens.metrics.tokens import Tokens, sampling_key
+from mm_lens.stores import MemoryStore, Store
 
 Modality: TypeAlias = Literal["visual", "text", "all"]
 MODALITIES: tuple[Modality, ...] = ("visual", "text", "all")
@@ -75,6 +80,18 @@ class BottomK:
         self.size = len(kept)
         return taken, slots
 
+    def entries(self) -> Int64[Tensor, "4 size"]:
+        """Key, sample, position and token id of the tokens kept, by slot."""
+        columns = (self.key, self.sample, self.position, self.token_id)
+        return torch.stack(columns)[:, : self.size]
+
+    def restore(self, entries: Int64[Tensor, "4 size"], seen: int) -> None:
+        """Take over what `entries` gave."""
+        self.size, self.seen = entries.shape[1], seen
+        columns = (self.key, self.sample, self.position, self.token_id)
+        for mine, kept in zip(columns, entries, strict=True):
+            mine[: self.size] = kept
+
     @property
     def order(self) -> Int64[Tensor, " size"]:
         """The slots in use by ascending key: the first n of them are a smaller sample."""
@@ -83,15 +100,12 @@ class BottomK:
 
 
 class Reservoir:
-    """A `BottomK` of one modality and the states of its tokens: per stream ``[states, k, d]``.
+    """A `BottomK` of one modality, and a store of the states of its tokens."""
 
-    The states have the dtype of the model's activations and live in the CPU's memory.
-    """
-
-    def __init__(self, k: int, n_states: int) -> None:
-        self.bottom, self.n_states = BottomK(k), n_states
-        self.buffers: dict[str, Float[Tensor, "states k d"]] = {}
-        self._rows = self._columns = self._slots = torch.zeros(0, dtype=torch.int64)
+    def __init__(self, k: int, store: Store) -> None:
+        self.bottom, self.store = BottomK(k), store
+        self._places: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        self._slots = self._keys = torch.zeros(0, dtype=torch.int64)
 
     def plan(
         self,
@@ -112,33 +126,43 @@ class Reservoir:
         key = sampling_key(samples[rows], position, seed)
         token_id = input_ids[mask].cpu().long()
         taken, self._slots = self.bottom.offer(key, documents[rows], position, token_id)
-        self._rows, self._columns = rows[taken], columns[taken]
+        self._keys = key[taken]
+        self._places = {torch.device("cpu"): (rows[taken], columns[taken])}
         return len(taken)
 
     def write(self, stream: str, state: int, x: Float[Tensor, "batch pos d"]) -> None:
         """Keep the planned rows of `x`, the states at one hook."""
-        if stream not in self.buffers:
-            shape = (self.n_states, self.bottom.k, x.shape[-1])
-            self.buffers[stream] = torch.zeros(shape, dtype=x.dtype)
-        rows = x[self._rows.to(x.device), self._columns.to(x.device)]
-        self.buffers[stream][state, self._slots] = rows.detach().cpu()
+        if not len(self._slots):
+            return
+        if x.device not in self._places:  # the indices move once, not once for each hook
+            rows, columns = self._places[torch.device("cpu")]
+            self._places[x.device] = rows.to(x.device), columns.to(x.device)
+        kept = x[self._places[x.device]].detach().cpu()
+        self.store.write(stream, state, self._slots, self._keys, kept)
 
 
 class TokenSample:
-    """The sample of visual and of text tokens, and of all tokens as a part of both.
+    """The sample of visual and of text tokens of some data, collected batch by batch.
 
     Args:
         k: most tokens per modality.
-        n_states: number of states (hooks) per stream.
-        modalities: those that will be asked for.
+        modalities: those that will be asked for; all tokens are sampled as a part of both.
         seed: of the choice of tokens.
+        store: makes the store of a modality; by default in memory.
     """
 
-    def __init__(self, k: int, n_states: int, modalities: Sequence[Modality], seed: int) -> None:
-        self.k, self.n_states, self.seed = k, n_states, seed
+    def __init__(
+        self,
+        k: int,
+        modalities: Sequence[Modality],
+        seed: int,
+        store: Callable[[Modality], Store] | None = None,
+    ) -> None:
+        self.k, self.seed = k, seed
         groups: Sequence[Modality] = ("visual", "text") if "all" in modalities else modalities
-        self.reservoirs = {group: Reservoir(k, n_states) for group in groups}
-        self.modalities = tuple(modalities)
+        self.reservoirs = {
+            group: Reservoir(k, store(group) if store else MemoryStore(k)) for group in groups
+        }
 
     def plan(
         self,
@@ -179,34 +203,58 @@ class TokenSample:
 
         return [(name, capture(state)) for state, name in enumerate(names)]
 
+
+class MergedSample:
+    """The sample of tokens of all the data, from those of its parts.
+
+    Args:
+        k: most tokens per modality; that of the parts.
+        modalities: those that can be asked for.
+        parts: the sample of each part.
+    """
+
+    def __init__(
+        self, k: int, modalities: Sequence[Modality], parts: Sequence[TokenSample]
+    ) -> None:
+        self.k, self.modalities, self.parts = k, tuple(modalities), tuple(parts)
+
     def count(self, modality: Modality) -> int:
         """Number of tokens in the sample of a modality."""
-        if modality != "all":
-            return self.reservoirs[modality].bottom.size
-        return min(self.k, sum(r.bottom.size for r in self.reservoirs.values()))
+        return min(self.k, sum(r.bottom.size for r in self._reservoirs(modality)))
 
     def seen(self) -> dict[str, int]:
         """Number of tokens in the data, by modality."""
-        return {group: reservoir.bottom.seen for group, reservoir in self.reservoirs.items()}
+        groups = self.parts[0].reservoirs
+        return {group: sum(p.reservoirs[group].bottom.seen for p in self.parts) for group in groups}
 
-    def tokens(
-        self, stream: str, state: int, modality: Modality, limit: int | None = None
-    ) -> Tokens | None:
-        """The sample at one hook by ascending key, cut to the first `limit`; None if empty."""
-        chosen = self.reservoirs.values() if modality == "all" else [self.reservoirs[modality]]
-        parts = [part for part in chosen if part.bottom.size]
-        if not parts:
+    def tokens(self, stream: str, state: int, modality: Modality) -> Tokens | None:
+        """The sample at one hook by ascending key; None if it is empty.
+
+        Raises:
+            DataError: a file of states is damaged.
+        """
+        found = [r for r in self._reservoirs(modality) if r.bottom.size]
+        if not found:
             return None
-        orders = [part.bottom.order for part in parts]
-        merged = torch.cat([p.bottom.key[o] for p, o in zip(parts, orders, strict=True)])
-        first = merged.argsort(stable=True)[: self.k][:limit]
+        entries = torch.cat([r.bottom.entries() for r in found], 1)
+        slots = torch.cat([torch.arange(r.bottom.size) for r in found])
+        owner = torch.cat([torch.full((r.bottom.size,), i) for i, r in enumerate(found)])
+        first = entries[0].argsort(stable=True)[: self.k]
+        key, sample, position, token_id = entries[:, first]
+        x: Tensor | None = None
+        for i, reservoir in enumerate(found):
+            mine = (owner[first] == i).nonzero().squeeze(1)
+            if len(mine):
+                rows = reservoir.store.read(stream, state, slots[first[mine]], key[mine])
+                x = rows.new_empty(len(first), rows.shape[1]) if x is None else x
+                x[mine] = rows
+        assert x is not None, "a sample that is not empty has a first token"
+        return Tokens(x, sample, position, token_id)
 
-        def gather(column: Callable[[Reservoir], Tensor]) -> Tensor:
-            return torch.cat([column(p)[o] for p, o in zip(parts, orders, strict=True)])[first]
-
-        return Tokens(
-            x=gather(lambda p: p.buffers[stream][state]),
-            sample=gather(lambda p: p.bottom.sample),
-            position=gather(lambda p: p.bottom.position),
-            token_id=gather(lambda p: p.bottom.token_id),
-        )
+    def _reservoirs(self, modality: Modality) -> list[Reservoir]:
+        return [
+            reservoir
+            for part in self.parts
+            for group, reservoir in part.reservoirs.items()
+            if modality in (group, "all")
+        ]

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Iterator
+import time
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -19,15 +19,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mm_lens.cache import LayoutCache
-from mm_lens.datasets import Sample
-from mm_lens.errors import DataError, InputError, MMLensError
+from mm_lens.errors import DataError, InputError
 from mm_lens.inputs import Inputs
 from mm_lens.layout import TokenLayout
 from mm_lens.profile import Samples
-from mm_lens.sampling import MODALITIES, Modality, TokenSample, digest
+from mm_lens.reading import Item, OnError, Reader, ahead
+from mm_lens.rundir import Part, RunDirectory
+from mm_lens.sampling import MODALITIES, MergedSample, Modality, TokenSample, digest
 from mm_lens.streams import Stream, main_stream_hooks
 
-OnError: TypeAlias = Literal["raise", "skip"]
+COMMIT_SECONDS = 60.0
+"""How much work a crash may cost; a commit waits for the disk."""
 
 
 @dataclass
@@ -40,16 +42,16 @@ class States:
         layers: states that were collected, ascending.
         streams: streams that were collected.
         n_samples: samples read.
-        skipped: samples that could not be read: their id or index, and why.
+        skipped: samples that could not be read: their index, their id if it is known, and why.
         fingerprint: of the samples read, whatever their order: the exclusive or of their digests.
     """
 
-    tokens: TokenSample
+    tokens: MergedSample
     names: tuple[str, ...]
     layers: tuple[int, ...]
     streams: tuple[Stream, ...]
     n_samples: int = 0
-    skipped: list[dict[str, str]] = field(default_factory=list)
+    skipped: list[dict[str, Any]] = field(default_factory=list)
     fingerprint: int = 0
 
 
@@ -73,114 +75,129 @@ def collect(
     seed: int,
     progress: bool,
     on_error: OnError,
+    run: RunDirectory | None = None,
 ) -> States:
     """Run a model over the first `n_samples` of a data set, keeping `k` tokens per modality.
 
+    Args:
+        run: keeps the states in files, goes on from where it was left, and shares the work with
+            other processes. Without it, states stay in memory.
+
     Raises:
         DataError: two samples have one id, or all were skipped; with `on_error` "raise", a sample
-            cannot be read.
+            cannot be read; a file of the run directory is damaged.
         InputError: the sample of tokens would not fit into memory.
     """
     names = state_names(model.cfg.n_layers)
-    _check_memory(k * len(names) * len(streams) * 2, model.cfg)
-    states = States(
-        TokenSample(k, len(names), modalities, seed), names, tuple(range(len(names))), streams
+    if run is None:
+        _check_memory(k * len(names) * len(streams) * 2, model.cfg)
+        part = Part(TokenSample(k, modalities, seed))
+        others: list[Part] = []
+    else:
+        part, others = run.parts(k, modalities, seed)
+    reader = Reader(model, dataset, n_samples, batch_size, on_error)
+    done = {number for each in (part, *others) for number in each.batches}
+    todo = [number for number in range(len(reader.ranges)) if number not in done]
+    mine = run.processes.share(todo) if run else todo
+    committed = time.monotonic()
+    with torch.no_grad(), _bar(reader, part, mine, run, progress) as bar:
+        for batch in ahead(reader.read, mine):
+            for items, inputs in batch.parts:
+                _take(model, part, items, inputs, streams, names)
+            part.skipped += batch.skipped
+            part.batches.append(batch.number)
+            bar.update(batch.size)
+            if run and time.monotonic() - committed >= COMMIT_SECONDS:
+                run.commit(part)
+                committed = time.monotonic()
+    if run:
+        if mine:
+            run.commit(part)
+        run.processes.wait()
+        others = run.parts(k, modalities, seed)[1]
+    return _merge([part, *others], dataset, k, modalities, streams, names)
+
+
+def _take(
+    model: Any,
+    part: Part,
+    items: list[Item],
+    inputs: Inputs,
+    streams: tuple[Stream, ...],
+    names: tuple[str, ...],
+) -> None:
+    """Run the model on a batch, and keep what belongs to the sample."""
+    for item in items:
+        if (earlier := part.ids.setdefault(digest(item.id), item.index)) != item.index:
+            raise _same_id(item.id, earlier, item.index)
+        part.fingerprint ^= digest(repr((item.id, item.text, item.document)))
+    wanted = part.sample.plan(
+        inputs.layout,
+        inputs.input_ids,
+        [item.id for item in items],
+        [item.document for item in items],
     )
-    reader = _Reader(dataset, n_samples, batch_size, on_error, states.skipped)
     # Of the logits, nothing is needed: at real size they would be most of the memory.
     forward = inspect.signature(model.original_model.forward).parameters
     options = {"logits_to_keep": 1} if "logits_to_keep" in forward else {}
-    with (
-        torch.no_grad(),
-        tqdm(total=n_samples, desc="samples", unit="sample", disable=not progress) as bar,
-    ):
-        for samples, inputs in reader.batches(model, bar):
-            states.n_samples += len(samples)
-            documents = [_document(sample) for sample in samples]
-            for sample, document in zip(samples, documents, strict=True):
-                states.fingerprint ^= digest(repr((sample.id, sample.text, document)))
-            wanted = states.tokens.plan(
-                inputs.layout, inputs.input_ids, [sample.id for sample in samples], documents
-            )
-            for stream in streams if wanted else ():
-                capture = states.tokens.hooks(stream, names)
-                before = main_stream_hooks(model) if stream == "main" else []
-                model.run_with_hooks(inputs, fwd_hooks=[*before, *capture], **options)
-    if not states.n_samples:
+    for stream in streams if wanted else ():
+        capture = part.sample.hooks(stream, names)
+        before = main_stream_hooks(model) if stream == "main" else []
+        model.run_with_hooks(inputs, fwd_hooks=[*before, *capture], **options)
+
+
+def _merge(
+    parts: list[Part],
+    dataset: Samples,
+    k: int,
+    modalities: tuple[Modality, ...],
+    streams: tuple[Stream, ...],
+    names: tuple[str, ...],
+) -> States:
+    """What the processes have collected, as if one had collected it."""
+    ids: dict[int, int] = {}
+    fingerprint = 0
+    for part in parts:
+        fingerprint ^= part.fingerprint
+        for name, index in part.ids.items():
+            if (earlier := ids.setdefault(name, index)) != index:
+                raise _same_id(dataset[index].id, *sorted((earlier, index)))
+    skipped = sorted((entry for part in parts for entry in part.skipped), key=_index)
+    if not ids:
         raise DataError(
-            f"All {len(states.skipped)} samples were skipped; the first: "
-            f"{states.skipped[0]['reason']}"
+            f"All {len(skipped)} samples were skipped; the first: {skipped[0]['reason']}"
         )
-    return states
+    tokens = MergedSample(k, modalities, [part.sample for part in parts])
+    layers = tuple(range(len(names)))
+    return States(tokens, names, layers, streams, len(ids), skipped, fingerprint)
 
 
-def _document(sample: Sample) -> int:
-    """Id of what a sample shares with others: its image, or its text where it has none.
-
-    Several questions about one image repeat its tokens; held out or resampled one by one they
-    would pass for independent.
-    """
-    if sample.image is None:
-        return digest(sample.text)
-    image = sample.image
-    return digest(repr((image.mode, image.size)).encode() + image.tobytes())
+def _index(skipped: dict[str, Any]) -> int:
+    index: int = skipped["index"]
+    return index
 
 
-class _Reader:
-    """Samples in batches that are ready for the model; keeps account of those left out."""
+def _same_id(name: str, one: int, two: int) -> DataError:
+    return DataError(
+        f"Samples #{one} and #{two} both have the id {name!r}, so their tokens cannot be told "
+        "apart. Give every sample an id of its own."
+    )
 
-    def __init__(
-        self,
-        dataset: Samples,
-        n_samples: int,
-        batch_size: int,
-        on_error: OnError,
-        skipped: list[dict[str, str]],
-    ) -> None:
-        self.dataset, self.n_samples, self.batch_size = dataset, n_samples, batch_size
-        self.on_error, self.skipped = on_error, skipped
-        self.ids: set[str] = set()
 
-    def batches(self, model: Any, bar: Any) -> Iterator[tuple[list[Sample], Inputs]]:
-        """Batches, in order; `bar` advances with what has been worked on."""
-        for start in range(0, self.n_samples, self.batch_size):
-            stop = min(start + self.batch_size, self.n_samples)
-            samples = [s for i in range(start, stop) if (s := self._read(i)) is not None]
-            yield from self._prepare(model, samples)
-            bar.update(stop - start)
-
-    def _read(self, index: int) -> Sample | None:
-        try:
-            sample = self.dataset[index]
-        except (MMLensError, OSError) as error:
-            self._skip(f"#{index}", error)
-            return None
-        if sample.id in self.ids:
-            raise DataError(
-                f"Two samples have the id {sample.id!r}, so their tokens cannot be told apart. "
-                "Give every sample an id of its own."
-            )
-        self.ids.add(sample.id)
-        return sample
-
-    def _prepare(self, model: Any, samples: list[Sample]) -> Iterator[tuple[list[Sample], Inputs]]:
-        if not samples:
-            return
-        try:
-            inputs = model.prepare([s.text for s in samples], [s.image for s in samples])
-        except MMLensError as error:
-            if len(samples) > 1:  # one of them spoils the batch: find it
-                for sample in samples:
-                    yield from self._prepare(model, [sample])
-            else:
-                self._skip(samples[0].id, error)
-        else:
-            yield samples, inputs
-
-    def _skip(self, name: str, error: Exception) -> None:
-        if self.on_error == "raise":
-            raise error
-        self.skipped.append({"sample": name, "reason": str(error)})
+def _bar(
+    reader: Reader, part: Part, mine: list[int], run: RunDirectory | None, progress: bool
+) -> Any:
+    """The progress of this process, what it did in an earlier try included."""
+    before = sum(len(reader.ranges[number]) for number in part.batches)
+    now = sum(len(reader.ranges[number]) for number in mine)
+    count = run.processes.count if run else 1
+    return tqdm(
+        total=before + now,
+        initial=before,
+        desc=f"samples (1 of {count} processes)" if count > 1 else "samples",
+        unit="sample",
+        disable=not progress,
+    )
 
 
 def _check_memory(rows: int, cfg: Any) -> None:
@@ -189,7 +206,8 @@ def _check_memory(rows: int, cfg: Any) -> None:
     if need > 0.8 * have:
         raise InputError(
             f"The sampled states would take {need / 2**30:.0f} GiB of this machine's "
-            f"{have / 2**30:.0f} GiB memory. Lower `tokens` or profile one stream at a time."
+            f"{have / 2**30:.0f} GiB memory. Keep them on disk with `run_dir`, lower `tokens`, or "
+            "profile one stream at a time."
         )
 
 
@@ -230,12 +248,13 @@ def from_cache(
             "tokens. Cache those of the full stream with "
             'names_filter=mm_lens.names(["resid_pre", "resid_post"]).'
         )
-    tokens = TokenSample(max(1, int(layout.mask("all").sum())), len(names), modalities, seed)
+    tokens = TokenSample(max(1, int(layout.mask("all").sum())), modalities, seed)
     labels = [f"row {i}" for i in range(layout.shape[0])]
     tokens.plan(layout, cache.inputs["input_ids"], labels, [digest(label) for label in labels])
     for state, (x, _) in found.items():
         tokens.write(stream, state, x)
-    return States(tokens, names, tuple(found), (stream,), len(labels))
+    merged = MergedSample(tokens.k, modalities, [tokens])
+    return States(merged, names, tuple(found), (stream,), len(labels))
 
 
 def _state(

@@ -63,6 +63,11 @@ def quick(source, data=None, **options):
 
 
 def plain_key(name: str, position: int, seed: int) -> int:
+    """The sampling key of a token of the sample with this id."""
+    return plain_mixed_key(digest(name), position, seed)
+
+
+def plain_mixed_key(sample: int, position: int, seed: int) -> int:
     """The sampling key in Python's own integers: SplitMix64's finaliser over seed, id, position."""
     bits, golden = (1 << 64) - 1, 0x9E3779B97F4A7C15
 
@@ -72,7 +77,7 @@ def plain_key(name: str, position: int, seed: int) -> int:
         return z
 
     z = golden * (seed + 1)
-    for part in (digest(name), position):
+    for part in (sample, position):
         z = scramble((z + part * golden) & bits)
     return z - (1 << 64) if z >> 63 else z
 
@@ -171,10 +176,13 @@ def test_memory_is_that_of_the_sample_however_large_the_data(model):
     shapes = []
     for n in (4, 12):
         states = states_of(model, make_data(n), k=30, streams=("residual",))
-        buffers = [r.buffers["residual"] for r in states.tokens.reservoirs.values()]
-        shapes.append([buffer.shape for buffer in buffers])
-        assert all(b.untyped_storage().nbytes() == 4 * 30 * 24 * 4 for b in buffers)
-    assert shapes[0] == shapes[1] == [(4, 30, 24)] * 2
+        (part,) = states.tokens.parts
+        stores = [reservoir.store.slots for reservoir in part.reservoirs.values()]
+        shapes.append([[slots.shape for slots in store.values()] for store in stores])
+        assert all(
+            slots.untyped_storage().nbytes() == 30 * 24 * 4 for s in stores for slots in s.values()
+        )
+    assert shapes[0] == shapes[1] == [[(30, 24)] * 4] * 2
 
 
 def test_samples_with_one_image_are_one_unit(model):
@@ -426,6 +434,7 @@ def test_saved_and_loaded_profile_is_the_same(profile, tmp_path):
     assert sorted(p.name for p in (tmp_path / "new" / "run").iterdir()) == [
         "profile.parquet",
         "provenance.json",
+        "replicates.parquet",
     ]
 
 
@@ -434,6 +443,7 @@ def test_provenance_says_what_was_done(profile):
     assert p["model"]["n_layers"] == 3
     assert p["model"]["attention"] == "sdpa"
     assert p["model"]["dtype"] == "float32"
+    assert len(p["data"].pop("fingerprint")) == 16
     assert p["data"] == {
         "name": "made up",
         "n_available": 4,
@@ -497,5 +507,5 @@ def test_warnings_are_counted_by_kind(profile):
 
 
 def test_unused_reservoirs_are_not_built(model):
-    assert set(TokenSample(5, 4, ("visual",), 0).reservoirs) == {"visual"}
-    assert set(TokenSample(5, 4, ("all",), 0).reservoirs) == {"visual", "text"}
+    assert set(TokenSample(5, ("visual",), 0).reservoirs) == {"visual"}
+    assert set(TokenSample(5, ("all",), 0).reservoirs) == {"visual", "text"}

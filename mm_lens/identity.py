@@ -1,0 +1,74 @@
+"""What a run is: the model, the data and the options that its numbers follow from.
+
+Two runs with the same identity on the same kind of machine give the same table, so that one may go
+on with what the other has left. How many processes share the work is not part of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from hashlib import blake2b
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mm_lens.checked import tensor_checksum
+from mm_lens.profile import Samples
+from mm_lens.provenance import describe_model, versions
+from mm_lens.reading import Item
+from mm_lens.validation import PROMPT
+
+
+def manifest(
+    model: Any, dataset: Samples, n_samples: int, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The identity of a run, ready for JSON.
+
+    Cost: one pass over the model's weights; of a `DataSet`, a look at the size of every image file;
+    of a list of samples, one pass over the images; of other sequences only the length is known.
+    """
+    about = describe_model(model)
+    device = torch.device(about.pop("device"))
+    return {
+        "model": {
+            **about,
+            "weights": _weights(model),
+            "inputs": _inputs(model),
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        },
+        "data": {"n_samples": n_samples, "content": _data(dataset, n_samples)},
+        "options": dict(options),
+        "versions": versions(),
+    }
+
+
+def _weights(model: Any) -> str:
+    """Of all weights; those that transformers keeps on disk count with their shape alone."""
+    return _digest(
+        (name, tuple(weight.shape) if weight.is_meta else tensor_checksum(weight))
+        for name, weight in sorted(model.original_model.named_parameters())
+    )
+
+
+def _inputs(model: Any) -> str:
+    """Of what the processor makes of a prompt and an image: its settings, as far as they matter."""
+    inputs = model.prepare(PROMPT, model.family.probe_image())
+    return _digest(
+        (name, tensor_checksum(value) if isinstance(value, Tensor) else value)
+        for name, value in sorted(inputs.items())
+    )
+
+
+def _data(dataset: Samples, n_samples: int) -> str:
+    if isinstance(dataset, (list, tuple)):
+        return _digest(Item.of(i, dataset[i]) for i in range(n_samples))
+    outline = getattr(dataset, "outline", None)
+    return _digest([len(dataset)] if outline is None else outline()[:n_samples])
+
+
+def _digest(entries: Any) -> str:
+    found = blake2b(digest_size=8)
+    for entry in entries:
+        found.update(repr(entry).encode() + b"\0")
+    return found.hexdigest()
