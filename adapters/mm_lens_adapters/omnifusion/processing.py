@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, no_type_check
 
 from transformers import BatchFeature, LlavaProcessor, PreTrainedTokenizerBase
 from transformers.image_utils import get_image_size, make_flat_list_of_images, to_numpy_array
@@ -74,6 +74,7 @@ class OmniFusionProcessor(LlavaProcessor):
         chat_template: None takes the published prompt.
     """
 
+    @no_type_check  # `from_pretrained` reads the arguments off the function: it must not be wrapped
     def __init__(
         self,
         image_processor: Any = None,
