@@ -1,7 +1,7 @@
 """Accuracy by question type, with the image and with the image blanked.
 
-``python -m mm_lens.demo.evaluate`` runs the shipped model on the whole easy-VQA test split,
-through the real processor, chat template and `generate`.
+``python -m mm_lens.demo.evaluate demo/llava-next`` runs a shipped model on the whole easy-VQA test
+split, through the real processor, chat template and `generate`.
 """
 
 import argparse
@@ -15,11 +15,12 @@ import easy_vqa
 import torch
 from PIL import Image
 from tqdm import tqdm
-from transformers import AutoProcessor, LlavaNextForConditionalGeneration, LlavaNextProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from .. import datasets
 from ..datasets import Sample
-from . import path
+from ..families import families
+from . import available, path
 from .canvases import asked_for
 from .prompts import prompt
 
@@ -64,8 +65,8 @@ def blanked(sample: Sample) -> Sample:
 
 @torch.no_grad()
 def answers(
-    model: LlavaNextForConditionalGeneration,
-    processor: LlavaNextProcessor,
+    model: Any,
+    processor: Any,
     samples: Sequence[Sample],
 ) -> list[str]:
     """Greedy answers to one batch of samples, left padded."""
@@ -75,15 +76,14 @@ def answers(
         padding=True,
         return_tensors="pt",
     ).to(model.device)
-    generator: Any = model  # `generate` is annotated for no model class at all
-    out = generator.generate(**inputs, max_new_tokens=3, do_sample=False)
+    out = model.generate(**inputs, max_new_tokens=3, do_sample=False)
     new = out[:, inputs["input_ids"].shape[1] :]
     return [text.strip() for text in processor.batch_decode(new, skip_special_tokens=True)]
 
 
 def evaluate(
-    model: LlavaNextForConditionalGeneration,
-    processor: LlavaNextProcessor,
+    model: Any,
+    processor: Any,
     samples: Sequence[Sample],
     *,
     blank: bool = False,
@@ -131,13 +131,14 @@ def _chunks(total: int, size: int) -> Iterator[range]:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, help="folder (default: the shipped model)")
+    parser.add_argument("model", help=f"a folder, or one of: {', '.join(available())}")
     parser.add_argument("--limit", type=int, help="this many random questions instead of all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch", type=int, default=32)
     args = parser.parse_args()
-    folder = args.model or path("demo/llava-next")
-    model = LlavaNextForConditionalGeneration.from_pretrained(folder).eval()
+    folder = path(args.model) if args.model in available() else Path(args.model)
+    families()  # makes their classes known to transformers
+    model = AutoModelForImageTextToText.from_pretrained(folder).eval()
     processor = AutoProcessor.from_pretrained(folder)
     samples = datasets.load("easy-vqa", "test", limit=args.limit, seed=args.seed)
     columns = [score(samples, best_guesses(samples))]

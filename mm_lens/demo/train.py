@@ -175,6 +175,9 @@ class Fusing(Training):
         pretrained.load_state_dict(state["parts"])
         self.fusion = fusion.load(name)(base)
         self.fusion.adopt(pretrained)
+        if args.again:
+            model_class = type(self.fusion.model)
+            self.fusion.model = model_class.from_pretrained(args.out / name)
         self.model = self.fusion.model.to(self.device)
         self.slow = deepcopy(self.model)
         processor = self.fusion.processor
@@ -192,8 +195,9 @@ class Fusing(Training):
         """Stages 4 and 5; the averaged model goes to the output folder."""
         self.model.train()
         tower, reader = self.model.model.vision_tower, [*self.reader.parameters()]
-        connected = [*self.fusion.connectors(), *tower.parameters(), *reader]
-        self.loop("connect", self.args.connect, connected, self.args.lr, self.answer)
+        if not self.args.again:
+            connected = [*self.fusion.connectors(), *tower.parameters(), *reader]
+            self.loop("connect", self.args.connect, connected, self.args.lr, self.answer)
         self.slow.load_state_dict(self.model.state_dict())
 
         def after(step: int) -> None:
@@ -244,6 +248,9 @@ def main() -> None:
     parser.add_argument("--negate", type=int, default=600, help="more of them, with negations")
     parser.add_argument("--connect", type=int, default=400, help="steps of tower and connectors")
     parser.add_argument("--answer", type=int, default=800, help="steps of the whole model")
+    parser.add_argument(
+        "--again", action="store_true", help="another round of the last stage, from what it left"
+    )
     parser.add_argument("--batch", type=int, default=8, help="images per step")
     parser.add_argument("--questions", type=int, default=12, help="questions per image")
     parser.add_argument("--images", type=int, help="train on the first so many images only")

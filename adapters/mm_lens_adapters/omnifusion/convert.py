@@ -46,7 +46,7 @@ class OmniFusionFormat(CheckpointFormat):
         """What a conversion needs; of several versions side by side, the last by name."""
         for file in sorted(available, reverse=True):
             root, slash, name = file.rpartition("/")
-            if name != PROJECTION:
+            if name != PROJECTION or "/" in root:
                 continue
             inside = {
                 path.removeprefix(root + slash) for path in available if path.startswith(root)
@@ -184,7 +184,10 @@ def _tower(name: str) -> Path:
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise MMLensError(f"The vision tower {name} is not there. Name a directory or a hub id.")
     small = ("config.json", "preprocessor_config.json")
-    return hub.fetch(name, lambda names: [n for n in names if n in small] + names_of_weights(names))
+    try:
+        return hub.fetch(name, lambda n: [*(f for f in n if f in small), *names_of_weights(n)])
+    except MMLensError as error:
+        raise MMLensError(f"The vision tower (--vision-tower) cannot be had: {error}") from error
 
 
 def _tower_parts(tower: Path) -> list[Part]:

@@ -17,7 +17,6 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import LlavaForConditionalGeneration, LlavaModel
-from transformers import initialization as init
 from transformers.models.llava.modeling_llava import LlavaPreTrainedModel
 
 from .configuration import MARKERS, OmniFusionConfig
@@ -52,10 +51,12 @@ class OmniFusionEmbedding(nn.Embedding):
     The id after those is the image placeholder's: a row of zeros, which image features replace.
     """
 
-    def __init__(self, words: nn.Embedding) -> None:
+    def __init__(self, words: nn.Embedding, std: float) -> None:
         size = words.num_embeddings, words.embedding_dim, words.padding_idx
         super().__init__(*size, _weight=words.weight)
-        self.special = nn.Parameter(words.weight.new_zeros(len(MARKERS), words.embedding_dim))
+        # Here, since transformers leaves a language model's weights to the language model's class.
+        self.special = nn.Parameter(words.weight.new_empty(len(MARKERS), words.embedding_dim))
+        nn.init.normal_(self.special, std=std)
 
     def forward(self, input: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape d_model"]:
         """Embed ids below `num_embeddings` + 5."""
@@ -73,16 +74,10 @@ class OmniFusionEmbedding(nn.Embedding):
 
 
 class OmniFusionPreTrainedModel(LlavaPreTrainedModel):
-    """What both models share: configuration and initial weights."""
+    """What both models share."""
 
     config: OmniFusionConfig
     config_class = OmniFusionConfig
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, OmniFusionEmbedding):
-            init.normal_(module.special, std=self.config.text_config.initializer_range)
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
         """Refused: the ids of the markers follow the vocabulary.
@@ -103,7 +98,8 @@ class OmniFusionModel(OmniFusionPreTrainedModel, LlavaModel):
         super().__init__(config)
         self.multi_modal_projector = OmniFusionProjector(config)
         words = self.language_model.get_input_embeddings()
-        self.language_model.set_input_embeddings(OmniFusionEmbedding(words))
+        std = config.text_config.initializer_range
+        self.language_model.set_input_embeddings(OmniFusionEmbedding(words, std))
         self.post_init()
 
     def get_image_features(

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlamaTokenizer
+from sentencepiece import SentencePieceProcessor
+from tokenizers.normalizers import Prepend, Replace, Sequence
+from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from mm_lens import pickles
@@ -28,6 +30,7 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
+_PROBES = ("This is a dialog with AI assistant.\n", "  What colour  is it? ", "Ж 你好 🙂\t1,5 ")
 # Nothing else of a tokenizer's configuration is read, least of all `auto_map`, the name of a class
 # in a Python file beside it.
 _TOKENIZER_OPTIONS = (
@@ -103,6 +106,32 @@ def _tokenizer(directory: Path) -> Any:
         except Exception as error:  # several libraries read these, each failing in its own way
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise MMLensError(f"{directory}: the tokenizer cannot be read: {reason}.") from error
+        if "tokenizer.model" in present:
+            tokenizer = _as_sentencepiece(tokenizer, directory / "tokenizer.model")
         tokenizer.name_or_path = ""
         tokenizer.init_kwargs.pop("name_or_path", None)
         return tokenizer
+
+
+def _as_sentencepiece(tokenizer: Any, model: Path) -> Any:
+    """The tokenizer with SentencePiece's treatment of spaces, which the pipeline was trained with.
+
+    transformers 5 puts no space in front of a text that begins with one; SentencePiece does.
+    """
+    backend = tokenizer.backend_tokenizer
+    backend.normalizer = Sequence([Prepend("▁"), Replace(" ", "▁")])
+    backend.pre_tokenizer = None
+    names = ("bos_token", "eos_token", "unk_token")
+    exact = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        padding_side="left",
+        **{name: getattr(tokenizer, name) for name in names},
+    )
+    reference = SentencePieceProcessor(model_file=str(model))
+    for text in _PROBES:
+        if exact(text, add_special_tokens=False).input_ids != reference.encode(text):
+            raise MMLensError(
+                f"{model} splits {text!r} in another way than transformers would: it is not a "
+                "tokenizer of Mistral's kind (byte pairs, no normalisation), and cannot be kept."
+            )
+    return exact
