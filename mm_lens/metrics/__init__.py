@@ -1,4 +1,4 @@
-"""Linearity, intrinsic dimension and anisotropy of the tokens at a hook point.
+"""Linearity, intrinsic dimension, anisotropy and their relatives at the hook points of a model.
 
 ``evaluate`` computes any number of metrics and shares what they have in common::
 
@@ -6,11 +6,17 @@
     estimates = evaluate(tokens, tokens_next, preset("honest") + preset("paper"), seed=0)
     estimates["dimension_mle"].value
 
-To add a metric, write a function of a family's intermediates and decorate it with the family's
-``metric``; to add a family, write the intermediates.
+Metrics of one or two hooks register themselves in :data:`METRICS` and are in every profile. What
+compares two sets of tokens (layers × layers, modality × modality) are functions: `cka`, `gap`.
+Streams and shards: `accumulators`. To add a metric, write one file: docs/adding_a_metric.md.
 """
 
-from mm_lens.metrics import anisotropy, dimension, gride, linearity, spectrum
+import warnings
+from importlib import import_module
+from importlib.metadata import entry_points
+from pkgutil import iter_modules
+
+from mm_lens.errors import MMLensWarning
 from mm_lens.metrics.core import (
     METRICS,
     PRESETS,
@@ -18,11 +24,30 @@ from mm_lens.metrics.core import (
     Family,
     Metric,
     UndefinedError,
+    estimate,
     evaluate,
     preset,
 )
 from mm_lens.metrics.neighbours import Neighbours, nearest
-from mm_lens.metrics.tokens import Tokens, deduplicate, finite, sampling_key, subsample
+from mm_lens.metrics.tokens import (
+    Tokens,
+    concatenate,
+    deduplicate,
+    finite,
+    sampling_key,
+    subsample,
+)
+
+# A metric registers itself when its file is imported: every file here, and what packages name in
+# the entry point group below.
+GROUP = "mm_lens.metrics"
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")
+for _point in entry_points(group=GROUP):
+    try:
+        _point.load()
+    except Exception as error:  # one broken package must not take the others along
+        warnings.warn(f"Metric {_point.value} cannot be loaded: {error}", MMLensWarning, 2)
 
 __all__ = [
     "METRICS",
@@ -33,16 +58,13 @@ __all__ = [
     "Neighbours",
     "Tokens",
     "UndefinedError",
-    "anisotropy",
+    "concatenate",
     "deduplicate",
-    "dimension",
+    "estimate",
     "evaluate",
     "finite",
-    "gride",
-    "linearity",
     "nearest",
     "preset",
     "sampling_key",
-    "spectrum",
     "subsample",
 ]

@@ -146,6 +146,11 @@ def principal_share(cloud: Cloud, keep: Bool[Tensor, " n"]) -> Estimate:
     )
 
 
+def from_scatter(scatter: Scatter) -> float:
+    """``anisotropy`` from the second moment alone; NaN if there is no variance."""
+    return float(largest(scatter.xx)[0] / scatter.xx.trace())
+
+
 FAMILY = Family("anisotropy", arity=1, prepare=Cloud)
 
 

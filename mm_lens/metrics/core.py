@@ -236,13 +236,14 @@ def evaluate(
             shared = family.prepare(*kept, seed)
             note = f"{dropped} of {len(tokens)} tokens not finite, dropped" if dropped else ""
             for metric in members:
-                results[metric.name] = _run(metric, shared, kept[0]).warn(note)
+                results[metric.name] = or_nan(kept[0], metric._function, shared).warn(note)
     return {metric.name: results[metric.name] for metric in chosen if metric.name in results}
 
 
-def _run(metric: Metric, shared: Any, tokens: Tokens) -> Estimate:
+def or_nan(tokens: Tokens, function: Callable[..., Estimate], *arguments: Any) -> Estimate:
+    """What the function returns; NaN with the reason where the data do not determine it."""
     try:
-        return metric._function(shared)
+        return function(*arguments)
     except UndefinedError as reason:
         message = str(reason)
     except ArithmeticError as error:

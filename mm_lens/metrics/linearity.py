@@ -51,7 +51,8 @@ from mm_lens.metrics.intervals import (
     margin,
     sample_groups,
 )
-from mm_lens.metrics.regression import N_CHOICES, InSample, Moments, Ridge, Target, least_squares
+from mm_lens.metrics.moments import Moments
+from mm_lens.metrics.regression import N_CHOICES, InSample, Ridge, Target, jacobi, least_squares
 from mm_lens.metrics.tokens import Tokens, centre
 
 FOLDS = 4
@@ -107,8 +108,7 @@ class LinearFit:
     @cached_property
     def scale(self) -> Float64[Tensor, " d"]:
         """One over the norm of each input column; zero for constant columns."""
-        variance = self.moments.xx.diagonal()
-        return torch.where(variance > 0, variance.rsqrt(), 0.0)
+        return jacobi(self.moments)
 
     @cached_property
     def in_sample(self) -> InSample:
@@ -219,6 +219,21 @@ def _replicates(left: float, logs: list[float]) -> Replicates:
     """Replicates of R² that spread about the unexplained share as the refits do."""
     middle = math.fsum(logs) / max(len(logs), 1)
     return Replicates(tuple(1 - left * math.exp(log - middle) for log in logs))
+
+
+def from_fit(fit: InSample) -> dict[str, float]:
+    """The metrics in sample, from a fit to moments alone: values without intervals.
+
+    Returns:
+        By name of the metric, and ``chance``; NaN where the data do not determine it.
+    """
+    return {
+        "linearity_paper": fit.r2("state"),
+        "linearity_adjusted": fit.adjusted("state"),
+        "linearity_update_paper": fit.r2("update"),
+        "linearity_update_adjusted": fit.adjusted("update"),
+        "chance": fit.rank / (fit.n - 1) if fit.n > 1 else math.nan,
+    }
 
 
 FAMILY = Family("linearity", arity=2, prepare=LinearFit)

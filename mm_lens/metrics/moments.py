@@ -35,10 +35,17 @@ class Scatter:
         return Scatter(len(x), mean, gram(x, split_rows(x) if fast else None))
 
     def __add__(self, other: Scatter) -> Scatter:
-        n = self.n + other.n
+        return self._joined(other, 1)
+
+    def __sub__(self, part: Scatter) -> Scatter:
+        return self._joined(part, -1)
+
+    def _joined(self, other: Scatter, sign: int) -> Scatter:
+        """Chan's formula; with the sign turned, it takes the other rows out again."""
+        n = self.n + sign * other.n
         step = other.mean - self.mean
-        joined = (self.xx + other.xx).addr_(step, step, alpha=self.n * other.n / n)
-        return Scatter(n, self.mean + other.n / n * step, joined)
+        xx = self.xx.add(other.xx, alpha=sign).addr_(step, step, alpha=sign * self.n * other.n / n)
+        return Scatter(n, self.mean + sign * other.n / n * step, xx)
 
 
 @dataclass(frozen=True)
@@ -68,16 +75,16 @@ class Moments:
         """
         mean_x, mean_y = x.mean(0), y.mean(0)
         x, y = x - mean_x, y - mean_y
+        update = y - x
+        yy, uu = y.square().sum(), update.square().sum()
         heavy = split_rows(x, y) if fast else None
-        return Moments(
-            len(x),
-            mean_x,
-            mean_y,
-            gram(x, heavy),
-            product(x, y, heavy),
-            y.square().sum(),
-            (y - x).square().sum(),
-        )
+        xx = gram(x, heavy)
+        if heavy is not None and bool(uu < yy):
+            # The rounding of xᵀx must drop out of the update, the smaller of the two targets.
+            xy = xx + product(x, update, heavy)
+        else:
+            xy = product(x, y, heavy)
+        return Moments(len(x), mean_x, mean_y, xx, xy, yy, uu)
 
     def __add__(self, other: Moments) -> Moments:
         return self._joined(other, 1)
@@ -86,7 +93,7 @@ class Moments:
         return self._joined(part, -1)
 
     def _joined(self, other: Moments, sign: int) -> Moments:
-        """Chan's formula; with the sign turned, it takes the other rows out again."""
+        """As in `Scatter`."""
         n = self.n + sign * other.n
         dx, dy = other.x - self.x, other.y - self.y
         share, weight = sign * other.n / n, sign * self.n * other.n / n

@@ -27,15 +27,22 @@ N_CHOICES = len(_STRENGTHS)
 
 @dataclass(frozen=True)
 class InSample:
-    """Least squares fitted and scored on the same ``n`` tokens."""
+    """Least squares fitted and scored on the same ``n`` tokens.
+
+    ``pivot`` is what the other inputs leave unexplained of the best explained one: rounding of the
+    moments that comes near it is in the result.
+    """
 
     residual: float
     total: dict[Target, float]
     rank: int
     n: int
+    pivot: float
 
     def r2(self, target: Target) -> float:
-        """Share of variance explained."""
+        """Share of variance explained; NaN if there is none to explain."""
+        if not self.total[target] > 0:
+            return math.nan
         return 1 - self.residual / self.total[target]
 
     def adjusted(self, target: Target) -> float:
@@ -44,6 +51,13 @@ class InSample:
         if free <= 0:
             return math.nan
         return 1 - (1 - self.r2(target)) * (self.n - 1) / free
+
+
+def jacobi(moments: Moments) -> Float64[Tensor, " d"]:
+    """One over the norm of each input column; zero for those constant up to rounding."""
+    variance = moments.xx.diagonal()
+    rounding = moments.n * (8 * torch.finfo(variance.dtype).eps * moments.x).square()
+    return torch.where(variance > rounding, variance.rsqrt(), 0.0)
 
 
 def least_squares(moments: Moments, scale: Float64[Tensor, " d"]) -> InSample:
@@ -62,7 +76,8 @@ def least_squares(moments: Moments, scale: Float64[Tensor, " d"]) -> InSample:
 
     eps = torch.finfo(gram.dtype).eps
     factor, failed = torch.linalg.cholesky_ex(gram)
-    if int(failed) == 0 and float(factor.diagonal().min()) ** 2 > 1e4 * d * eps:
+    pivot = 0.0 if int(failed) else float(factor.diagonal().min()) ** 2
+    if pivot > 1e4 * d * eps:
         explained = torch.linalg.solve_triangular(factor, cross, upper=False).square().sum()
         rank = d
     else:
@@ -71,7 +86,7 @@ def least_squares(moments: Moments, scale: Float64[Tensor, " d"]) -> InSample:
         explained = ((vectors[:, keep].T @ cross).square().sum(1) / values[keep]).sum()
         rank = int(keep.sum())
     residual = max(float(total - explained), 0.0)
-    return InSample(residual, {"state": float(m.yy), "update": float(m.uu)}, rank, m.n)
+    return InSample(residual, {"state": float(m.yy), "update": float(m.uu)}, rank, m.n, pivot)
 
 
 class Ridge:

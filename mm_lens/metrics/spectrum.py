@@ -30,6 +30,7 @@ from torch import Tensor
 from mm_lens.metrics.anisotropy import FAMILY, Cloud
 from mm_lens.metrics.core import Estimate, estimate
 from mm_lens.metrics.intervals import Replicates, clustered_error, margin
+from mm_lens.metrics.moments import Scatter
 
 
 def participation_ratio(values: Float64[Tensor, " k"]) -> Float64[Tensor, ""]:
@@ -47,6 +48,17 @@ def dimensions_for(values: Float64[Tensor, " k"], share: float = 0.95) -> int:
     """The fewest eigenvalues, the largest first, that make up this share of their sum."""
     held = values.clamp(min=0).sort(descending=True).values.cumsum(0)
     return int((held < share * held[-1]).sum()) + 1
+
+
+def from_scatter(scatter: Scatter) -> dict[str, float]:
+    """The three counts from the second moment alone; NaN if there is no variance."""
+    values = torch.linalg.eigvalsh(scatter.xx).clamp(min=0)
+    varies = bool(values[-1] > 0)
+    return {
+        "participation_ratio": float(participation_ratio(values)),
+        "effective_rank": float(effective_rank(values)),
+        "dimensions_95": float(dimensions_for(values)) if varies else math.nan,
+    }
 
 
 def _estimate(

@@ -15,7 +15,7 @@ Cost: one pass over the rows each, plus a sort of ``n`` integers.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from jaxtyping import Bool, Float, Float64, Int64
@@ -67,6 +67,12 @@ class Tokens:
     def to(self, device: torch.device | str) -> Tokens:
         """The same tokens on another device."""
         return Tokens(*(t.to(device) for t in (self.x, self.sample, self.position, self.token_id)))
+
+
+def concatenate(*parts: Tokens) -> Tokens:
+    """The rows of all parts, in order."""
+    names = [field.name for field in fields(Tokens)]
+    return Tokens(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
 
 
 def _signed(value: int) -> int:

@@ -1,0 +1,173 @@
+"""Streams in any order, batches and shards: equal to one call on everything."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from metrics.made import normal, rotation, tokens_of
+
+from mm_lens.errors import InputError, MMLensWarning
+from mm_lens.metrics import METRICS, Tokens, evaluate
+from mm_lens.metrics.accumulators import (
+    GapMoments,
+    LinearityMoments,
+    Sampled,
+    SpectrumMoments,
+)
+from mm_lens.metrics.cka import cka_matrix
+from mm_lens.metrics.tokens import subsample
+
+N, D = 300, 8
+X = normal(0, N, D) * torch.logspace(0, 1, D).double() + 1000  # a mean that costs raw sums 6 digits
+Y = X + torch.tanh(X - 1000) @ normal(1, D, D) + 0.3 * normal(2, N, D)
+
+splits = st.lists(st.integers(0, N), max_size=6).map(lambda cuts: [0, *sorted(cuts), N])
+
+
+def batches(cuts: list[int], *rows: torch.Tensor) -> list[tuple[torch.Tensor, ...]]:
+    return [tuple(r[a:b] for r in rows) for a, b in itertools.pairwise(cuts)]
+
+
+def stream(make, parts, shards: int):
+    """Feed the parts to shards in turn, then merge the shards, the last first."""
+    accumulators = [make() for _ in range(shards)]
+    for i, part in enumerate(parts):
+        accumulators[i % shards].update(*part)
+    merged = make()
+    for accumulator in reversed(accumulators):
+        merged.merge(accumulator)
+    return merged
+
+
+def equal(found: dict[str, float], expected: dict[str, float], rel: float) -> None:
+    assert found.keys() == expected.keys()
+    for name in found:
+        # R² is measured on the scale of one.
+        assert found[name] == pytest.approx(expected[name], rel=rel, abs=rel), name
+
+
+@settings(max_examples=15, deadline=None)
+@given(cuts=splits, shards=st.integers(1, 4), seed=st.integers(0, 99))
+@pytest.mark.parametrize(
+    ("make", "rows"),
+    [
+        (LinearityMoments, lambda order: (X[order], Y[order])),
+        (SpectrumMoments, lambda order: (X[order],)),
+        (GapMoments, lambda order: (X[order], (Y * 0.7)[order])),
+    ],
+)
+def test_exact_metrics_do_not_depend_on_order_batches_or_shards(make, rows, cuts, shards, seed):
+    order = torch.randperm(N, generator=torch.Generator().manual_seed(seed))
+    found = stream(make, batches(cuts, *rows(order)), shards).compute()
+    whole = make()
+    whole.update(*rows(torch.arange(N)))
+    equal(found, whole.compute(), 1e-13 if make is not LinearityMoments else 1e-11)
+
+
+@settings(max_examples=15, deadline=None)
+@given(cuts=splits, shards=st.integers(1, 4))
+def test_moments_merge_to_1e_13(cuts, shards):
+    found = stream(LinearityMoments, batches(cuts, X, Y), shards).state
+    scale = (X - X.mean(0)).square().sum(0).sqrt()
+    exact = (X - X.mean(0)).T @ (X - X.mean(0))
+    assert found.n == N
+    assert float(((found.xx - exact) / scale / scale[:, None]).abs().max()) < 1e-13
+    assert float((found.x / X.mean(0) - 1).abs().max()) < 1e-13
+
+
+def test_exact_values_equal_those_of_one_call():
+    linear, spectrum = LinearityMoments(), SpectrumMoments()
+    for x, y in batches([0, 50, 51, 200, N], X, Y):
+        linear.update(x, y)
+        spectrum.update(x)
+    one = evaluate(tokens_of(X), tokens_of(Y), METRICS)
+    found = linear.compute()
+    assert found.pop("chance") == pytest.approx(one["linearity_paper"].chance)
+    for name, value in (found | spectrum.compute()).items():
+        assert value == pytest.approx(one[name].value, rel=1e-9), name
+
+
+def test_constant_columns_and_constant_states():
+    x = X.clone()
+    x[:, 3] = 0.1
+    linear = LinearityMoments()
+    for part in batches([0, 77, 180, N], x, Y):
+        linear.update(*part)
+    expected = METRICS["linearity_paper"].compute(tokens_of(x), tokens_of(Y)).value
+    assert linear.compute()["linearity_paper"] == pytest.approx(expected, rel=1e-9)
+    spectrum = SpectrumMoments()
+    spectrum.update(torch.ones(5, 3).double())
+    assert all(math.isnan(value) for value in spectrum.compute().values())
+
+
+@settings(max_examples=10, deadline=None)
+@given(cuts=splits, shards=st.integers(1, 4), seed=st.integers(0, 99))
+def test_a_sample_is_the_same_bit_for_bit(cuts, shards, seed):
+    order = torch.randperm(N, generator=torch.Generator().manual_seed(seed))
+    a, b = tokens_of(X, 30).take(order), tokens_of(Y, 30).take(order)
+    rows = [torch.arange(lo, hi) for lo, hi in itertools.pairwise(cuts)]
+    parts = [(a.take(r), b.take(r)) for r in rows]
+    names = ["linearity_paper", "dimension_mle", "anisotropy"]
+
+    def metrics(*hooks: Tokens) -> str:
+        return str(evaluate(*hooks, metrics=names, seed=5))
+
+    found = stream(lambda: Sampled(metrics, k=120, seed=5), parts, shards)
+    chosen = [subsample(tokens_of(t, 30), 120, seed=5) for t in (X, Y)]
+    assert torch.equal(found.state.hooks[1].x, chosen[1].x)
+    assert found.compute() == metrics(*chosen)
+
+
+def test_layers_by_layers_from_a_stream():
+    hooks = [X, Y, Y @ normal(5, D, D)]
+    layers = Sampled(lambda *hooks: cka_matrix([t.x for t in hooks]), k=N)
+    tokens = [tokens_of(h) for h in hooks]
+    for lo in range(0, N, 100):
+        layers.update(*(t.take(torch.arange(lo, lo + 100)) for t in tokens))
+    torch.testing.assert_close(layers.compute(), cka_matrix(hooks), rtol=1e-10, atol=0)
+
+
+def test_nothing_seen_and_different_tokens_are_refused():
+    for empty in (LinearityMoments(), SpectrumMoments(), GapMoments(), Sampled(evaluate, 5)):
+        with pytest.raises(InputError, match="has seen no token"):
+            empty.compute()
+    a = tokens_of(X, 30)
+    with pytest.raises(InputError, match="same tokens"):
+        Sampled(evaluate, 5).update(a, a.take(torch.arange(N).flip(0)))
+    gap = GapMoments()
+    gap.update(X, X[:0])
+    with pytest.raises(InputError, match="two tokens of each"):
+        gap.compute()
+
+
+def residual_layer(n: int, d: int, narrow: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """States of unequal variance along rotated axes, massive tokens at position 0."""
+    x = normal(0, n, d) * torch.logspace(0, narrow, d).double() @ rotation(1, d)
+    x[::60] *= 300
+    x = x + 30
+    return x, x + torch.tanh(x - 30) @ normal(2, d, d) / d + 0.3 * normal(3, n, d)
+
+
+@pytest.mark.parametrize("narrow", [0, -1, -2])
+def test_split_float32_mode(narrow):
+    """R² of state and update to 1e-6 of the float64 one."""
+    exact, fast = LinearityMoments(), LinearityMoments(fast=True)
+    for part in batches([0, 1000, 2000, 3000], *residual_layer(3000, 64, narrow)):
+        exact.update(*part)
+        fast.update(*part)
+    equal(fast.compute(), exact.compute(), 1e-6)
+    spectrum, quick = SpectrumMoments(), SpectrumMoments(fast=True)
+    x, _ = residual_layer(3000, 64, narrow)
+    spectrum.update(x)
+    quick.update(x)
+    equal(quick.compute(), spectrum.compute(), 1e-5)
+
+
+def test_split_mode_says_where_float32_is_not_enough():
+    fast = LinearityMoments(fast=True)
+    fast.update(*residual_layer(3000, 64, -5))
+    with pytest.warns(MMLensWarning, match="Use fast=False"):
+        fast.compute()
