@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from mm_lens import conversion, demo, validation
 from mm_lens.bridge import VisionLanguageBridge
 from mm_lens.errors import InputError
-from mm_lens.families import family_for
+from mm_lens.families import families, family_for
 
 _HUB = ("revision", "token", "cache_dir", "local_files_only")
 
@@ -108,6 +108,7 @@ def load(
 def _from_pretrained(
     path: Any, dtype: Any, device: Any, device_map: Any, attention: str, kwargs: dict[str, Any]
 ) -> Any:
+    families()  # their packages make model types of their own known to transformers
     config = AutoConfig.from_pretrained(path, **_hub(kwargs))
     for architecture in config.architectures or ["(none named in its config)"]:
         family_for(architecture)  # before gigabytes are read
