@@ -61,7 +61,7 @@ class Evaluation:
         ]
         found = self._kept()
         todo = [cell for cell in cells if _name(cell) not in found]
-        mine = self.run.processes.share(todo) if self.run else todo
+        mine = self.run.share(todo) if self.run else todo
         done = len(cells) - len(todo)
         bar = tqdm(
             mine,

@@ -7,7 +7,6 @@ stderr and an exit code: 2 for a wrong command line, 130 for Ctrl-C, 1 for the r
 # torch, transformers and the pictures are imported inside the commands: `--help` is instant.
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import shlex
@@ -23,16 +22,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 import typer
 
 import mm_lens
+from mm_lens import distributed, failures
 from mm_lens.compare import COMPARISON_FILE
 from mm_lens.errors import MMLensError, MMLensWarning
-from mm_lens.files import whole_directory
+from mm_lens.files import check_free, whole_directory
 from mm_lens.profile import PROVENANCE_FILE, TABLE_FILE, Profile
 
 if TYPE_CHECKING:
     from mm_lens.bridge import VisionLanguageBridge
-
-# The root of typer's complaints about a command line, wherever its version keeps that class.
-UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
 app = typer.Typer(add_completion=False, help="TransformerLens for vision-language models.")
 
@@ -46,33 +43,15 @@ def run(arguments: Sequence[str]) -> int:
     """Run the command line; returns the exit code. The one place where errors become a line."""
     try:
         code = int(app(list(arguments), prog_name="mm-lens", standalone_mode=False) or 0)
-        problem = "Interrupted: nothing was written." if code == 130 else ""
-    except UsageError as error:
-        code, problem = 2, f"{_line(error).rstrip('.')}. See mm-lens --help."
-    except (typer.Abort, KeyboardInterrupt):
-        code, problem = 130, "Interrupted: nothing was written."
-    except MMLensError as error:
-        code, problem = 1, _line(error)
-    except OSError as error:
-        about = f"{error.filename}: {error.strerror}." if error.filename else _line(error)
-        code, problem = 1, about
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            problem = (
-                f"The disk is full ({os.strerror(error.errno)}): nothing was written. "
-                "Free some space or name another --out."
-            )
-    except MemoryError:
-        code, problem = 1, "Out of memory. Lower --batch-size or --tokens."
-    if problem:
+        problem = failures.INTERRUPTED if code == 130 else ""
+    except BaseException as error:
+        explained = failures.explain(error)
+        if explained is None:
+            raise
+        code, problem = explained
+    if problem and distributed.first_to_fail():
         print(f"mm-lens: {problem}", file=sys.stderr)
     return code
-
-
-def _line(error: BaseException) -> str:
-    """The message of an error on one line."""
-    format_message = getattr(error, "format_message", None)  # typer's name the option as well
-    text = format_message() if format_message else str(error)
-    return " ".join(text.split()) or type(error).__name__
 
 
 def _version(wanted: bool) -> bool:
@@ -148,10 +127,25 @@ def profile_command(
         Literal["float32", "bfloat16", "float16"] | None,
         typer.Option(help="Of the weights.", show_default="as stored"),
     ] = None,
+    device_map: Annotated[
+        str | None,
+        typer.Option(help="auto: spread a model over GPUs that is too large for one."),
+    ] = None,
     on_error: Annotated[
         Literal["raise", "skip"],
         typer.Option(help="A sample that cannot be read ends the run, or is left out and listed."),
     ] = "raise",
+    states: Annotated[
+        str | None,
+        typer.Option(
+            help="Directory for the states and for what a killed run goes on from; or ram: states "
+            "in memory, nothing to go on from.",
+            show_default="OUT.partial",
+        ),
+    ] = None,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Begin anew, whatever a killed run has left.")
+    ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an earlier profile at --out.")
     ] = False,
@@ -167,33 +161,53 @@ def profile_command(
     Example: mm-lens profile --model demo/llava-next --data easy-vqa --samples 500 --out runs/demo
     """
     flows, sets = _names(streams, ("residual", "main")), _names(presets, ("honest", "paper"))
-    from mm_lens import datasets
+    from mm_lens import datasets, rundir
 
-    with whole_directory(out, PROVENANCE_FILE, overwrite) as new:
-        # What can be wrong is looked at before anything slow begins.
-        named = data in datasets.names()
-        chosen = datasets.load(data, split=split, limit=samples, seed=seed)
-        if not quiet:
-            print(f"Loading {model} …", file=sys.stderr)
-        with _quiet():
-            loaded = _load(
-                model, attention=attention, device=device, dtype=dtype, check=not no_check
-            )
-            result = mm_lens.profile(
-                loaded,
-                chosen,
-                streams=flows,  # type: ignore[arg-type]
-                presets=sets,
-                tokens=tokens,
-                batch_size=batch_size,
-                seed=seed,
-                progress=not quiet,
-                on_error=on_error,
-                data_name=f"{data}/{split}" if named else data,
-            )
+    if distributed.started_alone():
+        raise MMLensError(
+            "accelerate started one process where several were asked for. "
+            "On CPUs: accelerate launch --multi_gpu --num_processes N, or torchrun."
+        )
+    run_dir = Path(states or f"{os.path.abspath(out)}.partial") if states != "ram" else None
+    # What can be wrong is looked at before anything slow begins.
+    check_free(out, PROVENANCE_FILE, overwrite)
+    named = data in datasets.names()
+    chosen = datasets.load(data, split=split, limit=samples, seed=seed)
+    processes = distributed.Processes()
+    quiet = quiet or not processes.main
+    if not quiet:
+        print(f"Loading {model} …", file=sys.stderr)
+    with _quiet(speak=processes.main), failures.kept(run_dir):
+        loaded = _load(
+            model,
+            attention=attention,
+            device=device,
+            device_map=device_map,
+            dtype=dtype,
+            check=not no_check,
+        )
+        result = mm_lens.profile(
+            loaded,
+            chosen,
+            streams=flows,  # type: ignore[arg-type]
+            presets=sets,
+            tokens=tokens,
+            batch_size=batch_size,
+            seed=seed,
+            progress=not quiet,
+            on_error=on_error,
+            data_name=f"{data}/{split}" if named else data,
+            run_dir=run_dir,
+            restart=restart,
+        )
+        if not processes.main:
+            return
         command = shlex.join(["mm-lens", *sys.argv[1:]])
         result = replace(result, provenance={"command": command, **result.provenance})
-        files = _write(result, new, progress=not quiet)
+        with whole_directory(out, PROVENANCE_FILE, overwrite) as new:
+            files = _write(result, new, progress=not quiet)
+    if run_dir is not None:
+        rundir.remove_run(run_dir)
     if not quiet:
         from mm_lens import summary
 
@@ -296,7 +310,7 @@ def compare_command(
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet(speak: bool = True) -> Iterator[None]:
     """Only mm_lens speaks: libraries keep their warnings and progress bars to themselves."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # or it warns when a process is forked
     from transformers.utils import logging as transformers_logging
@@ -307,23 +321,29 @@ def _quiet() -> Iterator[None]:
         logging.getLogger(name).setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        warnings.simplefilter("always", MMLensWarning)
+        warnings.simplefilter("always" if speak else "ignore", MMLensWarning)
         warnings.showwarning = lambda message, *_, **__: print(
             f"mm-lens: warning: {message}", file=sys.stderr
         )
         yield
 
 
-def _load(model: str, *, dtype: str | None, **options: Any) -> VisionLanguageBridge:
+def _load(
+    model: str, *, dtype: str | None, device_map: str | None, **options: Any
+) -> VisionLanguageBridge:
     """The model, or one error that says why not."""
     import torch
 
+    if device_map is not None and distributed.started() > 1:
+        gpus = distributed.own_gpus(torch.cuda.device_count())
+        options["max_memory"] = {gpu: int(0.9 * torch.cuda.mem_get_info(gpu)[0]) for gpu in gpus}
     try:
         torch.empty(0, device=options["device"])
     except (RuntimeError, AssertionError) as error:
         raise MMLensError(f"There is no device {options['device']!r} here. Try cpu.") from error
     try:
-        return mm_lens.load(model, dtype=getattr(torch, dtype) if dtype else None, **options)
+        weights = getattr(torch, dtype) if dtype else None
+        return mm_lens.load(model, dtype=weights, device_map=device_map, **options)
     except MMLensError:
         raise
     except Exception as error:  # many libraries read the files, each failing in its own way

@@ -71,6 +71,22 @@ def started() -> int:
     return max(int(os.environ.get(name) or 1) for name in names)
 
 
+def own_gpus(n_gpus: int) -> range:
+    """The GPUs of this process, those of a machine shared out evenly among its processes."""
+    count = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+    each = max(1, n_gpus // count)
+    first = int(os.environ.get("LOCAL_RANK") or 0) * each % max(n_gpus, 1)
+    return range(first, min(first + each, n_gpus))
+
+
+def started_alone() -> bool:
+    """Whether several processes were asked for, and accelerate started one.
+
+    So does ``accelerate launch --cpu --num_processes N``, which leaves the rest to MPI.
+    """
+    return started() == 1 and {"MASTER_PORT", "ACCELERATE_DYNAMO_BACKEND"} <= {*os.environ}
+
+
 def first_to_fail() -> bool:
     """Whether this process is the first to fail, and so the one that says why."""
     if started() == 1:

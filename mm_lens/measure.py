@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -169,9 +168,6 @@ def _directory(model: Any, dataset: Samples, options: Options) -> Iterator[RunDi
         {**asked, "metrics": [metric.name for metric in options.chosen]},
     )
     with open_run(Path(options.run_dir), about, processes, options.restart) as directory:
-        if directory.begun and options.progress and processes.main:
-            print(f"Going on with the run in {options.run_dir}", file=sys.stderr)
-        processes.wait()  # whether it was begun is looked at before anybody commits
         yield directory
 
 

@@ -28,7 +28,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from filelock import FileLock, Timeout
@@ -38,6 +38,8 @@ from mm_lens.distributed import Processes
 from mm_lens.errors import InputError
 from mm_lens.sampling import Modality, TokenSample
 from mm_lens.stores import FileStore
+
+T = TypeVar("T")
 
 LOCK, MANIFEST, INDEX, CELLS = "lock", "manifest", "index", "cells"
 
@@ -99,6 +101,14 @@ class RunDirectory:
     def __init__(self, path: Path, processes: Processes) -> None:
         self.path, self.processes = path, processes
 
+    def share(self, items: Sequence[T]) -> list[T]:
+        """This process's part of what is left to do.
+
+        Waits until every process has looked at what is done, before any of them does more.
+        """
+        self.processes.wait()
+        return self.processes.share(items)
+
     def parts(self, k: int, modalities: Sequence[Modality], seed: int) -> tuple[Part, list[Part]]:
         """This process's part and those of all others, as of their last commit.
 
@@ -140,11 +150,6 @@ class RunDirectory:
         (self.path / CELLS).mkdir(exist_ok=True)
         write_file(self.path / CELLS / name, json.dumps(content).encode())
 
-    @property
-    def begun(self) -> bool:
-        """Whether there is something to go on from."""
-        return any(self.path.glob(f"part-*/{INDEX}"))
-
 
 @contextmanager
 def open_run(
@@ -173,7 +178,7 @@ def open_run(
                 lock.acquire(timeout=0)
             except Timeout:
                 raise InputError(f"Another run is at work in {path}. Wait for it.") from None
-            if restart or not run.begun or not (path / MANIFEST).exists():
+            if restart or not note(path) or not (path / MANIFEST).exists():
                 _discard(path)
                 write_file(path / MANIFEST, json.dumps(about).encode())
         processes.wait()
@@ -181,13 +186,20 @@ def open_run(
         try:
             yield run
         except BaseException as error:
-            if run.begun:
-                error.add_note(f"What was done is in {path}: the same call goes on from there.")
+            if note(path):
+                error.add_note(note(path))
             elif processes.main:
                 _remove(path, made)
             raise
     finally:
         lock.release()
+
+
+def note(path: Path) -> str:
+    """What to tell whose run has failed: what it has left, or "" if that is nothing."""
+    if not any(path.glob(f"part-*/{INDEX}")):
+        return ""
+    return f"What was done is in {path}: run the same again to go on."
 
 
 def remove_run(path: Path) -> None:

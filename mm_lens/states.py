@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import sys
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -98,7 +99,13 @@ def collect(
     reader = Reader(model, dataset, n_samples, batch_size, on_error)
     done = {number for each in (part, *others) for number in each.batches}
     todo = [number for number in range(len(reader.ranges)) if number not in done]
-    mine = run.processes.share(todo) if run else todo
+    mine = run.share(todo) if run else todo
+    if done and progress and run:
+        samples = sum(len(reader.ranges[number]) for number in done)
+        tqdm.write(
+            f"Going on with {run.path}: {samples:,} of {n_samples:,} samples are done.",
+            file=sys.stderr,
+        )
     committed = time.monotonic()
     with torch.no_grad(), _bar(reader, part, mine, run, progress) as bar:
         for batch in ahead(reader.read, mine):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from tiny import random_image, tiny_llava_next
 
 import mm_lens
@@ -69,7 +70,8 @@ def test_profile_writes_what_it_promises(profile, tmp_path, images):
     assert "4/4" in stderr
     saved = Profile.load(out)
     pictures = [f"{metric}.png" for metric in set(saved.table.metric)]
-    files = {"profile.parquet", "provenance.json", "report.html", "overview.png", *pictures}
+    tables = {"profile.parquet", "replicates.parquet", "provenance.json"}
+    files = {*tables, "report.html", "overview.png", *pictures}
     assert {path.name for path in out.iterdir()} == files
     assert [path.name for path in out.parent.iterdir()] == ["one"]
     assert set(saved.table.stream) == {"residual", "main"}
@@ -184,19 +186,63 @@ def test_full_disk_leaves_nothing_half_written(profile, tmp_path, monkeypatch, e
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("mm_lens.plots.Picture.savefig", full)  # the table is written by then
-    code, out, err = profile("--overwrite")
+    code, out, err = profile("--overwrite", "--states", "ram")
     assert (code, out) == (1, "")
     assert is_one_line(err)
     assert "disk is full" in err
+    assert "nothing was written" in err
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_interrupting_leaves_nothing(profile, tmp_path, monkeypatch):
+@pytest.mark.parametrize("failure", ["full disk", "Ctrl-C", "out of memory"])
+def test_what_was_done_is_kept_and_gone_on_from(profile, tmp_path, monkeypatch, failure):
+    def fails(*args, **kwargs):
+        if failure == "Ctrl-C":
+            raise KeyboardInterrupt
+        if failure == "out of memory":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate …")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    partial = tmp_path / "runs" / "one.partial"
+    with monkeypatch.context() as patch:
+        patch.setattr("mm_lens.plots.write", fails)
+        code, _, err = profile()
+    assert code == (130 if failure == "Ctrl-C" else 1)
+    assert is_one_line(err)
+    assert f"What was done is in {partial}: run the same again to go on." in err
+    assert {"Ctrl-C": "Interrupted"}.get(failure, failure) in err.replace(
+        "disk is full", "full disk"
+    )
+    assert [path.name for path in partial.parent.iterdir()] == ["one.partial"]
+    with monkeypatch.context() as patch:
+        patch.setattr("mm_lens.plots.write", lambda profile, directory: iter(()))
+        code, _, err = profile("--seed", "1")
+        assert (code, is_one_line(err)) == (1, True)
+        assert "options.seed is 0 there and 1 here" in err
+        patch.setattr("mm_lens.states._take", None)  # nothing is left to run
+        code, _, err = profile()
+    assert code == 0
+    assert "4 of 4 samples are done" in err
+    assert [path.name for path in partial.parent.iterdir()] == ["one"]
+
+
+def test_states_may_lie_elsewhere_and_be_discarded(no_pictures, profile, tmp_path, monkeypatch):
+    scratch = tmp_path / "scratch"
+    with monkeypatch.context() as patch:
+        patch.setattr("mm_lens.plots.write", _interrupt)
+        assert profile("--quiet", "--states", str(scratch))[0] == 130
+    assert [*scratch.glob("part-0/visual.main.*")]
+    assert profile("--quiet", "--states", str(scratch), "--seed", "1", "--restart")[0] == 0
+    assert not scratch.exists()
+    assert Profile.load(tmp_path / "runs" / "one").provenance["options"]["seed"] == 1
+
+
+def test_interrupting_leaves_nothing_of_a_run_that_has_nothing(profile, tmp_path, monkeypatch):
     before = sorted(tmp_path.rglob("*"))
-    monkeypatch.setattr("mm_lens.plots.Picture.savefig", _interrupt)
+    monkeypatch.setattr("mm_lens.states._take", _interrupt)
     code, out, err = profile()
     assert (code, out) == (130, "")
-    assert "Interrupted" in err
+    assert "Interrupted: nothing was written" in err
     assert "Traceback" not in err
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -229,6 +275,7 @@ def test_help_is_quick_and_explains_every_option():
     assert time.perf_counter() - start < 20
     options = ["model", "data", "out", "samples", "split", "seed", "streams", "presets", "tokens"]
     options += ["batch-size", "attention", "device", "dtype", "on-error", "overwrite", "no-check"]
+    options += ["states", "restart", "device-map"]
     for option in [*options, "quiet"]:
         assert f"--{option}" in done.stdout
 

@@ -249,7 +249,7 @@ def interrupt(model, data, run_dir, monkeypatch, after=4, **options):
         patch.setattr(states, "_take", stops)
         with pytest.raises(Died) as raised:
             profile(model, data, run_dir, **options)
-    assert "goes on from there" in raised.value.__notes__[0]
+    assert "run the same again" in raised.value.__notes__[0]
 
 
 def test_a_run_of_something_else_is_refused_with_the_difference_named(model, data, begun):
@@ -333,7 +333,7 @@ def test_a_full_disk_stops_the_run_which_then_goes_on(
         patch.setattr(os, "pwrite", full)
         with pytest.raises(OSError, match="No space left") as raised:
             profile(model, data, tmp_path / "run")
-    assert "goes on from there" in raised.value.__notes__[0]
+    assert "run the same again" in raised.value.__notes__[0]
     same(profile(model, data, tmp_path / "run"), whole)
 
 
