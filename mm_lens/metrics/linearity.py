@@ -25,8 +25,9 @@ map fitted to *this many* tokens, which is below that of the best map.
 Limits: where nearly all states coincide, the held-out score may fall far below zero through a few
 tokens that a map fitted to others misses; a warning says how many. Below 10 tokens per rank every
 value carries a warning, below 3 the held-out one is NaN.
-Cost: about 16 n d² operations for moments and residuals, 16 Cholesky factors for the intervals,
-ten eigendecompositions of d × d held out. Numerics: :mod:`~mm_lens.metrics.regression`.
+Cost: 3 n d² operations for all moments, 16 Cholesky factors for the intervals; held out, ten
+eigendecompositions of d × d and 8 n d². Memory: 16 pairs of d × d matrices.
+Numerics: :mod:`~mm_lens.metrics.regression`.
 """
 
 from __future__ import annotations
@@ -39,15 +40,16 @@ from functools import cached_property, reduce
 from typing import get_args
 
 import torch
-from jaxtyping import Bool, Float64
+from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
 from mm_lens.metrics.core import Estimate, Family, UndefinedError, estimate
 from mm_lens.metrics.intervals import (
+    GROUPS,
+    MIN_SAMPLES,
     Replicates,
     clustered_error,
     jackknife_error,
-    left_out,
     margin,
     sample_groups,
 )
@@ -94,16 +96,28 @@ class LinearFit:
         return reduce(operator.add, self.parts)
 
     @cached_property
-    def parts(self) -> list[Moments]:
-        """Moments of each fold."""
-        x, y = self.rows
-        return [Moments.of(x[fold], y[fold]) for fold in self.folds]
+    def group(self) -> tuple[Int64[Tensor, " n"], int]:
+        """Group of samples of each token, and how many: what intervals leave out one by one."""
+        return sample_groups(self.tokens.sample, GROUPS, self.seed)
 
     @cached_property
-    def folds(self) -> list[Bool[Tensor, " n"]]:
-        """Whole samples each: what is held out together."""
-        fold, count = sample_groups(self.tokens.sample, FOLDS, self.seed)
-        return [fold == f for f in range(count)]
+    def parts(self) -> list[Moments]:
+        """Moments of each group: one pass over the tokens, from which all else follows."""
+        x, y = self.rows
+        group, count = self.group
+        return [Moments.of(x[group == g], y[group == g]) for g in range(count)]
+
+    @cached_property
+    def folds(self) -> list[tuple[Bool[Tensor, " n"], Moments]]:
+        """Tokens and moments of groups that are held out together."""
+        group, count = self.group
+        n_folds = min(FOLDS, count)
+        fold_of = torch.arange(count, device=group.device) * n_folds // count
+        sums = [
+            reduce(operator.add, (p for g, p in enumerate(self.parts) if int(fold_of[g]) == f))
+            for f in range(n_folds)
+        ]
+        return [(fold_of[group] == f, total) for f, total in enumerate(sums)]
 
     @cached_property
     def scale(self) -> Float64[Tensor, " d"]:
@@ -120,13 +134,9 @@ class LinearFit:
 
     @cached_property
     def refits(self) -> list[InSample]:
-        """The fits without each group of samples."""
-        keeps = left_out(self.tokens.sample, self.seed)
-        return [least_squares(self._without(~keep), self.scale) for keep in keeps]
-
-    def _without(self, rows: Bool[Tensor, " n"]) -> Moments:
-        x, y = self.rows
-        return self.moments - Moments.of(x[rows], y[rows])
+        """The fits without each group of samples; none if samples are too few."""
+        parts = self.parts if len(self.parts) >= MIN_SAMPLES else []
+        return [least_squares(self.moments - part, self.scale) for part in parts]
 
     @cached_property
     def _held_out(self) -> dict[Target, Float64[Tensor, "2 n"]]:
@@ -137,9 +147,9 @@ class LinearFit:
                 f"held-out linearity needs 3 samples (to fit, to choose, to score), not {count}"
             )
         x, y = self.rows
-        scores = self._choices(self.parts)
+        scores = self._choices([moments for _, moments in self.folds])
         errors: dict[Target, Tensor] = {t: x.new_empty(2, len(x)) for t in TARGETS}
-        for f, (test, part) in enumerate(zip(self.folds, self.parts, strict=True)):
+        for f, (test, part) in enumerate(self.folds):
             ridge = Ridge(self.moments - part)
             inputs, states = x[test] - ridge.means[0], y[test] - ridge.means[1]
             for target, error in errors.items():

@@ -35,7 +35,8 @@ from mm_lens.metrics.moments import Scatter
 
 def participation_ratio(values: Float64[Tensor, " k"]) -> Float64[Tensor, ""]:
     """(sum l)² / sum l² of eigenvalues."""
-    return values.sum().square() / values.square().sum()
+    ratio: Tensor = values.sum().square() / values.square().sum()
+    return ratio
 
 
 def effective_rank(values: Float64[Tensor, " k"]) -> Float64[Tensor, ""]:
