@@ -17,6 +17,7 @@ from huggingface_hub.errors import HFValidationError
 
 from mm_lens import formats, hub, shards
 from mm_lens.errors import MMLensError
+from mm_lens.files import check_free
 
 CACHE_VARIABLE = "MM_LENS_CACHE"
 
@@ -56,6 +57,7 @@ def convert(
             full or cannot be written; there is something else at `out`.
     """
     kind = formats.format_named(format)
+    check_free(Path(out), shards.RECORD_FILE, overwrite)
     plan = kind.plan(Path(source), vision_tower=vision_tower)
     shards.write(
         plan,

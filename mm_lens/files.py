@@ -36,14 +36,14 @@ def whole_directory(path: str | Path, mark: str, overwrite: bool = False) -> Ite
         OSError: it cannot be written.
     """
     path = Path(os.path.abspath(path))
-    _check_free(path, mark, overwrite)
+    check_free(path, mark, overwrite)
     with _parents(path):
         work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         try:
             new = work / "new"
             new.mkdir()
             yield new
-            _check_free(path, mark, overwrite)
+            check_free(path, mark, overwrite)
             _exchange(new, path, work / "old")
         finally:
             shutil.rmtree(work, ignore_errors=True)
@@ -71,10 +71,10 @@ def resumable_directory(
         OSError: it cannot be written.
     """
     path = Path(os.path.abspath(path))
-    _check_free(path, mark, overwrite)
+    check_free(path, mark, overwrite)
     staging = path.with_name(f"{path.name}.partial")
     with _parents(path), _locked(path):
-        _check_free(path, mark, overwrite)
+        check_free(path, mark, overwrite)
         if (staging / mark).exists() and not (staging / JOURNAL).exists():
             shutil.rmtree(staging)  # killed in its very last step
         _open_journal(staging, json.loads(json.dumps(origin)))
@@ -86,13 +86,12 @@ def resumable_directory(
             if [file.name for file in staging.iterdir()] == [JOURNAL]:
                 shutil.rmtree(staging, ignore_errors=True)
             raise
-        _check_free(path, mark, overwrite)
+        check_free(path, mark, overwrite)
         (staging / JOURNAL).unlink()
-        old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-        try:
-            _exchange(staging, path, old / "old")
-        finally:
-            shutil.rmtree(old, ignore_errors=True)
+        old = path.with_name(f".{path.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        _exchange(staging, path, old)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _open_journal(staging: Path, origin: dict[str, Any]) -> None:
@@ -166,7 +165,12 @@ def _exchange(new: Path, path: Path, old: Path) -> None:
         raise
 
 
-def _check_free(path: Path, mark: str, overwrite: bool) -> None:
+def check_free(path: Path, mark: str, overwrite: bool) -> None:
+    """See that a directory is not there, is empty, or may be replaced.
+
+    Raises:
+        InputError: it is not so.
+    """
     if not path.exists():
         return
     if not path.is_dir():

@@ -223,7 +223,7 @@ def _check_legacy(path: Path, allowed: re.Pattern[str] | None) -> set[str]:
 
 
 def _globals(path: Path, program: Any, allowed: re.Pattern[str] | None) -> set[str]:
-    """Names of all globals in one pickle, a binary file that is left behind its end.
+    """Names of all globals in the pickle at which a binary file stands; it is left behind it.
 
     Raises:
         MMLensError: one of them, or an instruction, is not allowed.

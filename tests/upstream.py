@@ -55,7 +55,8 @@ class Parts:
     def to(self, dtype: torch.dtype) -> Parts:
         """All of them in one dtype."""
         for module in (self.vision, self.layer, self.linear, self.language):
-            module.to(dtype)
+            for parameter in module.parameters():  # rotary frequencies stay in float32
+                parameter.data = parameter.data.to(dtype)
         self.special = {name: vector.to(dtype) for name, vector in self.special.items()}
         return self
 
