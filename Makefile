@@ -1,5 +1,6 @@
 # make demo   the main job: a trained LLaVA-NeXT, profiled per modality on real images
 # make test   lint, types and every test, offline
+# make test-slow   what takes minutes: coverage of the intervals over 200 repetitions
 # make bench  speed and memory, each as a ratio from one run
 #
 # Each creates the environment if it is missing. Needs Python >= 3.11 (PYTHON=… to choose one).
@@ -11,14 +12,17 @@ BIN := $(VENV)/bin
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 PIP_NO_INDEX=1
 SOURCES := mm_lens adapters/mm_lens_adapters
 
-.PHONY: demo test lint bench constraints clean
+.PHONY: demo test test-slow lint bench constraints clean
 
 demo: $(VENV)/.installed
 	$(OFFLINE) $(BIN)/mm-lens profile --model demo/llava-next --data easy-vqa --samples 500 \
 		--out runs/demo --overwrite
 
 test: lint
-	$(OFFLINE) $(BIN)/pytest -n 2 --dist worksteal
+	$(OFFLINE) $(BIN)/pytest -n 2 --dist worksteal -m "not slow"
+
+test-slow: $(VENV)/.installed
+	$(OFFLINE) $(BIN)/pytest -n 2 --dist worksteal -m slow
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check
@@ -27,6 +31,7 @@ lint: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(OFFLINE) $(BIN)/python benchmarks/hooks.py
+	$(OFFLINE) $(BIN)/python benchmarks/metrics.py
 	$(OFFLINE) $(BIN)/python benchmarks/profile_memory.py
 
 # torch first and pinned: resolved together with the rest, pip may take another build of it.
