@@ -61,7 +61,7 @@ def _row(
     rows = table[(table.metric == metric) & table.modality.isin(shared)]
     streams = plots.streams(next(iter(comparison.profiles.values())))
     # Chance stands far above the intrinsic dimension, and would press the models together.
-    return plots.look_at(rows, metric, _over(comparison), log_from=4), [
+    return plots.look_at(rows, metric, _over(comparison), log_from=4.0), [
         _panel(comparison, metric, stream, modality) for stream in streams
     ]
 

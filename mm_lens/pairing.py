@@ -171,7 +171,7 @@ class Quantity:
         return two_sided((self.value - null) / self.error, self.freedom)
 
 
-def combine(*parts: tuple[Curve, Float64[ndarray, " layers"]], paired: bool = True) -> Quantity:
+def combine(*parts: tuple[Curve, Float64[ndarray, " _"]], paired: bool = True) -> Quantity:
     """The sum of values times weights.
 
     Args:

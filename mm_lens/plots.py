@@ -70,7 +70,12 @@ class Curve:
     def name(self) -> str:
         """Label and number of tokens, for legends."""
         few, many = self.rows.n_tokens.min(), self.rows.n_tokens.max()
-        return f"{self.label}\nn = {few:,}" + (f"–{many:,}" if many > few else "")
+        return f"{self.short}\nn = {few:,}" + (f"–{many:,}" if many > few else "")
+
+    @property
+    def short(self) -> str:
+        """The label; of a long one, the end."""
+        return self.label if len(self.label) <= 24 else f"…{self.label[-23:]}"
 
 
 @dataclass(frozen=True)
@@ -141,7 +146,7 @@ def look(profile: Profile, metric: str) -> Look:
     return look_at(profile.table[profile.table.metric == metric], metric)
 
 
-def look_at(rows: pd.DataFrame, metric: str, x: str = "layer", log_from: float = 8) -> Look:
+def look_at(rows: pd.DataFrame, metric: str, x: str = "layer", log_from: float = 8.0) -> Look:
     """The same for any rows of that metric.
 
     Args:
@@ -216,7 +221,7 @@ def compose(
     for (style, panels), row in zip(rows, grid, strict=True):
         for axes, panel in zip(row, panels, strict=True):
             for curve in panel.curves:
-                _draw_curve(axes, curve)
+                _draw_curve(axes, curve, curve.name if len(panel.curves) < 5 else curve.short)
             _dress(axes, style, panel)
         row[0].set_ylabel(f"{style.title}\n[{style.unit}]" if style.unit else style.title)
         if style.log:
@@ -265,7 +270,7 @@ def _panels(n_rows: int, n_columns: int) -> tuple[Picture, Any]:
     return figure, figure.subplots(n_rows, n_columns, squeeze=False, sharey="row")
 
 
-def _draw_curve(axes: Axes, curve: Curve) -> None:
+def _draw_curve(axes: Axes, curve: Curve, name: str) -> None:
     colour, marker, dashes = curve.style
     x, rows = curve.rows[curve.x].to_numpy(), curve.rows
     axes.fill_between(x, rows.low, rows.high, color=colour, alpha=0.18, linewidth=0)
@@ -278,7 +283,7 @@ def _draw_curve(axes: Axes, curve: Curve) -> None:
         linestyle=dashes,
         linewidth=2,
         markersize=6,
-        label=curve.name,
+        label=name,
     )
 
 
@@ -296,9 +301,10 @@ def _dress(axes: Axes, style: Look, panel: Panel) -> None:
     axes.legend(
         loc="upper center",
         bbox_to_anchor=(0.5, -0.15),  # below the panel, where no curve can be
-        ncol=3 if len(panel.curves) in (1, 3, 5, 6) else 2,
+        ncol=3 if len(panel.curves) == 3 else 2,
         frameon=False,
         fontsize=9,
+        labelspacing=0.5 if len(panel.curves) < 5 else 0.25,
         handlelength=2.5,
         columnspacing=1.2,
     )

@@ -177,7 +177,7 @@ STATEMENTS = (
     Statement(
         "declines",
         "Visual linearity declines over depth",
-        f"R² of last third − first third < −{DECLINE}",
+        f"R², last − first third < −{DECLINE}",
         1,
         "linearity",
         ("residual", "main"),
@@ -186,7 +186,7 @@ STATEMENTS = (
     ),
     Statement(
         "higher_dimension",
-        "Visual intrinsic dimension higher throughout",
+        "Higher visual intrinsic dimension",
         "difference > 0 at every layer",
         2,
         "dimension",
@@ -196,7 +196,7 @@ STATEMENTS = (
     ),
     Statement(
         "low_anisotropy",
-        "Visual anisotropy stays low",
+        "Low visual anisotropy",
         f"< {LOW_ANISOTROPY} at every layer",
         1,
         "anisotropy",

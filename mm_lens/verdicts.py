@@ -99,6 +99,8 @@ def show(comparison: Comparison, console: object) -> None:
         title_justify="left",
         box=box.SIMPLE_HEAD,
         padding=(0, 1),
+        pad_edge=False,
+        show_edge=False,
     )
     table.add_column("finding")
     for preset in presets:
@@ -124,6 +126,7 @@ def subtitle(comparison: Comparison) -> str:
     about = next(iter(comparison.profiles.values())).provenance["data"]
     pairing = "same samples in each" if comparison.paired else "samples not paired"
     names = " and ".join(comparison.labels)
+    names = names if len(names) <= 70 else f"{len(comparison.labels)} models"
     return f"{names} on {about['name']} ({about['n_samples']:,} samples, {pairing})"
 
 
