@@ -99,7 +99,7 @@ def first_to_fail() -> bool:
             int(os.environ["MASTER_PORT"]),
             is_master=False,
             wait_for_workers=False,
-            timeout=timedelta(seconds=10),
+            timeout=timedelta(seconds=3),
         )
         return int(store.add("mm_lens/failed", 1)) == 1
     except (RuntimeError, KeyError):  # the process that keeps the count is gone: it failed first

@@ -16,7 +16,7 @@ import torch
 from tiny import random_image, tiny_llava_next
 
 import mm_lens
-from mm_lens import cli
+from mm_lens import cli, failures
 from mm_lens.profile import Profile
 
 
@@ -194,25 +194,13 @@ def test_full_disk_leaves_nothing_half_written(profile, tmp_path, monkeypatch, e
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("failure", ["full disk", "Ctrl-C", "out of memory"])
-def test_what_was_done_is_kept_and_gone_on_from(profile, tmp_path, monkeypatch, failure):
-    def fails(*args, **kwargs):
-        if failure == "Ctrl-C":
-            raise KeyboardInterrupt
-        if failure == "out of memory":
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate …")
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
+def test_what_was_done_is_kept_and_gone_on_from(profile, tmp_path, monkeypatch):
     partial = tmp_path / "runs" / "one.partial"
     with monkeypatch.context() as patch:
-        patch.setattr("mm_lens.plots.write", fails)
+        patch.setattr("mm_lens.plots.write", _interrupt)
         code, _, err = profile()
-    assert code == (130 if failure == "Ctrl-C" else 1)
-    assert is_one_line(err)
-    assert f"What was done is in {partial}: run the same again to go on." in err
-    assert {"Ctrl-C": "Interrupted"}.get(failure, failure) in err.replace(
-        "disk is full", "full disk"
-    )
+    assert (code, is_one_line(err)) == (130, True)
+    assert f"Interrupted. What was done is in {partial}: run the same again to go on." in err
     assert [path.name for path in partial.parent.iterdir()] == ["one.partial"]
     with monkeypatch.context() as patch:
         patch.setattr("mm_lens.plots.write", lambda profile, directory: iter(()))
@@ -224,6 +212,34 @@ def test_what_was_done_is_kept_and_gone_on_from(profile, tmp_path, monkeypatch, 
     assert code == 0
     assert "4 of 4 samples are done" in err
     assert [path.name for path in partial.parent.iterdir()] == ["one"]
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "The disk is full"),
+        (PermissionError(errno.EACCES, "Permission denied", "/data/x"), "/data/x: Permission"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried …"), "The GPU is out of memory"),
+        (MemoryError(), "Out of memory"),
+        (mm_lens.DataError("Image 7 cannot be read."), "Image 7"),
+    ],
+)
+def test_every_failure_says_what_is_kept(tmp_path, error, message):
+    (tmp_path / "part-3").mkdir()
+    (tmp_path / "part-3" / "index").touch()
+    with pytest.raises(type(error)), failures.kept(tmp_path):
+        raise error
+    code, line = failures.explain(error)
+    assert code == 1
+    assert line.startswith(message)
+    assert f"What was done is in {tmp_path}" in line
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch):
+    assert failures.explain(RuntimeError("no idea")) is None
+    monkeypatch.setattr(cli, "app", lambda *args, **kwargs: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        cli.run([])
 
 
 def test_states_may_lie_elsewhere_and_be_discarded(no_pictures, profile, tmp_path, monkeypatch):
