@@ -234,8 +234,8 @@ def svd_metrics(peer: Peer, n: int, d: int, goals: dict[str, float], rounds: int
             return numbers([name], x, y, samples)
 
         variants = {"": ours}
-        if task == "linearity":
-            variants = {"": lambda: ours("linearity_paper", 1), "with interval": ours}
+        if task != "anisotropy":
+            variants = {"": lambda ours=ours: ours(samples=1), "with interval": ours}
         compare(f"{task} n={n} d={d}", theirs, variants, goal, rounds)
 
 

@@ -49,7 +49,7 @@ def cka_matrix(states: Sequence[Float[Tensor, "n _"]]) -> Float64[Tensor, "k k"]
             f"CKA compares states of the same tokens, at least 4 of them; given are {sorted(rows)}."
         )
     kernels = [_Kernel(x) for x in states]
-    result = torch.eye(len(kernels), dtype=torch.float64)
+    result = torch.eye(len(kernels), dtype=torch.float64, device=states[0].device)
     norms = [_hsic(a, a) for a in kernels]
     for i, a in enumerate(kernels):
         for j, b in enumerate(kernels[:i]):

@@ -158,6 +158,11 @@ class LinearFit:
                 error[:, test] = torch.stack([left.square().sum(1), outputs.square().sum(1)])
         return errors
 
+    def token_errors(self, target: Target) -> Float64[Tensor, "2 n"]:
+        """Held-out squared error of each token: by the map, and by the mean, of the other folds."""
+        self.require(target)
+        return self._held_out[target]
+
     def _choices(self, parts: list[Moments]) -> dict[Target, Float64[Tensor, "folds choices"]]:
         """Error of each ridge strength within the training folds of each test fold."""
         scores: dict[Target, Tensor] = {

@@ -1,6 +1,8 @@
 """What holds for every metric: presets, seeds, shared work, symmetries, degenerate inputs."""
 
+import ast
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -138,6 +140,32 @@ def test_autocast_changes_nothing():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inside = everything(a, b)
     assert str(inside) == str(everything(a, b))
+
+
+def test_nothing_leaves_the_device():
+    """Read from the source, since no GPU is needed to see it: no copies to the CPU, and every new
+    tensor on a device that is given, or sent there at once."""
+    factories = {"arange", "empty", "eye", "full", "ones", "rand", "randn", "tensor", "zeros"}
+    seen = 0
+    for path in Path(dimension_module.__file__).parent.glob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        sent = {  # torch.randn(…, generator=…).to(device)
+            id(call.func.value)
+            for call in ast.walk(tree)
+            if isinstance(call, ast.Call)
+            and isinstance(call.func, ast.Attribute)
+            and call.func.attr == "to"
+        }
+        # Module constants are sent where they are used.
+        functions = [f for f in ast.walk(tree) if isinstance(f, ast.FunctionDef)]
+        for call in (c for f in functions for c in ast.walk(f) if isinstance(c, ast.Call)):
+            name = getattr(call.func, "attr", "")
+            assert name not in {"cpu", "numpy", "cuda"}, f"{path.name}:{call.lineno}"
+            if name in factories and getattr(call.func.value, "id", "") == "torch":
+                seen += 1
+                placed = any(k.arg == "device" for k in call.keywords) or id(call) in sent
+                assert placed, f"{path.name}:{call.lineno}: {name} without a device"
+    assert seen > 10
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

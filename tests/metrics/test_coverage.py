@@ -48,8 +48,12 @@ TRUTHS = {
     "dimension_mle": (subspace, 50, lambda: 5.0),
     "dimension_fit90": (subspace, 50, lambda: 5.0),
     "dimension_paper": (subspace, 50, lambda: 5.0),
+    "dimension_gride_2": (subspace, 50, lambda: 5.0),
     "anisotropy": (spectrum, 100, lambda: 9 / 19),
+    "participation_ratio": (spectrum, 100, lambda: 19**2 / 103),
+    "mean_cosine": (spectrum, 100, lambda: 0.0),
     "linearity_adjusted": (linear, 100, lambda: 0.5),
+    "linearity_update_adjusted": (linear, 100, lambda: 0.5),
     "linearity_heldout": (linear, 100, heldout_truth),
 }
 
