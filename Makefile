@@ -1,4 +1,4 @@
-# make demo   the main job: a trained LLaVA-NeXT, profiled per modality on real images
+# make demo   the main job: two trained models, profiled per modality on real images and compared
 # make test   lint, types and every test, offline
 # make test-slow   what takes minutes: coverage of the intervals over 200 repetitions
 # make bench  speed and memory, each as a ratio from one run
@@ -15,8 +15,11 @@ SOURCES := mm_lens adapters/mm_lens_adapters
 .PHONY: demo test test-slow lint bench constraints clean
 
 demo: $(VENV)/.installed
-	$(OFFLINE) $(BIN)/mm-lens profile --model demo/llava-next --data easy-vqa --samples 500 \
-		--out runs/demo --overwrite
+	for model in llava-next omnifusion; do \
+		$(OFFLINE) $(BIN)/mm-lens profile --model demo/$$model --data easy-vqa --samples 500 \
+			--out runs/$$model --overwrite || exit; \
+	done
+	$(OFFLINE) $(BIN)/mm-lens compare runs/llava-next runs/omnifusion --out runs/compare --overwrite
 
 test: lint
 	$(OFFLINE) $(BIN)/pytest -n 2 --dist worksteal -m "not slow"
