@@ -243,16 +243,22 @@ def convert_command(
     """
     import torch
 
-    with _quiet():
-        mm_lens.convert(
-            format,
-            source,
-            out,
-            vision_tower=vision_tower,
-            dtype=getattr(torch, dtype) if dtype else None,
-            overwrite=overwrite,
-            progress=not quiet,
-        )
+    try:
+        with _quiet():
+            mm_lens.convert(
+                format,
+                source,
+                out,
+                vision_tower=vision_tower,
+                dtype=getattr(torch, dtype) if dtype else None,
+                overwrite=overwrite,
+                progress=not quiet,
+            )
+    except KeyboardInterrupt as error:
+        raise failures.Interrupted(
+            f"Interrupted: {out} was not written. The same command goes on behind the last file "
+            "that was finished."
+        ) from error
     if not quiet:
         print(f"Converted to {out}")
 

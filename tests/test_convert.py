@@ -631,7 +631,7 @@ def test_two_at_once_do_not_meet(source, tower, tmp_path):
         convert(source, tmp_path / "out", tower)
 
 
-def test_ctrl_c_keeps_what_is_finished(source, converted, tower, tmp_path, monkeypatch):
+def test_ctrl_c_keeps_what_is_finished(source, converted, tower, tmp_path, monkeypatch, capsys):
     real = shards._to_disk
 
     def interrupted(path):
@@ -646,6 +646,12 @@ def test_ctrl_c_keeps_what_is_finished(source, converted, tower, tmp_path, monke
         "journal.json",
         "model-00001-of-00003.safetensors",
     }
+    monkeypatch.setattr(shards, "_write_shard", lambda *_: interrupted(Path("00002")))
+    arguments = [str(source), str(tmp_path / "other"), "--vision-tower", str(tower), "--quiet"]
+    assert cli.run(["convert", "omnifusion", *arguments]) == 130
+    assert "Interrupted: " in (error := capsys.readouterr().err)
+    assert "The same command goes on" in error
+    assert not list(tmp_path.glob("other*"))
     monkeypatch.undo()
     assert contents(convert(source, tmp_path / "out", tower)) == contents(converted)
 
