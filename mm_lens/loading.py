@@ -48,7 +48,8 @@ def load(
         from_pretrained: passed on to transformers (`revision`, `token`, …).
 
     Raises:
-        MMLensError: no installed family serves the model, or the self-check finds wrong logits.
+        MMLensError: no installed family serves the model; the self-check finds wrong logits; a
+            checkpoint that needs conversion is damaged or unsafe; or the hub cannot be asked.
         InputError: the arguments do not go together.
         OSError: transformers finds no such model.
     """
