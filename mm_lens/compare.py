@@ -49,7 +49,7 @@ DIFFERENCES = (
 )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Comparison:
     """What `mm_lens.compare` returns.
 
@@ -174,7 +174,7 @@ class Comparison:
             for _ in compare_plots.write(self, new):
                 pass
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         from mm_lens import verdicts
 
         return verdicts.text(self)
