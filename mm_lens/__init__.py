@@ -27,13 +27,16 @@ _HOMES = {
     "names": "cache",
 }
 _MODULES = (
+    "answers",
     "datasets",
     "demo",
     "hooks",
     "layout",
     "metrics",
     "overlay",
+    "patching",
     "plots",
+    "regions",
     "streams",
     "validation",
 )

@@ -1,0 +1,81 @@
+"""Clean activations on their way to the corrupted positions they match."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mm_lens.cache import LayoutCache
+from mm_lens.errors import InputError
+from mm_lens.inputs import Inputs
+from mm_lens.layout import TEXT, TokenLayout
+from mm_lens.regions import Regions
+
+
+class Move:
+    """Clean positions that go to corrupted ones: `target[i]` gets the mean of the `source` of i."""
+
+    def __init__(self, row: Tensor, target: Tensor, source: Tensor) -> None:
+        self.row, self.target, self.source = row, target, source
+        self.groups: list[tuple[Tensor, Tensor, int]] | None = None
+
+    def values(self, clean: Tensor) -> Tensor:
+        """What the targets get, [n, ...]."""
+        if self.groups is None:
+            return clean[self.row, self.source]
+        out = clean.new_empty(len(self.row), *clean.shape[2:])
+        for targets, positions, row in self.groups:
+            out[targets] = clean[row, positions].mean(0)
+        return out
+
+
+def means(
+    moves: list[Move], here: Regions, there: Regions, corrupted: Inputs, cache: LayoutCache
+) -> list[Move]:
+    """The same moves, every target getting the mean of the clean region's tokens of its kind."""
+    if here.labels != there.labels:
+        raise InputError(
+            f'resample="mean" needs the same regions in both inputs, but the axis {here.axis!r} '
+            f"has {len(here)} in the corrupted input and {len(there)} in the clean one, or others. "
+            'Use Grid(rows, cols), or resample="nearest".'
+        )
+    kinds, clean_kinds = _kinds(corrupted.layout), _kinds(cache.layout)
+    for move, mask in zip(moves, there.masks, strict=True):
+        move.groups = []
+        kind = kinds[move.row, move.target]
+        for row in move.row.unique().tolist():
+            for k in kind[move.row == row].unique().tolist():
+                positions = (mask[row] & (clean_kinds[row] == k)).nonzero()[:, 0]
+                if not len(positions):
+                    positions = mask[row].nonzero()[:, 0]
+                targets = ((move.row == row) & (kind == k)).nonzero()[:, 0]
+                move.groups.append((targets, positions, row))
+    return moves
+
+
+def _kinds(layout: TokenLayout) -> Tensor:
+    """0 overview, 1 tiles, 2 newlines, 3 text, 4 padding [batch, pos]."""
+    text = torch.where(layout.modality == TEXT, 3, 4)
+    patch = torch.where(layout.tile == 0, 0, 1)
+    return torch.where(layout.mask("visual"), torch.where(layout.newline, 2, patch), text)
+
+
+def patch(
+    tensor: Tensor,
+    hook: Any,
+    parts: list[tuple[Move, int | None]],
+    clean: Tensor,
+    batch: int,
+) -> Tensor:
+    """Patch copy j of the batch with part j."""
+    out = tensor.clone()
+    clean = clean.to(out.device, out.dtype)
+    for j, (move, head) in enumerate(parts):
+        rows, values = move.row + j * batch, move.values(clean)
+        if head is None:
+            out[rows, move.target] = values
+        else:
+            out[rows, move.target, head] = values[:, head]
+    return out
