@@ -50,11 +50,14 @@ class AnswerNGrams(GenerationMixin):
     """
 
     def _get_logits_processor(
-        self, generation_config: Any, input_ids_seq_length: int | None = None, **kwargs: Any
+        self,
+        generation_config: Any,
+        input_ids_seq_length: int | None = None,
+        *args: Any,
+        **kwargs: Any,
     ) -> LogitsProcessorList:
-        processors = super()._get_logits_processor(
-            generation_config, input_ids_seq_length, **kwargs
-        )
+        make: Any = super()._get_logits_processor  # type: ignore[misc]
+        processors = make(generation_config, input_ids_seq_length, *args, **kwargs)
         return LogitsProcessorList(
             _From(input_ids_seq_length or 0, processor)
             if isinstance(processor, NoRepeatNGramLogitsProcessor)

@@ -85,7 +85,8 @@ def read_processor(directory: Path, tower: Path, config: OmniFusionConfig) -> Om
         add_markers(tokenizer, text.vocab_size)
     except ValueError as error:
         raise MMLensError(f"{directory}: {error}") from error
-    return OmniFusionProcessor(images, tokenizer, patch_size=vision.patch_size)
+    made: OmniFusionProcessor = OmniFusionProcessor(images, tokenizer, patch_size=vision.patch_size)
+    return made
 
 
 def _tokenizer(directory: Path) -> Any:
