@@ -88,7 +88,7 @@ class Neighbourhood:
         """Distinct states, centred and divided by the mean norm *of all tokens* (the paper's)."""
         x = self.tokens.x.double()
         x = x - x.mean(0)
-        x /= x.square().sum(1).sqrt().mean()
+        x /= torch.linalg.vector_norm(x, dim=1).mean()
         return x if len(self.index) == len(x) else x[self.index]
 
     @cached_property

@@ -19,8 +19,8 @@ leave the same residual, so ``1 - R²_update = (1 - R²) |Y|² / |Y - X|²`` and
 
 Intervals: the fit repeated without each of 16 groups of samples (holding the map fixed gives up to
 half the width), on the scale of log(1 - R²), so that an interval never passes one. Held out, the
-residuals summed within samples where that is wider. The held-out interval is about the score of a
-map fitted to *this many* tokens, which is below that of the best map.
+residuals summed within samples where that is a quarter wider. The held-out interval is about the
+score of a map fitted to *this many* tokens, which is below that of the best map.
 
 Limits: where nearly all states coincide, the held-out score may fall far below zero through a few
 tokens that a map fitted to others misses; a warning says how many. Below 10 tokens per rank every
@@ -59,6 +59,7 @@ from mm_lens.metrics.tokens import Tokens, centre
 
 FOLDS = 4
 TARGETS: tuple[Target, ...] = get_args(Target)
+_WIDER = 1.25  # the larger of two noisy estimates of one error would cover 97 %, not 95 %
 _FLOOR = 1e-15  # of 1 - R²: what float64 can tell from a perfect fit
 Score = Callable[[InSample, Target], float]
 Scored = tuple[float, float, float, Replicates]  # value, interval, replicates
@@ -185,12 +186,13 @@ class LinearFit:
         tested = margin(*clustered_error(influence, self.tokens.sample))
         logs = self._refitted(target, InSample.r2)
         half = margin(*jackknife_error(logs))
-        if tested > half:
+        if tested > _WIDER * half:
             sample, seed = self.tokens.sample, self.seed
             replicates = Replicates.of(1 - left, -left * influence, sample, seed)
+            half = tested
         else:
             replicates = _replicates(left, logs)
-        return 1 - left, *_interval(left, max(tested, half)), replicates
+        return 1 - left, *_interval(left, half), replicates
 
     def holders(self, target: Target) -> int:
         """How many tokens make half of the held-out error.

@@ -96,6 +96,9 @@ def _by_product(
     # |y|² - 2 x·y as one product: |x|² does not change the order within the row of x.
     right = x.new_empty(n, d + 1, dtype=dtype)
     right[:, :d], right[:, d] = x, norms.square()
+    # Rows in their order need no gathering.
+    all_in_order = len(rows) == n and bool((rows == torch.arange(n, device=x.device)).all())
+    own, left = (x, right) if all_in_order else (x[rows], right[rows])
     n_candidates = min(k + SPARE, n - 1)
     # Blocks write to the same memory: fresh pages would cost as much as a fifth of the product.
     scores = x.new_empty(min(_BLOCK, len(rows)), n, dtype=dtype)
@@ -105,14 +108,14 @@ def _by_product(
     for start in range(0, len(rows), _BLOCK):
         block = rows[start : start + _BLOCK]
         m, part = len(block), slice(start, start + len(block))
-        left = right[block].mul_(-2)
-        left[:, d] = 1
-        torch.mm(left, right.T, out=scores[:m])
+        factors = left[part] * -2
+        factors[:, d] = 1
+        torch.mm(factors, right.T, out=scores[:m])
         scores[:m].scatter_(1, block[:, None], torch.inf)
         values, candidates = _smallest(scores[:m], n_candidates)
         bound[part] = values[:, -1]
         torch.index_select(x, 0, candidates.flatten(), out=found[: m * n_candidates])
-        differences = found[: m * n_candidates].view(m, n_candidates, d).sub_(x[block, None])
+        differences = found[: m * n_candidates].view(m, n_candidates, d).sub_(own[part, None])
         exact = torch.linalg.vector_norm(differences, dim=2)
         distance[part], best = exact.topk(k, largest=False)
         index[part] = candidates.gather(1, best)

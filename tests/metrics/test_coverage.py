@@ -25,11 +25,29 @@ def spectrum(seed: int, n: int = 1000, samples: int = 100) -> Draw:
 
 
 def linear(seed: int, n: int = 1000, samples: int = 100, d: int = 10) -> Draw:
-    """Y = XA + noise, independent tokens: R² one half, for state and update alike."""
+    """Y = X(1 + T) + noise, independent tokens: R² is one half; of the update, see below."""
     x, noise = clustered(seed, n, d, samples, 0.0), clustered(seed + 5000, n, d, samples, 0.0)
     turn = rotation(0, d)
     scale = math.sqrt(float((turn + torch.eye(d)).square().sum()) / d)
     return x, x + x @ turn + scale * noise
+
+
+def update_truth(d: int = 10) -> float:
+    """X T has unit variance, the noise that of X(1 + T)."""
+    noise = float((rotation(0, d) + torch.eye(d)).square().sum()) / d
+    return 1 / (1 + noise)
+
+
+def pointing(seed: int, n: int = 1000, samples: int = 100) -> Draw:
+    """Tokens around a point away from the origin."""
+    x = clustered(seed, n, 8, samples, 0.3) + 1
+    return x, x
+
+
+def cosine_truth() -> float:
+    """Squared length of the mean direction, from many independent tokens."""
+    x = clustered(9999, 400_000, 8, 400_000, 0.0) + 1
+    return float((x / x.square().sum(1, keepdim=True).sqrt()).mean(0).square().sum())
 
 
 def heldout_truth(d: int = 10, n_train: int = 750) -> float:
@@ -51,9 +69,9 @@ TRUTHS = {
     "dimension_gride_2": (subspace, 50, lambda: 5.0),
     "anisotropy": (spectrum, 100, lambda: 9 / 19),
     "participation_ratio": (spectrum, 100, lambda: 19**2 / 103),
-    "mean_cosine": (spectrum, 100, lambda: 0.0),
+    "mean_cosine": (pointing, 100, cosine_truth),
     "linearity_adjusted": (linear, 100, lambda: 0.5),
-    "linearity_update_adjusted": (linear, 100, lambda: 0.5),
+    "linearity_update_adjusted": (linear, 100, update_truth),
     "linearity_heldout": (linear, 100, heldout_truth),
 }
 
