@@ -11,7 +11,6 @@ from nbclient import NotebookClient
 TUTORIALS = sorted((Path(__file__).parent.parent / "tutorials").glob("*.ipynb"))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
 def test_tutorial_runs(path):
     notebook = nbformat.read(path, as_version=4)
