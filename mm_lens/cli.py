@@ -158,7 +158,7 @@ def profile_command(
 ) -> None:
     """Measure visual and text tokens layer by layer: table, pictures and an HTML page.
 
-    Example: mm-lens profile --model demo/llava-next --data easy-vqa --samples 500 --out runs/llava-next
+    Example: mm-lens profile --model demo/llava-next --data easy-vqa --out runs/llava-next
     """
     flows, sets = _names(streams, ("residual", "main")), _names(presets, ("honest", "paper"))
     from mm_lens import datasets, rundir

@@ -57,7 +57,7 @@ class LlavaNextFusion(Fusion):
         config = LlavaNextConfig(
             vision_config=vision_config(),
             text_config=text_config(tokenizer),
-            image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+            image_token_index=tokenizer.vocab["<image>"],
             image_grid_pinpoints=GRIDS,
             vision_feature_layer=FEATURE_LAYER,
             vision_feature_select_strategy="default",

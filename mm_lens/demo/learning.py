@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
+from transformers import CLIPVisionModel
 
 from . import canvases
 from .batches import Batch
@@ -88,7 +89,7 @@ class Reader(nn.Module):
     model asks for them: colours alone answer more questions at first.
     """
 
-    def __init__(self, tower: nn.Module) -> None:
+    def __init__(self, tower: CLIPVisionModel) -> None:
         super().__init__()
         width, names = tower.config.hidden_size, len(SHAPES) + len(COLOURS)
         self.score = nn.Linear(width, 1)

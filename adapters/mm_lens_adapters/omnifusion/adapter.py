@@ -42,6 +42,7 @@ class OmniFusionArchitectureAdapter(LlavaArchitectureAdapter):
     def __init__(self, cfg: Any) -> None:
         super().__init__(cfg)
         self.cfg.default_prepend_bos = False  # the published pipeline has none
+        assert self.component_mapping is not None, "set by the constructor above"
         projector = self.component_mapping["vision_projector"]
         projector.submodules = {
             "transformer_layer": GeneralizedComponent(name="transformer_layer"),

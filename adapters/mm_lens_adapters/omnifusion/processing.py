@@ -121,7 +121,7 @@ class OmniFusionProcessor(LlavaProcessor):
 
         data: dict[str, Any] = {}
         if images is not None:
-            fetched = make_flat_list_of_images(self.image_processor.fetch_images(images))
+            fetched: Any = make_flat_list_of_images(self.image_processor.fetch_images(images))
             data = dict(self.image_processor(fetched, **merged["images_kwargs"]))
             data["image_sizes"] = [tuple(get_image_size(to_numpy_array(i))) for i in fetched]
         if text is not None:
