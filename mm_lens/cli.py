@@ -216,7 +216,7 @@ def profile_command(
 
 @app.command(name="convert")
 def convert_command(
-    format: Annotated[str, typer.Argument(help="Layout of the source, e.g. omnifusion.")],
+    format: Annotated[str, typer.Argument(help="Layout of the source, as its package names it.")],
     source: Annotated[Path, typer.Argument(help="Directory in that layout.")],
     out: Annotated[Path, typer.Argument(help="Directory to write.")],
     vision_tower: Annotated[
@@ -239,7 +239,7 @@ def convert_command(
 
     No pickle is executed. Run the same command again to continue an interrupted conversion.
 
-    Example: mm-lens convert omnifusion OmniFusion/ converted/omnifusion
+    Example: mm-lens convert FORMAT downloads/model converted/model
     """
     import torch
 
@@ -288,7 +288,7 @@ def compare_command(
 ) -> None:
     """Put models side by side: differences, the findings of the paper, pictures and an HTML page.
 
-    Example: mm-lens compare runs/llava-next runs/omnifusion --out runs/compare
+    Example: mm-lens compare runs/one runs/other --out runs/compare
     """
     from tqdm import tqdm
 

@@ -225,7 +225,7 @@ def compare(
     """Profiles of several models side by side: differences with intervals, and findings.
 
     ```python
-    comparison = mm_lens.compare("runs/llava-next", "runs/omnifusion")
+    comparison = mm_lens.compare("runs/one", "runs/other")
     comparison.findings, comparison.differences     # tables
     comparison.plot("dimension_mle"); comparison.save("runs/compare")
     ```
