@@ -1,21 +1,29 @@
-"""Draw on the image what the model makes of it."""
+"""Draw on the image what the model makes of it: its tokens, and one value for each of them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.collections import PatchCollection
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.collections import PatchCollection, PolyCollection
 from matplotlib.patches import Rectangle
 from PIL import Image
 
 from mm_lens.errors import InputError
+from mm_lens.image_values import SHINE, Part, Scale, parts, scale_of, values_table
 from mm_lens.inputs import Inputs
 from mm_lens.layout import TokenLayout
-from mm_lens.plots import Picture
+from mm_lens.plots import DPI, Picture
 
 # Okabe and Ito's colours, told apart also by the colour-blind.
+WIDTH = 10.0
+"""Of a figure with values, in inches: that of a notebook."""
+MAX_LAYERS = 8
+
 TILE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
@@ -101,3 +109,144 @@ def _draw_newlines(axis: Axes, layout: TokenLayout, mine: Any) -> int:
             y = float(np.nanmean(ends[:, [1, 3]]))
             axis.plot([width * 1.01, width * 1.03], [y, y], color="black", clip_on=False, lw=1.5)
     return int(newline.sum())
+
+
+def overlay(
+    image: Image.Image,
+    layout: TokenLayout,
+    values: Any,
+    *,
+    row: int = 0,
+    index: int = 0,
+    label: str = "value",
+    names: Sequence[str] = (),
+    limits: tuple[float, float] | None = None,
+) -> Picture:
+    """Draw one value for each image token on the image: overview, tiles and newlines apart.
+
+    Every cell is the pixel box of one token; those of newline tokens stand right of the picture,
+    beside the row that they end. Hatched is what has no value: NaN, or no token at all, as outside
+    of a centre crop. Colours are told apart with any colour vision (cividis; a diverging map
+    around zero where values have both signs); a quarter of the picture, in grey, shines through.
+
+    Args:
+        image: the picture that was prepared.
+        layout: `inputs.layout`.
+        values: ``[pos]``, or ``[n]`` for the n visual tokens of the row in order; of several
+            layers ``[layers, pos]``: one panel for each, in the same colours. NaN is no value.
+        row: row of the batch.
+        index: image of this row.
+        label: of the colour bar, with the unit.
+        names: of the layers.
+        limits: of the colours; None takes the range of all values. Beyond, colours stay the same
+            and the colour bar has a pointed end.
+
+    Raises:
+        InputError: there is no such image, or it is of another size; the values do not fit the
+            layout, or none is finite; there are more than 8 layers (`explore` has a slider).
+    """
+    table = values_table(image, layout, values, row, index)
+    if len(table) > MAX_LAYERS:
+        raise InputError(
+            f"{len(table)} layers do not fit into one picture. Choose up to {MAX_LAYERS}, or use "
+            "mm_lens.plots.explore, which has a slider."
+        )
+    if names and len(names) != len(table):
+        raise InputError(f"There are {len(names)} names for {len(table)} layers. Give one each.")
+    names = names or ([""] if len(table) == 1 else [f"layer {k}" for k in range(len(table))])
+    scale = scale_of(table, limits)
+    cells: list[Part | None] = [*parts(layout, row, index)]
+    single, wide = len(table) == 1, image.height < image.width / 3
+    if single:
+        cells = [None, *cells]  # the picture itself beside it
+    titles = ["picture" if part is None else part.title for part in cells]
+    # Layers side by side and parts below each other; of wide pictures and of one layer the reverse.
+    panels = [[(part, layer) for layer in table] for part in cells]
+    rows, columns = titles, list(names)
+    if single != wide:
+        panels = [list(line) for line in zip(*panels, strict=True)]
+        rows, columns = columns, rows
+    figure, grid, bar = _grid(len(rows), len(columns), image.height / image.width)
+    for i, line in enumerate(panels):
+        for j, (part, layer) in enumerate(line):
+            _draw_values(grid[i][j], image, part, layer, scale)
+        grid[i][0].set_ylabel("\n".join(filter(None, [rows[i], "y in pixels"])))
+    for axis, title in zip(grid[0], columns, strict=True):
+        axis.set_title(title, fontsize=10)
+    for axis in grid[-1]:
+        axis.set_xlabel("x in pixels")
+    mappable = ScalarMappable(scale.norm, scale.shown)
+    figure.colorbar(mappable, cax=bar, extend=scale.extend, label=label)
+    return figure
+
+
+def _grid(n_rows: int, n_columns: int, aspect: float) -> tuple[Picture, Any, Axes]:
+    """Panels at fixed places, and the axes of a colour bar right of them."""
+    left, right, top, bottom = 0.95, 1.0, 0.5, 0.5  # inches
+    gap = 0.4
+    width = (WIDTH - left - right - n_columns * gap) / n_columns
+    height = min(width * aspect, 6.5)
+    width = height / aspect
+    across = max(width + gap, 1.15)  # room for the titles of narrow panels
+    down = max(height, 0.8) + 0.4
+    size = (left + n_columns * across + right, top + n_rows * down - 0.4 + bottom)
+    figure = Picture(figsize=size, dpi=DPI)
+    FigureCanvasAgg(figure)
+
+    def place(x: float, y: float, w: float, h: float) -> Axes:
+        """Axes at inches from the left and from the top."""
+        return figure.add_axes((x / size[0], 1 - (y + h) / size[1], w / size[0], h / size[1]))
+
+    grid = [
+        [place(left + j * across, top + i * down, width, height) for j in range(n_columns)]
+        for i in range(n_rows)
+    ]
+    whole = (n_rows - 1) * down + max(height, 0.8)
+    return figure, grid, place(left + n_columns * across - 0.1, top, 0.18, whole)
+
+
+def _draw_values(
+    axis: Axes, image: Image.Image, part: Part | None, layer: Any, scale: Scale
+) -> None:
+    width, height = image.size
+    axis.set(xlim=(0, width), ylim=(height, 0))
+    axis.tick_params(labelsize=8)
+    axis.locator_params(nbins=5)
+    if part is None:
+        axis.imshow(np.asarray(image.convert("RGB")), extent=(0, width, height, 0), aspect="auto")
+        return
+    axis.add_patch(
+        Rectangle((0, 0), width, height, fc="white", ec="0.65", hatch="////", linewidth=0)
+    )
+    values = layer[part.positions]
+    x0, y0, x1, y1 = part.boxes.T
+    corners = np.stack([x0, y0, x1, y0, x1, y1, x0, y1], 1).reshape(-1, 4, 2)
+    finite = np.isfinite(values)
+    beside = np.arange(len(values)) >= len(values) - part.newlines
+    grey = np.asarray(image.convert("L"))
+    axis.imshow(
+        grey,
+        extent=(0, width, height, 0),
+        aspect="auto",
+        cmap="gray",
+        vmin=0,
+        vmax=255,
+        alpha=SHINE,
+        zorder=2,
+    )
+    for where, colours in ((finite & ~beside, scale.colours), (finite & beside, scale.shown)):
+        cells = PolyCollection(
+            corners[where],
+            array=values[where],
+            cmap=colours,
+            norm=scale.norm,
+            antialiased=False,  # else hairlines between the cells
+            linewidth=0,
+            clip_on=False,
+        )
+        axis.add_collection(cells, autolim=False)
+    empty = PolyCollection(
+        corners[~finite], facecolor="none", edgecolor="0.65", linewidth=0.5, clip_on=False
+    )
+    axis.add_collection(empty, autolim=False)
+    axis.set(xlim=(0, width), ylim=(height, 0))

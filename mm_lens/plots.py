@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -347,3 +348,11 @@ def write(profile: Profile, directory: Path) -> Iterator[Path]:
     path = directory / "report.html"
     path.write_text(render(profile), encoding="utf-8")
     yield path
+
+
+def __getattr__(name: str) -> Any:
+    """`overlay` and `explore`, which draw on images; imported when asked for: they need torch."""
+    homes = {"overlay": "mm_lens.overlay", "explore": "mm_lens.explorer"}
+    if name in homes:
+        return getattr(import_module(homes[name]), name)
+    raise AttributeError(f"module 'mm_lens.plots' has no attribute {name!r}")

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import re
+
 import numpy as np
 import pytest
+import torch
+from conftest import FAMILIES
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from tiny import random_image
 
 from mm_lens import InputError
 from mm_lens.overlay import draw_layout
+from mm_lens.plots import explore, overlay
+
+ASPECTS = [
+    (12, 12), (31, 57), (57, 31), (20, 200), (200, 20), (40, 64), (64, 40), (36, 108), (90, 30),
+    (70, 75),
+]  # fmt: skip
+"""(height, width) of pictures."""
 
 
 @pytest.mark.parametrize(("height", "width"), [(31, 57), (57, 31), (20, 200), (12, 12)])
@@ -32,3 +45,154 @@ def test_a_missing_image_raises(model, batch):
     draw_layout(batch, row=2, image=1)
     with pytest.raises(InputError, match=r"0 image\(s\)"):
         draw_layout(batch, row=1)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def each(request):
+    """Tiny models of all families, for what is drawn on the image."""
+    from conftest import load_tiny
+
+    return load_tiny(request.param, check=False)
+
+
+def brightest(figure, axis):
+    """Centre of the yellowest pixel of a drawn figure, in coordinates of `axis`; no colour bar."""
+    figure.set_dpi(60)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    red, green, blue, _ = np.asarray(canvas.buffer_rgba()).astype(float).transpose(2, 0, 1)
+    yellow = red + green - 2 * blue
+    bar = figure.axes[-1].get_window_extent()
+    yellow[:, int(bar.x0) - 1 :] = -np.inf
+    top, left = np.unravel_index(yellow.argmax(), yellow.shape)
+    assert yellow[top, left] > 100
+    return axis.transData.inverted().transform((left + 0.5, len(yellow) - top - 0.5))
+
+
+@pytest.mark.parametrize(("height", "width"), ASPECTS)
+def test_a_painted_patch_is_brightest_where_it_belongs(each, height, width):
+    image = random_image(height, width).convert("L").convert("RGB")  # yellow is no part of it
+    layout = each.prepare("What is it?", image).layout
+    # The token below a pixel off the centre, in each part; and a newline.
+    x, y = int(0.47 * width), int(0.52 * height)
+    painted = layout.tokens_at(0, x, y).tolist()
+    newlines = layout.mask("newline")[0].nonzero().squeeze(1).tolist()
+    assert 1 <= len(painted) <= 2
+    for panel, position in enumerate(painted):
+        values = torch.zeros(layout.shape[1])
+        values[position] = 1
+        figure = overlay(image, layout, values)
+        axis = figure.axes[1 + panel]  # after the picture itself
+        found = brightest(figure, axis)
+        x0, y0, x1, y1 = layout.box[0, position].tolist()
+        assert x0 <= x + 0.5 <= x1
+        assert y0 <= y + 0.5 <= y1
+        assert x0 <= found[0] <= x1
+        assert y0 <= found[1] <= y1
+    for position in newlines[-1:]:
+        values = torch.zeros(layout.shape[1])
+        values[position] = 1
+        figure = overlay(image, layout, values)
+        found = brightest(figure, figure.axes[2])
+        beside = layout.grid_row[0] == layout.grid_row[0, position]
+        boxes = layout.box[0, beside & layout.mask("tiles")[0] & ~layout.mask("newline")[0]]
+        assert width < found[0] < 1.1 * width
+        assert boxes[:, 1].min() <= found[1] <= boxes[:, 3].max()
+
+
+def test_layers_share_their_colours_and_tokens_may_be_the_visual_ones(each):
+    image = random_image(31, 57)
+    layout = each.prepare("What is it?", image).layout
+    visual = layout.mask("visual")[0]
+    values = torch.rand(3, layout.shape[1])
+    whole = overlay(image, layout, values, names=["a", "b", "c"], label="norm [1]")
+    alone = overlay(image, layout, values[:, visual])
+    assert whole.axes[-1].get_ylabel() == "norm [1]"
+    assert [axis.get_title() for axis in whole.axes[:3]] == ["a", "b", "c"]
+    for a, b in zip(whole.axes[:-1], alone.axes[:-1], strict=True):
+        for one, two in zip(a.collections, b.collections, strict=True):
+            if one.get_array() is not None:
+                assert np.array_equal(one.get_array(), two.get_array())
+                assert one.norm.vmin == pytest.approx(float(values[:, visual].min()))
+    drawn = [c.get_array() for axis in whole.axes[:-1] for c in axis.collections[:2]]
+    assert sum(map(len, drawn)) == 3 * int(visual.sum())
+
+
+def test_signs_limits_and_missing_values(each):
+    image = random_image(31, 57)
+    layout = each.prepare("What is it?", image).layout
+    values = torch.linspace(-1, 3, int(layout.counts("visual")[0]))
+    values = torch.zeros(layout.shape[1]).masked_scatter(layout.mask("visual")[0], values)
+    values[layout.positions("base")[0, :4]] = torch.nan
+    figure = overlay(image, layout, values)
+    solid, beside, empty = figure.axes[1].collections
+    assert solid.cmap.name == "RdBu_r"
+    assert solid.norm.vmin == -solid.norm.vmax
+    assert len(empty.get_paths()) == 4
+    assert len(solid.get_array()) == int(layout.counts("base")[0]) - 4
+    assert not len(beside.get_array())
+    assert figure.axes[1].patches[0].get_hatch()
+    cut = overlay(image, layout, values.abs(), limits=(0.0, 1.0))
+    assert cut.axes[1].collections[0].norm.vmax == 1
+    assert overlay(image, layout, torch.ones(layout.shape[1])).axes  # all the same
+
+
+def test_what_does_not_fit_is_refused(each):
+    image = random_image(31, 57)
+    inputs = each.prepare(["What is it?", "No picture."], [image, None])
+    layout = inputs.layout
+    values = torch.rand(layout.shape[1])
+    with pytest.raises(InputError, match="57×31"):
+        overlay(random_image(57, 31), layout, values)
+    with pytest.raises(InputError, match=r"0 image\(s\)"):
+        overlay(image, layout, values, row=1)
+    with pytest.raises(InputError, match="do not fit"):
+        overlay(image, layout, values[:-1])
+    with pytest.raises(InputError, match="finite"):
+        overlay(image, layout, values * torch.nan)
+    with pytest.raises(InputError, match="explore"):
+        overlay(image, layout, values.expand(9, -1))
+    with pytest.raises(InputError, match="names"):
+        overlay(image, layout, values, names=["a", "b"])
+    with pytest.raises(InputError, match="low, high"):
+        overlay(image, layout, values, limits=(1.0, 1.0))
+    with pytest.raises(InputError, match="words"):
+        explore(image, layout, values, words=[[["a"]]])
+
+
+def test_the_interactive_picture_holds_values_words_and_places(each, tmp_path):
+    image = random_image(31, 57)
+    layout = each.prepare("What is it?", image).layout
+    n = layout.shape[1]
+    values = torch.rand(4, n)
+    position = int(layout.positions("base")[0, 2])
+    values[1, position] = torch.nan
+    words = [[[f"</script>{layer}.{p}", "b"] for p in range(n)] for layer in range(4)]
+    page = explore(image, layout, values, words=words, label="probability [1]")
+    html = page.save(tmp_path / "pictures" / "page.html").read_text(encoding="utf-8")
+    assert not re.search(r'(src|href)="', html)
+    assert html.count("</script>") == 1
+    assert len(page._repr_html_()) < 200_000
+    data = json.loads(html.split("const data = ")[1].split(";\nconst panels")[0])
+    assert data["layers"] == [f"layer {k}" for k in range(4)]
+    assert len(data["colours"]) == 256
+    drawn = 0
+    for part in data["parts"]:
+        for i, (cell, place) in enumerate(zip(part["cells"], part["places"], strict=True)):
+            drawn += 1
+            where = int(re.findall(r"position (\d+)", place)[0])
+            newline = bool(layout.newline[0, where])
+            assert newline == ("newline" in place)
+            if not newline:
+                assert cell == pytest.approx(layout.box[0, where].tolist(), abs=0.01)
+                column, row = int(layout.grid_col[0, where]), int(layout.grid_row[0, where])
+                assert f"row {row}, column {column}" in place
+            for layer in range(4):
+                value = part["values"][layer][i]
+                if layer == 1 and where == position:
+                    assert value is None
+                else:
+                    assert value == pytest.approx(float(values[layer, where]), rel=1e-3)
+                told = [data["words"][k] for k in part["words"][layer][i]]
+                assert told == words[layer][where]
+    assert drawn == int(layout.counts("visual")[0])
