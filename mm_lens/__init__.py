@@ -28,16 +28,19 @@ _HOMES = {
 }
 _MODULES = (
     "answers",
+    "attention_maps",
     "datasets",
     "demo",
     "hooks",
     "layout",
+    "lens",
     "metrics",
     "overlay",
     "patching",
     "plots",
     "regions",
     "streams",
+    "token_values",
     "validation",
 )
 
