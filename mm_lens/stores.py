@@ -104,13 +104,13 @@ class FileStore:
         """Write states into slots, those next to each other at once."""
         if not len(slots):
             return
-        records = _records(rows, keys).numpy()
+        records = _records(rows, keys)
+        size, content = records.shape[1], records.numpy().reshape(-1).data
         file = self._file(stream, state, _header(rows))
         ends = [*(1 + (slots.diff() != 1).nonzero().squeeze(1)).tolist(), len(slots)]
-        begin = 0
+        first, begin = slots.tolist(), 0
         for end in ends:
-            offset = _HEADER + int(slots[begin]) * records.shape[1]
-            _write_all(file, records[begin:end].data.cast("B"), offset)
+            _write_all(file, content[begin * size : end * size], _HEADER + first[begin] * size)
             begin = end
 
     def read(
