@@ -1,4 +1,4 @@
-"""A package of somebody else adds a family through its entry point alone."""
+"""A package of somebody else adds a family, new to TransformerLens too, by entry points alone."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import textwrap
 import pytest
 import torch
 from tiny import random_image, tiny_tokenizer
+from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
 from transformers import (
     CLIPVisionConfig,
     LlamaConfig,
     LlavaConfig,
-    LlavaForConditionalGeneration,
     LlavaProcessor,
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
@@ -25,11 +25,21 @@ MODULE = """
     from PIL import Image
     from mm_lens.families import Family
     from mm_lens.layout import ImageGeometry, TokenLayout
+    from transformer_lens.model_bridge.supported_architectures.llava import (
+        LlavaArchitectureAdapter,
+    )
+    from transformers import LlavaForConditionalGeneration
 
     SIDE, PATCH = 12, 4
 
+    class ToyForConditionalGeneration(LlavaForConditionalGeneration):
+        pass
+
+    class ToyAdapter(LlavaArchitectureAdapter):
+        pass
+
     class ToyFamily(Family):
-        architectures = ("LlavaForConditionalGeneration",)
+        architectures = ("ToyForConditionalGeneration",)
 
         def __init__(self, model, processor):
             self.processor = processor
@@ -81,15 +91,26 @@ def toy_package(tmp_path, monkeypatch):
     info = tmp_path / "toy_family-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toy-family\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[mm_lens.adapters]\ntoy = toy_family:ToyFamily\n")
+    (info / "entry_points.txt").write_text(
+        "[mm_lens.adapters]\ntoy = toy_family:ToyFamily\n"
+        "[transformer_lens.architectures]\n"
+        "ToyForConditionalGeneration = toy_family:ToyAdapter\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
+    # TransformerLens looks for entry points once; what it finds here must not outlive the test.
+    monkeypatch.setattr(
+        ArchitectureAdapterFactory, "_adapters", dict(ArchitectureAdapterFactory._adapters)
+    )
+    monkeypatch.setattr(ArchitectureAdapterFactory, "_entry_points_discovered", False)
     families.families.cache_clear()
     yield
     families.families.cache_clear()
     sys.modules.pop("toy_family", None)
 
 
-def tiny_llava():
+def tiny_toy():
+    from toy_family import ToyForConditionalGeneration
+
     tokenizer = tiny_tokenizer()
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(
@@ -101,7 +122,7 @@ def tiny_llava():
             num_hidden_layers=2, intermediate_size=44,
         ),
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-        architectures=["LlavaForConditionalGeneration"],
+        architectures=["ToyForConditionalGeneration"],
     )  # fmt: skip
     processor = LlavaProcessor(
         image_processor=CLIPImageProcessorPil(
@@ -114,12 +135,12 @@ def tiny_llava():
         image_token="<image>",
     )
     torch.manual_seed(0)
-    return LlavaForConditionalGeneration(config).eval(), processor
+    return ToyForConditionalGeneration(config).eval(), processor
 
 
 @pytest.mark.filterwarnings("ignore::mm_lens.MMLensWarning")  # the toy names no dead hooks
 def test_a_third_party_adds_a_family(toy_package):
-    native, processor = tiny_llava()
+    native, processor = tiny_toy()
     model = mm_lens.load(hf_model=native, processor=processor, attention="eager")
     assert model.report.max_logit_difference == 0.0
     inputs = model.prepare(["What is it?", "No image."], [random_image(30, 20), None])
@@ -136,5 +157,5 @@ def test_a_third_party_adds_a_family(toy_package):
 
 def test_without_the_package_the_family_is_unknown():
     families.families.cache_clear()
-    with pytest.raises(MMLensError, match="No family is installed for LlavaForConditional"):
-        families.family_for("LlavaForConditionalGeneration")
+    with pytest.raises(MMLensError, match="No family is installed for ToyForConditional"):
+        families.family_for("ToyForConditionalGeneration")
