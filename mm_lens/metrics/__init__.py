@@ -38,16 +38,22 @@ from mm_lens.metrics.tokens import (
     subsample,
 )
 
-# A metric registers itself when its file is imported: every file here, and what packages name in
-# the entry point group below.
 GROUP = "mm_lens.metrics"
+
+
+def load_installed() -> None:
+    """Import what installed packages name in the entry point group: their metrics register."""
+    for point in entry_points(group=GROUP):
+        try:
+            point.load()
+        except Exception as error:  # one broken package must not take the others along
+            warnings.warn(f"Metric {point.value} cannot be loaded: {error}", MMLensWarning, 2)
+
+
+# A metric registers itself when its file is imported: every file here, and those of packages.
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
-for _point in entry_points(group=GROUP):
-    try:
-        _point.load()
-    except Exception as error:  # one broken package must not take the others along
-        warnings.warn(f"Metric {_point.value} cannot be loaded: {error}", MMLensWarning, 2)
+load_installed()
 
 __all__ = [
     "METRICS",
@@ -63,6 +69,7 @@ __all__ = [
     "estimate",
     "evaluate",
     "finite",
+    "load_installed",
     "nearest",
     "preset",
     "sampling_key",

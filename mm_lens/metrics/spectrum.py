@@ -42,7 +42,8 @@ def participation_ratio(values: Float64[Tensor, " k"]) -> Float64[Tensor, ""]:
 def effective_rank(values: Float64[Tensor, " k"]) -> Float64[Tensor, ""]:
     """exp of the entropy of the singular values, the square roots of eigenvalues."""
     singular = values.clamp(min=0).sqrt()
-    return torch.special.entr(singular / singular.sum()).sum().exp()
+    rank: Tensor = torch.special.entr(singular / singular.sum()).sum().exp()
+    return rank
 
 
 def dimensions_for(values: Float64[Tensor, " k"], share: float = 0.95) -> int:
