@@ -14,18 +14,19 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, TypeAlias
 
-import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 from transformer_lens.model_bridge import TransformerBridge
 
 from mm_lens import inputs as _inputs
+from mm_lens.binding import Binding, checked
 from mm_lens.cache import GROUPS, LayoutCache, canonical
 from mm_lens.context import ForwardContext
 from mm_lens.errors import HookError, InputError, MMLensWarning
 from mm_lens.families import Family
 from mm_lens.hooks import ModalityHookPoint, guard, install_views, uninstall_views
 from mm_lens.inputs import Inputs, Picture
+from mm_lens.layout import TokenLayout
 from mm_lens.report import Report
 
 Hooks: TypeAlias = "Sequence[tuple[str | Callable[[str], bool], Callable[..., Any]]]"
@@ -45,7 +46,7 @@ class VisionLanguageBridge(TransformerBridge):
     report: Report
     """What the check at load found."""
 
-    _bound: Mapping[str, Any] | None
+    _bound: Binding | None
     _watch: list[RemovableHandle]
     _dead: dict[re.Pattern[str], str]
 
@@ -115,7 +116,7 @@ class VisionLanguageBridge(TransformerBridge):
         )
 
     @contextmanager
-    def bound(self, inputs: Mapping[str, Any]) -> Iterator[VisionLanguageBridge]:
+    def bound(self, *inputs: Mapping[str, Any]) -> Iterator[VisionLanguageBridge]:
         """Give tools that take only tokens the image of `inputs`.
 
         Inside, every call with tokens that hold image placeholders and comes without pixels gets
@@ -124,16 +125,21 @@ class VisionLanguageBridge(TransformerBridge):
         copies of one bound row is filled by repeating its images. Calls that start from embeddings
         (`start_at_layer`) take the layout of `inputs`.
 
+        Tools that run two inputs, clean and corrupted, are given both; they must be of one layout.
+        Pass them `input_ids` itself: it tells which image is meant (see `mm_lens.binding`).
+
         ```python
-        with model.bound(inputs):
-            patching.get_act_patch_resid_pre(model, inputs.input_ids, clean_cache, metric)
+        with model.bound(corrupted, clean):
+            patching.get_act_patch_resid_pre(model, corrupted.input_ids, clean_cache, metric)
+            attribution_patch(model, clean.input_ids, corrupted.input_ids, metric)
         ```
+
+        Raises:
+            InputError: the inputs are of different layouts.
         """
         before = self._bound, self.context.explicit
-        self._bound = inputs
-        self.context.explicit = (
-            inputs.layout if isinstance(inputs, Inputs) else self.family.layout(inputs)
-        )
+        self._bound = Binding(inputs, self.family)
+        self.context.explicit = self._bound.layout
         try:
             yield self
         finally:
@@ -157,42 +163,18 @@ class VisionLanguageBridge(TransformerBridge):
 
     def _mask_from_bound(self, embeddings: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Padding of the bound inputs, for a forward pass that starts from their embeddings."""
-        mask = None if self._bound is None else self._bound.get("attention_mask")
-        if mask is None or kwargs.get("attention_mask") is not None or bool(mask.all()):
+        mask = None if self._bound is None else self._bound.mask(embeddings)
+        if mask is None or kwargs.get("attention_mask") is not None:
             return kwargs
-        if embeddings.ndim != 3 or mask.shape != embeddings.shape[:2]:
-            return kwargs  # refused by the layout if a modality hook asks for it
         # As TransformerLens derives them for tokens: a padded token is on nobody's position.
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         return {"position_ids": positions, **kwargs, "attention_mask": mask}
 
     def _fill_from_bound(self, tokens: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
-        bound = self._bound
-        have = (tokens == self.family.image_token_id).sum(1)
-        if bound is None or kwargs.get("pixel_values") is not None or not have.any():
+        blind = (tokens == self.family.image_token_id).any()
+        if self._bound is None or kwargs.get("pixel_values") is not None or not blind:
             return kwargs
-        want = (bound["input_ids"] == self.family.image_token_id).sum(1).to(tokens.device)
-        copies = len(have) if len(want) == 1 else 1
-        if not torch.equal(want.repeat(copies), have):
-            raise InputError(
-                f"The tokens hold {have.tolist()} image placeholders in their rows, but the bound "
-                f"inputs {want.tolist()}. Bind the inputs that these tokens come from."
-            )
-        filled: dict[str, Any] = {
-            k: v.repeat(copies, *[1] * (v.ndim - 1))
-            for k, v in bound.items()
-            if isinstance(v, Tensor) and k not in ("input_ids", "attention_mask")
-        }
-        mask = bound.get("attention_mask")
-        if mask is not None and not bool(mask.all()) and kwargs.get("attention_mask") is None:
-            padding = mask.repeat(copies, 1) == 0
-            source = bound["input_ids"].repeat(copies, 1)
-            if source.shape != tokens.shape or not torch.equal(tokens[padding], source[padding]):
-                raise InputError(
-                    "The bound inputs are padded, and these tokens are not padded alike: which of "
-                    "them are real is unknown. Pass attention_mask too, or bind their own inputs."
-                )
-            filled["attention_mask"] = mask.repeat(copies, 1)
+        filled = self._bound.fill(tokens, masked=kwargs.get("attention_mask") is not None)
         return {**filled, **{k: v for k, v in kwargs.items() if v is not None}}
 
     # ---- running ----
@@ -394,7 +376,13 @@ class VisionLanguageBridge(TransformerBridge):
         return [canonical(n) for n in names] if isinstance(names, list) else self._sweep(names)
 
     def _swept(self, hooks: Hooks) -> list[tuple[Any, Callable[..., Any]]]:
-        return [(self._sweep(name) if callable(name) else name, hook) for name, hook in hooks]
+        return [
+            (self._sweep(name) if callable(name) else name, checked(hook, self._layout_now))
+            for name, hook in hooks
+        ]
+
+    def _layout_now(self) -> TokenLayout:
+        return self.context.frame.layout
 
     def _sweep(self, matches: Callable[[str], bool]) -> Callable[[str], bool]:
         """A filter that takes no position twice, and nothing that never fires.

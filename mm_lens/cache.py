@@ -10,6 +10,7 @@ from torch import Tensor
 from transformer_lens import ActivationCache
 from transformer_lens.utilities.components_utils import get_act_name
 
+from mm_lens.binding import READ
 from mm_lens.context import Frame
 from mm_lens.errors import InputError
 from mm_lens.hooks import PARENTS
@@ -89,11 +90,15 @@ class LayoutCache(ActivationCache):
             KeyError: nothing of this name was cached; the message says if nothing ever can be.
         """
         if key in self.cache_dict:
-            return self.cache_dict[key]
+            return self._noted(self.cache_dict[key])
         name = canonical(self._name(key))
         if name not in self.cache_dict and (remedy := cast(Any, self.model)._remedy_if_dead(name)):
             raise KeyError(f"{name} never fires in this model. {remedy}")
-        return self.cache_dict[name]
+        return self._noted(self.cache_dict[name])
+
+    def _noted(self, tensor: Tensor) -> Tensor:
+        READ[tensor] = self.frame  # for tools that are given the tensor alone
+        return tensor
 
     def _name(self, key: Any) -> str:
         if isinstance(key, str):
