@@ -35,6 +35,8 @@ lint: $(VENV)/.installed
 bench: $(VENV)/.installed
 	$(OFFLINE) $(BIN)/python benchmarks/hooks.py
 	$(OFFLINE) $(BIN)/python benchmarks/metrics.py
+	$(OFFLINE) $(BIN)/python benchmarks/profile_time.py
+	$(OFFLINE) $(BIN)/python benchmarks/profile_time.py --real
 	$(OFFLINE) $(BIN)/python benchmarks/profile_memory.py
 
 # torch first and pinned: resolved together with the rest, pip may take another build of it.
