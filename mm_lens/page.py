@@ -27,7 +27,8 @@ nav a { margin-right: 1em; display: inline-block; }
 table { border-collapse: collapse; font-size: .9em; }
 td, th { border-bottom: 1px solid #ddd; padding: .25em .8em .25em 0; text-align: left;
          vertical-align: top; }
-td.number { text-align: right; } summary { cursor: pointer; font-weight: 600; }
+td.number, th.number { text-align: right; } .note { font-weight: normal; color: #555; }
+summary { cursor: pointer; font-weight: 600; }
 p.note { color: #555; margin: .2em 0 0; } pre { font-size: .85em; overflow-x: auto; }
 """
 
@@ -118,6 +119,7 @@ def side_by_side(style: plots.Look, panels: Sequence[plots.Panel]) -> dict[str, 
                 "y": 1.02,
                 "xref": "paper",
                 "yref": "paper",
+                "xanchor": "center",
                 "yanchor": "bottom",
                 "showarrow": False,
             }

@@ -116,7 +116,7 @@ def show(comparison: Comparison, console: object) -> None:
         if line.criterion:
             table.add_row(f"  {line.criterion}", *("" for _ in presets))
     console.print(table)
-    console.print(LEGEND, markup=False)
+    console.print(f"\n{LEGEND}", markup=False)
     for note in comparison.notes:
         console.print(f"Note: {note}", markup=False)
 
@@ -147,7 +147,7 @@ def markdown(findings: pd.DataFrame) -> str:
 def html(findings: pd.DataFrame) -> str:
     """The table as HTML."""
     presets = presets_of(findings)
-    head = "".join(f"<th>{escape(PRESET_NAMES[preset])}</th>" for preset in presets)
+    head = "".join(f'<th class="number">{escape(PRESET_NAMES[p])}</th>' for p in presets)
     body = ""
     for line in lines(findings, presets):
         tag = "th" if line.is_finding else "td"
