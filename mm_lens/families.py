@@ -11,17 +11,16 @@ my_family = "my_package.my_module:MyFamily"
 
 from __future__ import annotations
 
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from functools import cache
-from importlib.metadata import entry_points
 from typing import Any, ClassVar
 
 from PIL import Image
 
-from mm_lens.errors import MMLensError, MMLensWarning
+from mm_lens.errors import MMLensError
 from mm_lens.layout import TokenLayout
+from mm_lens.plugins import plugins
 
 GROUP = "mm_lens.adapters"
 
@@ -70,16 +69,11 @@ class Family(ABC):
 @cache
 def families() -> dict[str, type[Family]]:
     """Every installed family by the architecture it serves."""
-    found: dict[str, type[Family]] = {}
-    for point in entry_points(group=GROUP):
-        try:
-            family = point.load()
-        except Exception as error:  # one broken package must not take the others along
-            warnings.warn(f"Family {point.value} cannot be loaded: {error}", MMLensWarning, 2)
-            continue
-        for architecture in family.architectures:
-            found[architecture] = family
-    return found
+    return {
+        architecture: family
+        for family in plugins(GROUP, "Family")
+        for architecture in family.architectures
+    }
 
 
 def family_for(architecture: str) -> type[Family]:

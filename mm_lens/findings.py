@@ -13,19 +13,17 @@ too few tokens, nothing can be told.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
-from importlib.metadata import entry_points
 from itertools import permutations
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from mm_lens.errors import MMLensWarning
 from mm_lens.metrics import METRICS
 from mm_lens.pairing import Curve
+from mm_lens.plugins import plugins
 from mm_lens.statements import STATEMENTS, UNTOLD, Statement
 
 GROUP = "mm_lens.claims"
@@ -61,12 +59,7 @@ Claims = Mapping[str, Mapping[tuple[str, ...], bool]]
 def installed_claims() -> Claims:
     """What the installed families say that papers claim about them."""
     found: dict[str, dict[tuple[str, ...], bool]] = {}
-    for point in entry_points(group=GROUP):
-        try:
-            table = point.load()
-        except Exception as error:  # one broken package must not take the others along
-            warnings.warn(f"Claims {point.value} cannot be loaded: {error}", MMLensWarning, 2)
-            continue
+    for table in plugins(GROUP, "Claims"):
         for key, entries in table.items():
             found.setdefault(key, {}).update(entries)
     return found

@@ -6,15 +6,14 @@ A format lives outside of this package, like a family, and is found through the 
 
 from __future__ import annotations
 
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Collection
 from functools import cache
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import ClassVar
 
-from mm_lens.errors import MMLensError, MMLensWarning
+from mm_lens.errors import MMLensError
+from mm_lens.plugins import plugins
 from mm_lens.shards import Plan
 
 GROUP = "mm_lens.formats"
@@ -56,15 +55,7 @@ class CheckpointFormat(ABC):
 @cache
 def formats() -> dict[str, type[CheckpointFormat]]:
     """Every installed format by name."""
-    found: dict[str, type[CheckpointFormat]] = {}
-    for point in entry_points(group=GROUP):
-        try:
-            loaded = point.load()
-        except Exception as error:  # one broken package must not take the others along
-            warnings.warn(f"Format {point.value} cannot be loaded: {error}", MMLensWarning, 2)
-            continue
-        found[loaded.name] = loaded
-    return found
+    return {loaded.name: loaded for loaded in plugins(GROUP, "Format")}
 
 
 def format_named(name: str) -> type[CheckpointFormat]:

@@ -1,0 +1,26 @@
+"""What other packages add to this one: objects under the entry points of a group."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from importlib.metadata import entry_points
+from typing import Any
+
+from mm_lens.errors import MMLensWarning
+
+
+def plugins(group: str, kind: str) -> Iterator[Any]:
+    """Every object that an installed package adds under `group`.
+
+    One that cannot be loaded is left out with a warning, which calls it `kind`: a broken package
+    must not take the others along.
+    """
+    for point in entry_points(group=group):
+        try:
+            loaded = point.load()
+        except Exception as error:  # whatever the code of somebody else raises
+            message = f"{kind} {point.value} cannot be loaded: {error}"
+            warnings.warn(message, MMLensWarning, stacklevel=3)
+            continue
+        yield loaded
