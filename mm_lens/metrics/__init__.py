@@ -11,12 +11,9 @@ compares two sets of tokens (layers × layers, modality × modality) are functio
 Streams and shards: `accumulators`. To add a metric, write one file: docs/adding_a_metric.md.
 """
 
-import warnings
 from importlib import import_module
-from importlib.metadata import entry_points
 from pkgutil import iter_modules
 
-from mm_lens.errors import MMLensWarning
 from mm_lens.metrics.core import (
     METRICS,
     PRESETS,
@@ -37,17 +34,15 @@ from mm_lens.metrics.tokens import (
     sampling_key,
     subsample,
 )
+from mm_lens.plugins import plugins
 
 GROUP = "mm_lens.metrics"
 
 
 def load_installed() -> None:
     """Import what installed packages name in the entry point group: their metrics register."""
-    for point in entry_points(group=GROUP):
-        try:
-            point.load()
-        except Exception as error:  # one broken package must not take the others along
-            warnings.warn(f"Metric {point.value} cannot be loaded: {error}", MMLensWarning, 2)
+    for _ in plugins(GROUP, "Metric"):
+        pass  # importing is all
 
 
 # A metric registers itself when its file is imported: every file here, and those of packages.
