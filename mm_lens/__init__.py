@@ -27,11 +27,14 @@ _HOMES = {
     "names": "cache",
 }
 _MODULES = (
+    "ablation",
     "answers",
+    "corruptions",
     "attention_maps",
     "datasets",
     "demo",
     "hooks",
+    "knockout",
     "layout",
     "lens",
     "metrics",

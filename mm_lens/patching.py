@@ -146,13 +146,16 @@ def generic_activation_patch(
         logits = rerun.run(layer, len(indices), [(get_act_name(activation_name, layer), hook)])
         return torch.stack([evaluate(part) for part in logits])
 
+    origin = ""
+    if save is not None:
+        origin = fingerprint(
+            [activation_name, cells, resample, found.labels, found.masks, baseline, rerun.logits],
+            [clean[layer] for layer in blocks],
+        )
     values = sweep(
         chunks(cells, [cell[0] for cell in cells], batch_size),
         run,
-        origin=fingerprint(
-            [activation_name, cells, resample, found.labels, found.masks, baseline, rerun.logits],
-            [clean[layer] for layer in blocks],
-        ),
+        origin=origin,
         save=save,
         progress=progress,
         desc=f"patching {activation_name} by {found.axis}",

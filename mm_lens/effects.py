@@ -1,0 +1,178 @@
+"""Effects of interventions over samples: one table with intervals.
+
+Samples are resampled as wholes (rows of the inputs), so intervals and p-values are over images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from os import PathLike
+from typing import Any, TypeAlias
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformer_lens.utilities.statistics import (
+    bootstrap_ci,
+    derive_generator,
+    sign_flip_permutation_pvalue,
+)
+
+from mm_lens.bridge import VisionLanguageBridge
+from mm_lens.errors import InputError
+from mm_lens.inputs import Inputs
+from mm_lens.reruns import Rerun
+from mm_lens.sweeps import chunks, fingerprint, sweep
+
+Metric: TypeAlias = "Callable[[Float[Tensor, 'batch pos d_vocab']], Tensor]"
+Metrics: TypeAlias = "Metric | Mapping[str, Metric]"
+Table: TypeAlias = pd.DataFrame
+Cell: TypeAlias = "Mapping[str, Any]"
+Runner: TypeAlias = "Callable[[Sequence[Cell]], tuple[Tensor, ...]]"
+
+
+def windows(n_layers: int, window: int, stride: int = 1) -> list[range]:
+    """Runs of `window` layers, every `stride`; the last one ends with the last layer.
+
+    Raises:
+        InputError: no window fits.
+    """
+    if not 1 <= window <= n_layers or stride < 1:
+        raise InputError(f"A window has 1 to {n_layers} layers and a stride of at least 1.")
+    starts = list(range(0, n_layers - window + 1, stride))
+    if starts[-1] != n_layers - window:
+        starts.append(n_layers - window)
+    return [range(start, start + window) for start in starts]
+
+
+def effect_table(
+    model: VisionLanguageBridge,
+    samples: Sequence[tuple[Inputs, Metrics]],
+    cells: Sequence[Cell],
+    prepare: Callable[[Rerun], Runner],
+    *,
+    about: Sequence[Any] = (),
+    batch_size: int = 8,
+    save: str | PathLike[str] | None = None,
+    progress: bool = True,
+    confidence: float = 0.95,
+    n_resamples: int = 1000,
+    seed: int = 0,
+) -> Table:
+    """Effect of each cell on each metric, over samples.
+
+    Args:
+        model: in evaluation mode.
+        samples: inputs and their metric, which returns one value for each row.
+        cells: interventions, as columns of the table; each starts at its `first_layer`.
+        prepare: makes of a run of one sample the function from cells (of one window) to the logits
+            of each.
+        about: what the cells do, for the file.
+        batch_size: cells in one forward pass.
+        save: file that keeps what is done, to be gone on with after Ctrl-C.
+        progress: show a progress bar on stderr.
+        confidence: of the intervals.
+        n_resamples: of the bootstrap and the permutation test.
+        seed: of both.
+
+    Returns:
+        The columns of the cells and metric, baseline, value, effect, low, high, p_value, n.
+
+    Raises:
+        InputError: there is no sample or no cell, or a metric does not return one value per row.
+        DataError: `save` holds another table.
+    """
+    if not samples or not cells:
+        raise InputError("A table needs at least one sample and one cell.")
+    if model.training:
+        raise InputError("The model is in training mode; call model.eval() first.")
+    named = [_named(metrics) for _, metrics in samples]
+    names = list(named[0])
+    if any(list(metrics) != names for metrics in named):
+        raise InputError("Every sample needs the same metrics, by name and order.")
+    layers = sorted({cell["first_layer"] for cell in cells})
+    rows = [inputs.layout.shape[0] for inputs, _ in samples]
+    ends = torch.tensor([0, *rows]).cumsum(0).tolist()
+    work: list[list[int]] = []
+    spans = [(cell["first_layer"], cell["last_layer"]) for cell in cells]
+    for k in range(len(samples)):
+        for chunk in chunks(cells, spans, batch_size):
+            work.append([k * len(cells) + i for i in chunk])
+    current: list[Any] = [None, None]
+    baseline = torch.full((len(names), sum(rows)), torch.nan)
+    most = max(rows)
+
+    def run_of(k: int) -> Any:
+        if current[0] != k:
+            rerun = Rerun(model, samples[k][0], layers)
+            baseline[:, ends[k] : ends[k + 1]] = _evaluate(named[k], rerun.logits, rows[k])
+            current[:] = [k, prepare(rerun)]
+        return current[1]
+
+    def evaluate(indices: Sequence[int]) -> Tensor:
+        k = indices[0] // len(cells)
+        logits = run_of(k)([cells[i % len(cells)] for i in indices])
+        found = torch.stack([_evaluate(named[k], part, rows[k]) for part in logits])
+        return torch.nn.functional.pad(found, (0, most - rows[k]), value=torch.nan)
+
+    origin = ""
+    if save is not None:
+        origin = fingerprint(about, cells, names, rows, _bits(samples, model))
+    values = sweep(work, evaluate, origin=origin, save=save, progress=progress, desc="effects")
+    for k in range(len(samples)):  # those whose cells all came from the file
+        if bool(baseline[:, ends[k]].isnan().any()):
+            run_of(k)
+    values = values.reshape(len(samples), len(cells), len(names), most)
+    flat = torch.cat([values[k, ..., : rows[k]] for k in range(len(samples))], -1)
+    effect = flat - baseline
+    options = {"n_resamples": n_resamples, "confidence": confidence}
+    low, high = bootstrap_ci(effect, generator=derive_generator(seed, "bootstrap"), **options)
+    p = sign_flip_permutation_pvalue(
+        effect, n_permutations=n_resamples, generator=derive_generator(seed, "permutation")
+    )
+    return pd.DataFrame(
+        [
+            {
+                **cell,
+                "metric": name,
+                "baseline": float(baseline[m].mean()),
+                "value": float(flat[i, m].mean()),
+                "effect": float(effect[i, m].mean()),
+                "low": float(low[i, m]),
+                "high": float(high[i, m]),
+                "p_value": float(p[i, m]),
+                "n": flat.shape[-1],
+            }
+            for i, cell in enumerate(cells)
+            for m, name in enumerate(names)
+        ]
+    )
+
+
+def _named(metrics: Any) -> Mapping[str, Metric]:
+    return metrics if isinstance(metrics, Mapping) else {"metric": metrics}
+
+
+def _evaluate(
+    metrics: Mapping[str, Metric], logits: Tensor, rows: int
+) -> Float[Tensor, "metric row"]:
+    out = []
+    for name, metric in metrics.items():
+        value = torch.as_tensor(metric(logits)).detach().float().cpu()
+        if value.shape != (rows,):
+            raise InputError(
+                f"The metric {name!r} returned the shape {tuple(value.shape)}; it must return one "
+                f"value for each of the {rows} row(s)."
+            )
+        out.append(value)
+    return torch.stack(out)
+
+
+def _bits(samples: Sequence[tuple[Inputs, Any]], model: Any) -> list[Any]:
+    """What tells samples and model apart, without running them."""
+    tensors = [
+        (key, value) for inputs, _ in samples for key, value in sorted(inputs.tensors.items())
+    ]
+    told = [part for key, value in tensors for part in (key, value)]
+    return [*told, model.W_U.sum().item(), *(p.sum().item() for p in model.blocks.parameters())]

@@ -1,0 +1,236 @@
+"""Attention knock-out: queries of one group no longer see the keys of another.
+
+What was attended there becomes exactly 0 and the rest is renormalised, since the scores are masked
+before the softmax, as a native model's attention mask does (Geva et al. 2023, arXiv 2304.14767,
+section 4). Works under sdpa and eager attention alike, for any window of layers and heads.
+
+``source`` are the keys, where information comes from; ``target`` the queries, where it goes: that
+the question no longer looks at the image is ``source="visual", target="question"``. Groups are
+those of the layout, ``"last"``, a `Box` or a mask (`mm_lens.regions`).
+
+A query whose keys would all be knocked out has nothing to renormalise: that is an error, not a row
+of zeros. `keep_self` leaves each query the key of its own position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from mm_lens.bridge import VisionLanguageBridge
+from mm_lens.effects import Metrics, Table, effect_table, windows
+from mm_lens.errors import InputError
+from mm_lens.inputs import Inputs
+from mm_lens.layout import TokenLayout
+from mm_lens.regions import group_mask
+from mm_lens.reruns import Rerun
+
+
+@contextmanager
+def knockout(
+    model: VisionLanguageBridge,
+    inputs: Inputs,
+    *,
+    source: Any,
+    target: Any,
+    layers: Sequence[int] | None = None,
+    heads: Sequence[int] | None = None,
+    keep_self: bool = False,
+) -> Iterator[None]:
+    """Knock out attention of `target` to `source` in every forward pass of `inputs` inside.
+
+    ```python
+    with knockout(model, inputs, source="visual", target="last", layers=range(4, 8)):
+        logits = model(inputs)
+    ```
+
+    Args:
+        model: the model.
+        inputs: what it is run on inside.
+        source: group of the keys.
+        target: group of the queries.
+        layers: blocks; None takes all.
+        heads: heads; None takes all.
+        keep_self: leave each query the key of its own position.
+
+    Raises:
+        InputError: there is nothing to knock out (no target comes after a source in some row), or
+            a query would be left without keys.
+    """
+    blocked = blocked_keys(inputs.layout, source, target, keep_self)
+    with masked(model, {k: _per_head(model, blocked, heads) for k in _blocks(model, layers)}):
+        yield
+
+
+def blocked_keys(
+    layout: TokenLayout, source: Any, target: Any, keep_self: bool = False
+) -> Bool[Tensor, "batch query key"]:
+    """Which keys are knocked out for which queries.
+
+    Raises:
+        InputError: see `knockout`.
+    """
+    keys, queries = group_mask(layout, source), group_mask(layout, target)
+    n = layout.shape[1]
+    attended = layout.mask("all")
+    seen = torch.ones(n, n, dtype=torch.bool, device=layout.device).tril() & attended[:, None, :]
+    blocked = queries[:, :, None] & keys[:, None, :] & seen
+    if keep_self:
+        blocked = blocked & ~torch.eye(n, dtype=torch.bool, device=layout.device)
+    if not bool(blocked.flatten(1).any(1).all()):
+        row = int((~blocked.flatten(1).any(1)).nonzero()[0])
+        raise InputError(
+            f"There is nothing to knock out in row {row}: no position of the target {target!r} "
+            f"comes after one of the source {source!r}. A model attends backwards only."
+        )
+    alone = ((seen & ~blocked).sum(-1) == 0) & attended
+    if bool(alone.any()):
+        row, position = alone.nonzero()[0].tolist()
+        raise InputError(
+            f"Position {position} of row {row} would be left without any key to attend to, so "
+            "nothing could be renormalised. Leave it out of the target, keep a key of the source, "
+            "or pass keep_self=True."
+        )
+    return blocked
+
+
+def knockout_table(
+    model: VisionLanguageBridge,
+    samples: Sequence[tuple[Inputs, Metrics]],
+    edges: Sequence[tuple[Any, Any]] | Mapping[str, tuple[Any, Any]],
+    *,
+    window: int = 1,
+    stride: int = 1,
+    heads: Sequence[int] | None = None,
+    keep_self: bool = False,
+    **options: Any,
+) -> Table:
+    """Effect of knocking out each edge in each window of layers, over samples, as a tidy table.
+
+    Args:
+        model: in evaluation mode.
+        samples: inputs and their metric (or named metrics), see `mm_lens.answers`.
+        edges: (source, target) pairs, or a mapping from names to them.
+        window: layers knocked out together; `stride`: from the start of one window to the next.
+        stride: see `window`.
+        heads: heads knocked out together; None takes all.
+        keep_self: leave each query the key of its own position.
+        options: `batch_size`, `save`, `progress`, `confidence`, `n_resamples` and `seed` of
+            `mm_lens.effects.effect_table`.
+
+    Returns:
+        One row for each window, edge and metric: first_layer, last_layer, edge, source, target,
+        metric, baseline, value, effect, low, high, p_value, n. `effect` is value - baseline, its
+        interval a bootstrap over samples, its p-value a sign-flip permutation test.
+
+    Raises:
+        InputError: see `knockout`.
+        DataError: `save` holds another table.
+    """
+    named = edges if isinstance(edges, Mapping) else {_arrow(*edge): edge for edge in edges}
+    spans = windows(model.cfg.n_layers, window, stride)
+    cells = [
+        {
+            "first_layer": span[0],
+            "last_layer": span[-1],
+            "edge": name,
+            "source": _name(source),
+            "target": _name(target),
+        }
+        for span in spans
+        for name, (source, target) in named.items()
+    ]
+
+    def prepare(rerun: Rerun) -> Any:
+        layout = rerun.inputs.layout
+        blocked = {
+            name: _per_head(model, blocked_keys(layout, source, target, keep_self), heads)
+            for name, (source, target) in named.items()
+        }
+        return partial(_run, model, rerun, blocked)
+
+    about = ["knockout", sorted(named.items(), key=str), window, stride, heads, keep_self]
+    return effect_table(model, samples, cells, prepare, about=about, **options)
+
+
+def _run(
+    model: VisionLanguageBridge,
+    rerun: Rerun,
+    blocked: Mapping[str, Tensor],
+    cells: Sequence[Mapping[str, Any]],
+) -> tuple[Tensor, ...]:
+    """Logits of each cell; all of them are of one window."""
+    span = range(cells[0]["first_layer"], cells[0]["last_layer"] + 1)
+    together = torch.cat([blocked[cell["edge"]] for cell in cells])
+    with masked(model, dict.fromkeys(span, together)):
+        return rerun.run(span[0], len(cells))
+
+
+@contextmanager
+def masked(
+    model: VisionLanguageBridge, blocked: Mapping[int, Bool[Tensor, "batch head query key"]]
+) -> Iterator[None]:
+    """Mask keys in some blocks; the head axis may have size 1, for all heads."""
+
+    def mask(
+        module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], keys: Tensor
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+        if keys.shape[0] != hidden.shape[0] or keys.shape[2] != hidden.shape[1]:
+            raise InputError(
+                f"A forward pass of shape {tuple(hidden.shape[:2])} [batch, pos] ran under a "
+                f"knock-out made for {keys.shape[0], keys.shape[2]}. Run the inputs that it was "
+                "made for, without generating."
+            )
+        keys = keys.to(hidden.device)
+        given = kwargs.get("attention_mask")
+        n = hidden.shape[1]
+        if given is None:  # causal, and nothing is padding
+            given = torch.ones(n, n, dtype=torch.bool, device=hidden.device).tril()[None, None]
+        if given.dtype == torch.bool:
+            edited = given & ~keys
+        else:
+            edited = given.expand(*keys.shape[:2], n, n)
+            edited = edited.masked_fill(keys, torch.finfo(given.dtype).min)
+        return args, {**kwargs, "attention_mask": edited}
+
+    with ExitStack() as stack:
+        for layer, keys in blocked.items():
+            hook = partial(mask, keys=keys)
+            handle = model.blocks[layer].attn.register_forward_pre_hook(hook, with_kwargs=True)
+            stack.callback(handle.remove)
+        yield
+
+
+def _per_head(
+    model: VisionLanguageBridge, blocked: Tensor, heads: Sequence[int] | None
+) -> Bool[Tensor, "batch head query key"]:
+    if heads is None:
+        return blocked[:, None]
+    n = model.cfg.n_heads
+    if wrong := [h for h in heads if not -n <= h < n]:
+        raise InputError(f"There is no head {wrong[0]}: the model has {n}.")
+    chosen = torch.zeros(n, dtype=torch.bool, device=blocked.device)
+    chosen[list(heads)] = True
+    return blocked[:, None] & chosen[:, None, None]
+
+
+def _blocks(model: VisionLanguageBridge, layers: Sequence[int] | None) -> list[int]:
+    n = model.cfg.n_layers
+    if layers is not None and (wrong := [k for k in layers if not -n <= k < n]):
+        raise InputError(f"There is no layer {wrong[0]}: the model has {n}.")
+    return list(range(n)) if layers is None else [k % n for k in layers]
+
+
+def _arrow(source: Any, target: Any) -> str:
+    return f"{_name(source)} → {_name(target)}"
+
+
+def _name(group: Any) -> str:
+    return "mask" if isinstance(group, Tensor) or hasattr(group, "dtype") else str(group)
