@@ -2,9 +2,9 @@
 
 ``|x|² + |y|² - 2 x·y`` turns all pairs into one product, but loses everything below ``eps |x|²``: a
 pair closer than 3e-4 of its norm comes out wrong, or at distance zero. So the product only
-nominates. The k + :data:`SPARE` nearest of each row have their distances computed again from the
-differences in float64, and the result is kept only if it is *certain*: no row outside the
-candidates can be nearer, given the rounding bound of the product. Rows that cannot be certified
+nominates. The k + 1 nearest of each row have their distances computed again from the differences in
+float64, and the result is kept only if it is *certain*: no other row, at best as near as the next
+in order, can be nearer, given the rounding bound of the product. Rows that cannot be certified
 (tight clusters far from the mean) are searched again with a float64 product, and the rest by plain
 differences. The result is that of the plain loop in float64 for every row.
 
@@ -99,7 +99,9 @@ def _by_product(
     # Rows in their order need no gathering.
     all_in_order = len(rows) == n and bool((rows == torch.arange(n, device=x.device)).all())
     own, left = (x, right) if all_in_order else (x[rows], right[rows])
-    n_candidates = min(k + SPARE, n - 1)
+    # The last one nominated is the bound for all that are not candidates.
+    n_nominated = min(k + SPARE, n - 1)
+    n_candidates = n_nominated if n_nominated == n - 1 else n_nominated - 1
     # Blocks write to the same memory: fresh pages would cost as much as a fifth of the product.
     scores = x.new_empty(min(_BLOCK, len(rows)), n, dtype=dtype)
     found = x.new_empty(len(scores) * n_candidates, d)
@@ -112,14 +114,14 @@ def _by_product(
         factors[:, d] = 1
         torch.mm(factors, right.T, out=scores[:m])
         scores[:m].scatter_(1, block[:, None], torch.inf)
-        values, candidates = _smallest(scores[:m], n_candidates)
-        bound[part] = values[:, -1]
+        values, nominated = _smallest(scores[:m], n_nominated)
+        bound[part], candidates = values[:, -1], nominated[:, :n_candidates]
         torch.index_select(x, 0, candidates.flatten(), out=found[: m * n_candidates])
         differences = found[: m * n_candidates].view(m, n_candidates, d).sub_(own[part, None])
         exact = torch.linalg.vector_norm(differences, dim=2)
         distance[part], best = exact.topk(k, largest=False)
         index[part] = candidates.gather(1, best)
-    if n_candidates == n - 1:
+    if n_nominated == n - 1:
         return distance, index, torch.ones_like(rows, dtype=torch.bool)
     rounding, farthest = torch.finfo(dtype), distance[:, -1]
     reach = 2 * norms[rows] + farthest

@@ -114,11 +114,12 @@ def subsample(tokens: Tokens, n: int, seed: int = 0) -> Tokens:
 def unique_rows(x: Float[Tensor, "n d"]) -> tuple[Int64[Tensor, " m"], Int64[Tensor, " m"]]:
     """Index of the first row of every set of equal rows, ascending, and the size of each set."""
     n = len(x)
-    # + 0 makes -0 and 0 the same bits. Weights are odd, so that no single difference can vanish.
-    bits = (x + 0).view({2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()])
+    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
     columns = torch.arange(x.shape[1], device=x.device)
     weights = sampling_key(columns, columns, seed=1) | 1
-    hashes = torch.cat([(block.long() * weights).sum(1) for block in bits.split(256)])
+    # + 0 makes -0 and 0 the same bits. Weights are odd, so that no single difference can vanish.
+    blocks = ((block + 0).view(integer).long() for block in x.split(256))
+    hashes = torch.cat([(bits * weights).sum(1) for bits in blocks])
     order = hashes.argsort(stable=True)
     new = torch.ones(n, dtype=torch.bool, device=x.device)
     suspects = (hashes[order][1:] == hashes[order][:-1]).nonzero().squeeze(1) + 1
