@@ -102,11 +102,6 @@ class LinearFit:
         return sample_groups(self.tokens.sample, GROUPS, self.seed)
 
     @cached_property
-    def group(self) -> tuple[Int64[Tensor, " n"], int]:
-        """Group of samples of each token, and how many: what intervals leave out one by one."""
-        return sample_groups(self.tokens.sample, GROUPS, self.seed)
-
-    @cached_property
     def parts(self) -> list[Moments]:
         """Moments of each group: one pass over the tokens, from which all else follows."""
         x, y = self.rows
