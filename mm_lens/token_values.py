@@ -5,8 +5,9 @@ taken before the final norm. Every function runs the model once, keeps no more t
 time, and returns ``[layers, batch, pos]`` on the CPU with NaN where no value was asked for, so that
 ``values[layer, row]`` can be drawn on the picture with :func:`mm_lens.plots.overlay`.
 
-``where`` is a name of `TokenLayout` ("visual", "newline", "text after", …), "last" for the last
-attended token of each row, or a mask ``[batch, pos]`` such as `saying` returns.
+``where`` is what `mm_lens.regions.group_mask` takes: a group of `TokenLayout` ("visual", "newline",
+"text after", …), "last" for the last attended token of each row, a `Box` in pixels, or a mask of
+positions ``[batch, pos]`` such as `saying` returns.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from torch import Tensor
 from mm_lens.bridge import VisionLanguageBridge
 from mm_lens.errors import InputError, MMLensWarning
 from mm_lens.inputs import Inputs
-from mm_lens.layout import TokenLayout
-from mm_lens.metrics.linearity import LinearFit
+from mm_lens.metrics.linear_fit import LinearFit
 from mm_lens.metrics.regression import Target
 from mm_lens.metrics.tokens import Tokens
+from mm_lens.regions import Box, group_mask
 from mm_lens.states import state_names
 
-Where: TypeAlias = "str | Bool[Tensor, 'batch pos']"
+Where: TypeAlias = str | Box | Tensor
 
 
 def norms(
@@ -50,7 +51,7 @@ def norms(
     Raises:
         InputError: there is no such group or layer.
     """
-    mask = select(inputs.layout, where)
+    mask = group_mask(inputs.layout, where)
     wanted = check_layers(layers, model.cfg.n_layers + 1)
     out = torch.full((len(wanted), *mask.shape), math.nan)
 
@@ -84,8 +85,8 @@ def cosine_to_mean(
     Raises:
         InputError: there is no such group or layer, or the group of the mean is empty.
     """
-    mask = select(inputs.layout, where)
-    centre = mask if mean_of is None else select(inputs.layout, mean_of)
+    mask = group_mask(inputs.layout, where)
+    centre = mask if mean_of is None else group_mask(inputs.layout, mean_of)
     if not centre.any():
         raise InputError("There is no token to take the mean of in these inputs.")
     wanted = check_layers(layers, model.cfg.n_layers + 1)
@@ -127,7 +128,7 @@ def linearity_error(
         InputError: there is no such group or layer; or the rows or tokens are too few to fit a map.
         UndefinedError: all tokens have the same state.
     """
-    mask = select(inputs.layout, where)
+    mask = group_mask(inputs.layout, where)
     wanted = check_layers(layers, model.cfg.n_layers + 1)
     n, rows, d = int(mask.sum()), int(mask.any(1).sum()), model.cfg.d_model
     if rows < 3 or n < 3 * d:
@@ -192,25 +193,6 @@ def saying(model: VisionLanguageBridge, inputs: Inputs, text: str) -> Bool[Tenso
         prompts = "; ".join(inputs.text)
         raise InputError(f"No prompt says {text!r}. The prompts are: {prompts}")
     return found
-
-
-def select(layout: TokenLayout, where: Where) -> Bool[Tensor, "batch pos"]:
-    """The mask that `where` means; see the module.
-
-    Raises:
-        InputError: there is no such group, or the mask is of another shape.
-    """
-    if isinstance(where, Tensor):
-        if where.shape != layout.shape:
-            raise InputError(
-                f"A mask of shape {tuple(where.shape)} does not select positions of a batch of "
-                f"shape {layout.shape} [batch, pos]."
-            )
-        return where.to(layout.device)
-    if where == "last":
-        attended = layout.mask("all")
-        return attended & (attended.flip(1).cumsum(1).flip(1) == 1)
-    return layout.mask(where)
 
 
 def check_layers(layers: Sequence[int] | None, count: int) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mm_lens.metrics import METRICS, Estimate, Tokens, evaluate
 from mm_lens.metrics.intervals import left_out, sample_groups
-from mm_lens.metrics.linearity import TARGETS, LinearFit
+from mm_lens.metrics.linear_fit import TARGETS, LinearFit
 from mm_lens.metrics.regression import _STRENGTHS, Moments, Ridge
 
 NAMES = [name for name, metric in METRICS.items() if metric.family == "linearity"]
