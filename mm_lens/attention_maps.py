@@ -21,7 +21,8 @@ from torch import Tensor
 from mm_lens.bridge import VisionLanguageBridge
 from mm_lens.errors import InputError
 from mm_lens.inputs import Inputs
-from mm_lens.token_values import Where, check_layers, select
+from mm_lens.regions import group_mask
+from mm_lens.token_values import Where, check_layers
 
 
 def attention_map(
@@ -57,7 +58,7 @@ def attention_map(
             f'Under attention="{model.attention}" there are no attention patterns. Load the model '
             'with mm_lens.load(..., attention="eager").'
         )
-    looks, seen = (select(inputs.layout, where) for where in (source, target))
+    looks, seen = (group_mask(inputs.layout, where) for where in (source, target))
     if not looks.any():
         raise InputError(f"These inputs hold no position of {source!r} to look from.")
     wanted = check_layers(layers, model.cfg.n_layers)

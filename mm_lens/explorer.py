@@ -10,7 +10,7 @@ import base64
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 from io import BytesIO
 from pathlib import Path
@@ -124,7 +124,7 @@ class Explorer:
         height: of the frame that notebooks give it, in pixels.
     """
 
-    html: str
+    html: str = field(repr=False)
     height: int
 
     def save(self, path: str | Path) -> Path:

@@ -132,10 +132,10 @@ def values_table(image: Image.Image, layout: TokenLayout, values: Any, row: int,
 
 
 def scale_of(table: Any, limits: tuple[float, float] | None) -> Scale:
-    """Colours for these values: diverging around zero if they have both signs."""
+    """Colours for these values: diverging around zero if they, or the limits, have both signs."""
     finite = table[np.isfinite(table)]
     least, most = float(finite.min()), float(finite.max())
-    signed = least < 0 < most
+    signed = limits[0] < 0 < limits[1] if limits else least < 0 < most
     if limits is None:
         ends = (-max(-least, most), max(-least, most)) if signed else (least, most)
     else:

@@ -32,7 +32,8 @@ from mm_lens.bridge import VisionLanguageBridge
 from mm_lens.errors import InputError, MMLensError
 from mm_lens.inputs import Inputs
 from mm_lens.layout import TokenLayout
-from mm_lens.token_values import Where, check_layers, read_states, select
+from mm_lens.regions import group_mask
+from mm_lens.token_values import Where, check_layers, read_states
 
 Quantity: TypeAlias = Literal["probs", "log_probs", "logits"]
 
@@ -106,7 +107,7 @@ def visual_logit_lens(
         InputError: no token or no such layer is asked for, or a target is not a word.
         MMLensError: the last state read like this does not give the model's logits.
     """
-    mask = select(inputs.layout, where)
+    mask = group_mask(inputs.layout, where)
     if not mask.any():
         raise InputError(f"These inputs hold no position of {where!r} to read.")
     n_states = model.cfg.n_layers + 1

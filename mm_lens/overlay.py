@@ -185,8 +185,8 @@ def _grid(n_rows: int, n_columns: int, aspect: float) -> tuple[Picture, Any, Axe
     left, right, top, bottom = 0.95, 1.0, 0.5, 0.5  # inches
     gap = 0.4
     width = (WIDTH - left - right - n_columns * gap) / n_columns
-    height = min(width * aspect, 6.5)
-    width = height / aspect
+    width = min(width, 6.5 / aspect, 3.2 if aspect > 1 / 3 else width)
+    height = width * aspect
     across = max(width + gap, 1.15)  # room for the titles of narrow panels
     down = max(height, 0.8) + 0.4
     size = (left + n_columns * across + right, top + n_rows * down - 0.4 + bottom)

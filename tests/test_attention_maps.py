@@ -12,7 +12,7 @@ from tiny import random_image
 
 from mm_lens import InputError, MMLensWarning
 from mm_lens.attention_maps import attention_map
-from mm_lens.token_values import cosine_to_mean, linearity_error, norms, saying, select
+from mm_lens.token_values import cosine_to_mean, linearity_error, norms, saying
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -177,13 +177,3 @@ def test_saying_finds_words(model):
     for absent in ("green", "", "x"):
         with pytest.raises(InputError, match="No prompt says"):
             saying(model, inputs, absent)
-
-
-def test_last_is_the_last_attended_token(model):
-    for side in ("left", "right"):
-        inputs = prepare(model, side)
-        last = select(inputs.layout, "last")
-        assert last.sum(1).tolist() == [1, 1, 1]
-        for row in range(3):
-            attended = inputs.attention_mask[row].nonzero().squeeze(1)
-            assert bool(last[row, attended[-1]])

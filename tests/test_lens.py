@@ -128,7 +128,7 @@ def test_what_cannot_be_read_is_refused(model):
         visual_logit_lens(model, inputs, layers=[4])
     with pytest.raises(InputError, match="no token"):
         visual_logit_lens(model, inputs, targets=[" "])
-    with pytest.raises(InputError, match="does not select"):
+    with pytest.raises(InputError, match="mask"):
         visual_logit_lens(model, inputs, torch.ones(1, 2, dtype=torch.bool))
 
 
