@@ -21,6 +21,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from mm_lens.correspondence import aligned
 from mm_lens.errors import InputError
 from mm_lens.families import Family
+from mm_lens.inputs import Inputs
 from mm_lens.layout import TokenLayout
 
 PER_IMAGE = ("pixel_values", "image_sizes", "pixel_attention_mask", "image_grid_thw")
@@ -89,7 +90,7 @@ class Binding:
         if len({k for k, _ in found}) != 1:
             raise self._refusal(tokens, bool(found))
         k, rows = found[0]
-        filled = self._pixels(k, rows)
+        filled = self.pixels(k, rows)
         mask = self.bound[k].get("attention_mask")
         if mask is not None and not bool(mask[rows].all()) and not masked:
             source, padding = self.bound[k]["input_ids"][rows], mask[rows] == 0
@@ -107,7 +108,7 @@ class Binding:
         if tokens.untyped_storage().data_ptr() != whole.untyped_storage().data_ptr():
             return []
         width = whole.stride(0)
-        first, rest = divmod(tokens.storage_offset() - whole.storage_offset(), max(width, 1))
+        first, rest = divmod(int(tokens.storage_offset() - whole.storage_offset()), max(width, 1))
         if rest or tokens.shape[1] != whole.shape[1] or tokens.stride(1) != whole.stride(1):
             return []
         step, odd = divmod(tokens.stride(0), max(width, 1)) if len(tokens) > 1 else (0, 0)
@@ -127,8 +128,8 @@ class Binding:
     def _placeholders(self, tokens: Tensor) -> Tensor:
         return (tokens == self.family.image_token_id).sum(1)
 
-    def _pixels(self, k: int, rows: list[int]) -> dict[str, Any]:
-        """Keyword tensors of `rows`, tokens and mask left out."""
+    def pixels(self, k: int, rows: list[int]) -> dict[str, Any]:
+        """Keyword tensors of rows of the k-th inputs, tokens and mask left out."""
         ends = torch.tensor([0, *self.n_images[k]]).cumsum(0).tolist()
         images = [i for row in rows for i in range(ends[row], ends[row + 1])]
         return {
@@ -192,3 +193,15 @@ def _check_clean(clean: Tensor, corrupted: Tensor, layout: Callable[[], TokenLay
             "The clean run has another layout than the corrupted one, so position k of one is not "
             f"position k of the other:\n{here.describe()}\n{there.describe()}\n{REMEDY}"
         )
+
+
+def rows(inputs: Inputs, index: Sequence[int] | Tensor) -> dict[str, Any]:
+    """Some rows of prepared inputs, with their images, in the order asked for; rows may repeat.
+
+    For tools that draw batches of their own: give them row numbers for inputs, and
+    ``lambda i: model(rows(inputs, i))`` for the function that runs the model.
+    """
+    binding = Binding([inputs], inputs.family)
+    chosen = [int(i) for i in index]
+    prompts = {k: inputs[k][chosen] for k in ("input_ids", "attention_mask") if k in inputs}
+    return {**prompts, **binding.pixels(0, chosen)}

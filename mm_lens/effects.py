@@ -126,8 +126,12 @@ def effect_table(
     values = values.reshape(len(samples), len(cells), len(names), most)
     flat = torch.cat([values[k, ..., : rows[k]] for k in range(len(samples))], -1)
     effect = flat - baseline
-    options = {"n_resamples": n_resamples, "confidence": confidence}
-    low, high = bootstrap_ci(effect, generator=derive_generator(seed, "bootstrap"), **options)
+    low, high = bootstrap_ci(
+        effect,
+        n_resamples=n_resamples,
+        confidence=confidence,
+        generator=derive_generator(seed, "bootstrap"),
+    )
     p = sign_flip_permutation_pvalue(
         effect, n_permutations=n_resamples, generator=derive_generator(seed, "permutation")
     )

@@ -70,7 +70,9 @@ def patch(
     batch: int,
 ) -> Tensor:
     """Patch copy j of the batch with part j."""
-    out = tensor.clone()
+    # In place where there are no gradients, as TransformerLens does: the skip connection past
+    # `resid_mid` has the edit, too.
+    out = tensor.clone() if tensor.requires_grad else tensor
     clean = clean.to(out.device, out.dtype)
     for j, (move, head) in enumerate(parts):
         rows, values = move.row + j * batch, move.values(clean)

@@ -21,8 +21,7 @@ clean positions of the same region and kind (text, overview, tiles, newlines) in
 *Cost*: one forward pass of the corrupted input, then for every layer, region (and head) one of the
 language model from that layer on, `batch_size` of them at a time. The vision tower is run once.
 
-*Limits*: an edit at `resid_mid` reaches only the MLP branch, not the skip connection, as in every
-TransformerLens 4 bridge. Attention patterns have two position axes and are not patched by region;
+*Limits*: attention patterns have two position axes and are not patched by region;
 TransformerLens's own functions do that, under ``with model.bound(corrupted, clean)``.
 """
 
@@ -176,7 +175,7 @@ def _sweep_of(activation_name: str, what: str, heads: bool = False) -> Any:
 
 
 get_act_patch_resid_pre = _sweep_of("resid_pre", "the residual stream at the start of each block")
-get_act_patch_resid_mid = _sweep_of("resid_mid", "the input of each block's MLP branch")
+get_act_patch_resid_mid = _sweep_of("resid_mid", "the residual stream between attention and MLP")
 get_act_patch_resid_post = _sweep_of("resid_post", "the residual stream at the end of each block")
 get_act_patch_attn_out = _sweep_of("attn_out", "the output of each attention layer")
 get_act_patch_mlp_out = _sweep_of("mlp_out", "the output of each MLP")

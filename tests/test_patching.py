@@ -108,15 +108,21 @@ def test_patching_everything_gives_the_clean_answer(model):
     assert result.effect().abs().max() > 0.01
 
 
-@pytest.mark.parametrize("name", ["attn_out", "mlp_out", "resid_post"])
+@pytest.mark.parametrize("name", ["attn_out", "mlp_out", "resid_post", "resid_mid"])
 def test_other_activations_equal_a_native_loop(model, native, name):
     corrupted, clean = (model.prepare("Eh?", random_image(31, 57, s)) for s in (0, 1))
     _, cache = model.run_with_cache(clean, names_filter=mm_lens.names(name))
     sweep = getattr(patching, f"get_act_patch_{name}")
     result = sweep(model, corrupted, cache, metric, axis="modality", layers=[1], progress=False)
     block = layers_of(native)[1]
-    module = {"attn_out": block.self_attn, "mlp_out": block.mlp, "resid_post": block}[name]
-    held = []
+    module = {"attn_out": block.self_attn, "mlp_out": block.mlp, "resid_post": block}.get(
+        name, block.self_attn
+    )
+    held, entering = [], []  # resid_mid is what enters the block and the attention's output
+    watch = block.register_forward_pre_hook(
+        lambda m, args, kwargs: entering.append((args or tuple(kwargs.values()))[0]),
+        with_kwargs=True,
+    )
 
     def first(output):
         return output[0] if isinstance(output, tuple) else output
@@ -128,13 +134,17 @@ def test_other_activations_equal_a_native_loop(model, native, name):
         mask = corrupted.layout.mask(group)[..., None]
 
         def edit(m, a, output, mask=mask):
-            new = torch.where(mask, held[0], first(output))
+            value = held[0]
+            if name == "resid_mid":
+                value = value + entering[0] - entering[-1]
+            new = torch.where(mask, value, first(output))
             return (new, *output[1:]) if isinstance(output, tuple) else new
 
         handle = module.register_forward_hook(edit)
         want = metric(run_native(native, corrupted))
         handle.remove()
         assert (result.values[0, k] - want).abs().max() < 1e-5
+    watch.remove()
     assert result.effect().abs().max() > 1e-3
 
 

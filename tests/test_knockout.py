@@ -1,0 +1,246 @@
+"""Knock-out and ablation against native models: attention masks and hooks on their own modules."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import FAMILIES, load_tiny
+from tiny import random_image
+
+import mm_lens
+from mm_lens import InputError
+from mm_lens.ablation import ablation_hooks, ablation_table, mean_activation
+from mm_lens.knockout import blocked_keys, knockout, knockout_table
+
+IMAGES = [random_image(31, 57), random_image(20, 20, 1)]
+PROMPTS = ["What is it?", "Why?"]
+EDGES = {
+    "llava-next": [("visual", "text after"), ("base", "last"), ("visual", "visual")],
+    "omnifusion": [("image", "question"), ("image", "last"), ("image", "image")],
+}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def native(family):
+    model = FAMILIES[family]()[0]
+    model.set_attn_implementation("eager")
+    return model
+
+
+@pytest.fixture(scope="module", params=["sdpa", "eager"])
+def bridge(request, family):
+    return load_tiny(family, attention=request.param, check=False)
+
+
+def metric(logits):
+    return logits[:, -1, 3] - logits[:, -1, 5]
+
+
+def run_native(native, inputs):
+    positions = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+    with torch.no_grad():
+        return native(**inputs, position_ids=positions).logits
+
+
+def native_knockout(native, inputs, blocked, layers, heads):
+    """Add the mask's minimum to chosen entries of the native eager model's attention mask."""
+    chosen = torch.zeros(native.config.text_config.num_attention_heads)
+    chosen[heads] = 1
+    handles = []
+
+    def edit(module, args, kwargs):
+        mask = kwargs["attention_mask"]
+        low = torch.finfo(mask.dtype).min
+        extra = blocked[:, None].float() * chosen[:, None, None] * low
+        return args, {**kwargs, "attention_mask": (mask + extra).clamp(min=low)}
+
+    for k in layers:
+        attention = native.model.language_model.layers[k].self_attn
+        handles.append(attention.register_forward_pre_hook(edit, with_kwargs=True))
+    logits = run_native(native, inputs)
+    for handle in handles:
+        handle.remove()
+    return logits
+
+
+def plain_blocked(layout, inputs, source, target):
+    """The definition, entry by entry."""
+    last = [int(row.nonzero()[-1]) for row in inputs["attention_mask"]]
+    batch, n = layout.shape
+    out = torch.zeros(batch, n, n, dtype=torch.bool)
+    for b in range(batch):
+        for q in range(n):
+            hit = q == last[b] if target == "last" else bool(layout.mask(target)[b, q])
+            for k in range(q + 1):
+                out[b, q, k] = hit and bool(layout.mask(source)[b, k])
+    return out
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_knockout_equals_a_native_masked_model(bridge, native, family, side):
+    """To 1e-6 of the largest logit, windows of layers and heads, ragged rows, both paddings."""
+    inputs = bridge.prepare(PROMPTS, IMAGES, padding_side=side)
+    assert not inputs.attention_mask.all()
+    valid = inputs.attention_mask.bool()
+    whole = run_native(native, inputs)[valid]
+    windows = [([0, 1, 2], None), ([1], [0, 3]), ([2], None)]
+    for (source, target), (layers, heads) in zip(EDGES[family], windows, strict=True):
+        blocked = blocked_keys(inputs.layout, source, target)
+        assert torch.equal(blocked, plain_blocked(inputs.layout, inputs, source, target))
+        options = {"source": source, "target": target, "layers": layers, "heads": heads}
+        with torch.no_grad(), knockout(bridge, inputs, **options):
+            got = bridge(inputs)[valid]
+        used = list(range(4)) if heads is None else heads
+        want = native_knockout(native, inputs, blocked, layers, used)[valid]
+        assert (got - want).abs().max() <= 1e-6 * whole.abs().max()
+        assert (got - whole).abs().max() > 1e-3
+    with torch.no_grad():  # and nothing stays behind
+        assert (bridge(inputs)[valid] - whole).abs().max() <= 1e-6 * whole.abs().max()
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_mass_is_exactly_zero_and_the_rest_renormalised(native, family, side):
+    model = load_tiny(family, attention="eager", check=False)
+    inputs = model.prepare(PROMPTS, IMAGES, padding_side=side)
+    source, target = EDGES[family][0]
+    blocked = blocked_keys(inputs.layout, source, target)
+    name = "blocks.0.attn.hook_pattern"
+    _, before = model.run_with_cache(inputs, names_filter=name)
+    with knockout(model, inputs, source=source, target=target, layers=[0], heads=[1]):
+        _, after = model.run_with_cache(inputs, names_filter=name)
+    old, new = before[name], after[name]
+    assert (new[:, 1][blocked] == 0).all()
+    assert (old[:, 1][blocked] > 0).any()
+    rows = blocked.any(-1)
+    kept = old[:, 1].double().masked_fill(blocked, 0)[rows]
+    want = kept / kept.sum(-1, keepdim=True)
+    assert (new[:, 1][rows] - want).abs().max() < 1e-6
+    others = inputs.attention_mask.bool()[:, None] & (torch.arange(4) != 1)[None, :, None]
+    assert torch.equal(old[others], new[others])
+
+
+def test_refusals(bridge, family):
+    inputs = bridge.prepare("Eh?", IMAGES[0])
+    source, target = EDGES[family][0]
+    for change, complaint in (
+        ({"source": target, "target": "visual"}, "nothing to knock out"),
+        ({"source": "all", "target": "all"}, "without any key"),
+        ({"source": "visual", "target": "nonsense"}, "No group"),
+        ({"layers": [7]}, "no layer 7"),
+        ({"heads": [4]}, "no head 4"),
+    ):
+        options = {"source": source, "target": target} | change
+        with pytest.raises(InputError, match=complaint), knockout(bridge, inputs, **options):
+            pass
+    with knockout(bridge, inputs, source="all", target="all", keep_self=True), torch.no_grad():
+        assert bridge(inputs).isfinite().all()
+    other = bridge.prepare(PROMPTS, IMAGES)
+    with (
+        knockout(bridge, inputs, source=source, target=target),
+        pytest.raises(InputError, match="made for"),
+    ):
+        bridge(other)
+
+
+def test_table_of_windows_and_edges(model, native, family, tmp_path):
+    """Each value is the native masked model's mean over samples."""
+    native_inputs = [model.prepare("Eh?", image) for image in IMAGES]
+    samples = [(inputs, {"difference": metric}) for inputs in native_inputs]
+    save, edges = tmp_path / "table", EDGES[family][:2]
+    options = {"window": 2, "save": save, "progress": False, "n_resamples": 50}
+    table = knockout_table(model, samples, edges, batch_size=3, **options)
+    assert len(table) == 2 * 2
+    assert set(table["first_layer"]) == {0, 1}
+    assert (table["n"] == 2).all()
+    for row in table.itertuples():
+        source, target = edges[list(dict.fromkeys(table["edge"])).index(row.edge)]
+        layers = range(row.first_layer, row.last_layer + 1)
+        want = [
+            metric(
+                native_knockout(
+                    native, x, blocked_keys(x.layout, source, target), layers, [0, 1, 2, 3]
+                )
+            )
+            for x in native_inputs
+        ]
+        assert abs(row.value - torch.stack(want).mean().item()) < 1e-5
+        assert row.low <= row.effect <= row.high
+    again = knockout_table(model, samples, edges, **options)
+    assert again.equals(table)
+
+
+@torch.no_grad()
+def test_ablations_equal_native_hooks(model, native, family):
+    inputs, other = (model.prepare("Eh?", image) for image in IMAGES)
+    group, layer = "visual", 1
+    mask = inputs.layout.mask(group)
+    block = native.model.language_model.layers[layer]
+
+    def outputs(x):
+        held = []
+        handle = block.register_forward_hook(
+            lambda m, a, out: held.append(out[0] if isinstance(out, tuple) else out)
+        )
+        run_native(native, x)
+        handle.remove()
+        return held[0]
+
+    mine, theirs = outputs(inputs), outputs(other)
+    both = torch.cat([x[y.layout.mask(group)] for x, y in ((mine, inputs), (theirs, other))])
+    means = mean_activation(model, [inputs, other], group, layers=[layer])
+    assert (means[layer] - both.mean(0)).abs().max() < 1e-5
+    _, donor = model.run_with_cache(other, names_filter=mm_lens.names("resid_post"))
+    match = mm_lens.correspondence.correspondence(inputs.layout, other.layout)
+    values = {
+        "zero": torch.zeros_like(mine),
+        "mean": both.mean(0).expand_as(mine),
+        "resample": theirs[0, match[0].clamp(min=0)][None],
+    }
+    for how, value in values.items():
+        hooks = ablation_hooks(inputs, group, layers=[layer], how=how, means=means, donor=donor)
+        got = metric(model.run_with_hooks(inputs, fwd_hooks=hooks))
+
+        def edit(m, a, out, value=value):
+            new = torch.where(mask[..., None], value, out[0] if isinstance(out, tuple) else out)
+            return (new, *out[1:]) if isinstance(out, tuple) else new
+
+        handle = block.register_forward_hook(edit)
+        want = metric(run_native(native, inputs))
+        handle.remove()
+        assert (got - want).abs().max() < 1e-5
+
+
+def test_ablation_table(model):
+    inputs = [model.prepare("Eh?", random_image(31, 57, seed)) for seed in range(3)]
+    samples = [(x, metric) for x in inputs]
+    options = {"layers": [2]}
+    for how in ("zero", "mean", "resample"):
+        table = ablation_table(
+            model, samples, ["visual", "last"], how=how, hook="resid_post", progress=False
+        )
+        assert list(table["group"].unique()) == ["visual", "last"]
+        again = ablation_table(
+            model, samples, ["visual", "last"], how=how, hook="resid_post", progress=False
+        )
+        assert again.equals(table)
+        # After the last block only the last position reaches the answer.
+        late = table[table["first_layer"] == 2].set_index("group")
+        assert abs(late.loc["visual", "effect"]) < 1e-5
+        # A derangement of donors may leave the mean alone, but not every sample.
+        assert late.loc["last", "high"] - late.loc["last", "low"] > 1e-2
+    with torch.no_grad():
+        hooks = ablation_hooks(inputs[0], "last", **options)
+        want = metric(model.run_with_hooks(inputs[0], fwd_hooks=hooks))
+    assert want.item() == pytest.approx(0, abs=1e-6)
+    for change, complaint in (
+        ({"how": "mean"}, "means="),
+        ({"how": "resample"}, "donor="),
+        ({"group": "image 3"}, "no position"),
+    ):
+        with pytest.raises(InputError, match=complaint):
+            ablation_hooks(inputs[0], **{"group": "visual", **options, **change})
