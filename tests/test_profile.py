@@ -248,6 +248,14 @@ def test_same_seed_same_table(model):
     pd.testing.assert_frame_equal(*tables, check_exact=True)
 
 
+def test_batch_size_moves_values_by_rounding_only(model):
+    """Rows are padded to the longest of their batch, and attention sums over the padding."""
+    tables = [quick(model, make_data(12), batch_size=size).table for size in (1, 5, 12)]
+    for table in tables[1:]:
+        np.testing.assert_array_equal(table.n_tokens, tables[0].n_tokens)
+        np.testing.assert_allclose(table.value, tables[0].value, rtol=0, atol=1e-5)
+
+
 def test_dimension_rests_on_equal_numbers(model):
     data = make_data(12, text_only=())
     profile = quick(model, data, tokens=10**4, metrics=["dimension_paper", "anisotropy"])
