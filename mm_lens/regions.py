@@ -168,7 +168,7 @@ def group_mask(
     if isinstance(what, str):
         return last_position(layout) if what == LAST else layout.mask(what)
     if isinstance(what, Box):
-        rect = torch.tensor([what.x0, what.y0, what.x1, what.y1]).expand(layout.shape[0], 4)
+        rect = torch.tensor([what.x0, what.y0, what.x1, what.y1]).float().expand(layout.shape[0], 4)
         return _in_box(layout, what.image, rect, what.touch)
     mask = torch.as_tensor(what).bool().to(layout.device)
     if mask.shape == layout.shape:
