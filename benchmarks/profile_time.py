@@ -185,8 +185,8 @@ def main() -> None:
         f"{count} samples of {tokens / count:,.0f} tokens in batches of {size}, {model.cfg.dtype}, "
         f"{machine or platform.machine()}, {given.threads} thread(s)"
     )
-    for name, seconds in times.items():
-        print(f"  {name:34s} {1000 * statistics.median(seconds) / count:8.1f} ms/sample")
+    for name, taken in times.items():
+        print(f"  {name:34s} {1000 * statistics.median(taken) / count:8.1f} ms/sample")
     if seconds:
         print(f"  {'metrics, both presets and streams':34s} {seconds:8.1f} s in all")
 
