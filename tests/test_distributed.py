@@ -25,12 +25,13 @@ class Left(BaseException):
     """A process has done its share."""
 
 
-class Apart:
+class Apart(distributed.Processes):
     """One of several processes, which here run one after the other."""
 
     main = True
 
     def __init__(self, mine: set[int], rank: int, count: int) -> None:
+        super().__init__()
         self.mine, self.rank, self.count, self.waits = mine, rank, count, 0
 
     def share(self, items: list) -> list:
