@@ -90,7 +90,7 @@ class Regions:
     axis: str
     labels: tuple[str, ...]
     masks: Bool[Tensor, "region batch pos"]
-    columns: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    columns: Mapping[str, Sequence[float | int]] = field(default_factory=dict)
     clean_boxes: Mapping[str, tuple[Any, Any, int]] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -212,7 +212,7 @@ def _by_index(layout: TokenLayout, axis: str) -> Regions:
         " ".join(f"{n} {v}" for n, v in zip(shown, value[start:], strict=True))
         for value in found.tolist()
     )
-    columns: dict[str, Sequence[float]] = {}
+    columns: dict[str, Sequence[float | int]] = {}
     if axis == "patch":
         columns = {name: found[:, k].tolist() for k, name in enumerate(fields)}
         if layout.shape[0] == 1:
@@ -250,7 +250,7 @@ def _by_overview(layout: TokenLayout, axis: str) -> Regions:
         rects.append(torch.stack(per_row))
     if axis == "row band":
         labels = [f"row band {k}" for k in range(rows)]
-        columns: dict[str, Sequence[float]] = {"row": list(range(rows))}
+        columns: dict[str, Sequence[float | int]] = {"row": list(range(rows))}
     else:
         labels = [f"row {k // cols} col {k % cols}" for k in range(rows * cols)]
         columns = {
