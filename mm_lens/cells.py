@@ -77,8 +77,8 @@ class Evaluation:
                 content = {name: asdict(e) for name, e in found[_name(cell)].items()}
                 self.run.keep_cell(_name(cell), content)
         if self.run:
-            self.run.processes.wait()
-            found = self._kept()
+            names = {_name(cell) for cell in cells}
+            found = self.run.gather(self._kept, lambda found: names <= found.keys())
         return [entry for cell in cells for entry in self._placed(cell, found[_name(cell)])]
 
     def _kept(self) -> dict[str, dict[str, Estimate]]:

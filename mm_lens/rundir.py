@@ -24,7 +24,8 @@ from __future__ import annotations
 import io
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,11 +36,13 @@ from filelock import FileLock, Timeout
 
 from mm_lens.checked import read_file, sync_directory, write_file
 from mm_lens.distributed import Processes
-from mm_lens.errors import InputError
+from mm_lens.errors import DataError, InputError
 from mm_lens.sampling import Modality, TokenSample
 from mm_lens.stores import FileStore
 
 T = TypeVar("T")
+
+SECONDS_TO_SEE = 120
 
 LOCK, MANIFEST, INDEX, CELLS = "lock", "manifest", "index", "cells"
 
@@ -108,6 +111,24 @@ class RunDirectory:
         """
         self.processes.wait()
         return self.processes.share(items)
+
+    def gather(self, look: Callable[[], T], complete: Callable[[T], bool]) -> T:
+        """What all processes have written, when this one sees all of it.
+
+        A network file system may show what another machine has written only after a while.
+
+        Raises:
+            DataError: something is missing for longer than that.
+        """
+        self.processes.wait()
+        for _ in range(SECONDS_TO_SEE):
+            if complete(found := look()):
+                return found
+            time.sleep(1)
+        raise DataError(
+            f"Not all that the processes have done is in {self.path}. "
+            "It must lie on a file system that all of them see."
+        )
 
     def parts(self, k: int, modalities: Sequence[Modality], seed: int) -> tuple[Part, list[Part]]:
         """This process's part and those of all others, as of their last commit.
@@ -181,7 +202,7 @@ def open_run(
             if restart or not note(path) or not (path / MANIFEST).exists():
                 _discard(path)
                 write_file(path / MANIFEST, json.dumps(about).encode())
-        processes.wait()
+        run.gather((path / MANIFEST).exists, bool)
         _check_same(path, about)
         try:
             yield run

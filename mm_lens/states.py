@@ -120,8 +120,11 @@ def collect(
     if run:
         if mine:
             run.commit(part)
-        run.processes.wait()
-        others = run.parts(k, modalities, seed)[1]
+        number_of = len(reader.ranges)
+        others = run.gather(
+            lambda: run.parts(k, modalities, seed)[1],
+            lambda found: len({n for each in (part, *found) for n in each.batches}) == number_of,
+        )
     return _merge([part, *others], dataset, k, modalities, streams, names)
 
 

@@ -14,7 +14,7 @@ from test_profile import make_data
 from test_resume import profile, same
 from tiny import random_image, tiny_llava_next
 
-from mm_lens import cli, distributed, measure
+from mm_lens import DataError, cli, distributed, measure, rundir
 
 # One process on a GPU each, or on the CPU; a free port, for tests run beside each other.
 LAUNCH = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
@@ -121,6 +121,16 @@ def test_only_the_first_process_to_fail_says_why(monkeypatch):
     assert [distributed.first_to_fail() for _ in range(3)] == [True, False, False]
     del store  # the process that keeps count has gone, so it has failed before
     assert not distributed.first_to_fail()
+
+
+def test_what_other_processes_have_done_must_be_seen(model, tmp_path, monkeypatch):
+    """On a disk of its own, a process sees its share and no more."""
+    monkeypatch.setattr(rundir, "SECONDS_TO_SEE", 1)
+    apart = Apart({0, 1}, 0, 2)
+    monkeypatch.setattr(apart, "wait", lambda: None)
+    monkeypatch.setattr(measure, "Processes", lambda: apart)
+    with pytest.raises(DataError, match="a file system that all of them see"):
+        profile(model, make_data(12), tmp_path / "run")
 
 
 def test_several_processes_need_a_run_directory(model, monkeypatch):

@@ -1,0 +1,190 @@
+"""Regions and their matches against definitions written out entry by entry."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from conftest import FAMILIES
+from tiny import random_image
+
+import mm_lens
+from mm_lens import InputError, patching
+from mm_lens.correspondence import aligned, correspondence
+from mm_lens.regions import Box, Grid, group_mask, regions
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request):
+    return request.param
+
+
+def layout_of(model, height, width, text="Eh?"):
+    return model.prepare(text, random_image(height, width)).layout
+
+
+def patches(layout, row=0):
+    """(position, tile, box) of every image token that shows pixels."""
+    for p in range(layout.shape[1]):
+        box = layout.box[row, p].tolist()
+        if not np.isnan(box).any():
+            yield p, int(layout.tile[row, p]), box
+
+
+def test_grids_and_cells_part_the_picture(model):
+    """Every patch lies in exactly one region: the one that holds its centre."""
+    layout = layout_of(model, 31, 57)
+    shown = {p for p, _, _ in patches(layout)}
+    for axis in (Grid(3, 2), "cell", "row band"):
+        found = regions(layout, axis)
+        columns = found.columns
+        assert set(found.masks.sum(0)[0].nonzero()[:, 0].tolist()) <= shown
+        for p, _, (x0, y0, x1, y1) in patches(layout):
+            x, y = (x0 + x1) / 2, (y0 + y1) / 2
+            inside = [
+                columns["x0"][k] <= x < columns["x1"][k]
+                and columns["y0"][k] <= y < columns["y1"][k]
+                for k in range(len(found))
+            ]
+            assert found.masks[:, 0, p].tolist() == inside
+        assert found.masks.sum(0).max() == 1
+    grid = regions(layout, Grid(3, 2))
+    assert grid.labels[3] == "row 1 col 1"
+    assert (grid.columns["x0"][3], grid.columns["y1"][3]) == pytest.approx((28.5, 31 * 2 / 3))
+
+
+def test_boxes_and_masks_take_what_they_touch(model):
+    layout = layout_of(model, 31, 57)
+    rect, pixels = (25, 11, 30, 14), np.zeros((31, 57), dtype=bool)
+    pixels[11:14, 25:30] = True
+    for p, _, (x0, y0, x1, y1) in patches(layout):
+        touches = x0 < rect[2] and x1 > rect[0] and y0 < rect[3] and y1 > rect[1]
+        assert bool(group_mask(layout, Box(*rect))[0, p]) == touches
+        cut = pixels[int(np.floor(y0)) : int(np.ceil(y1)), int(np.floor(x0)) : int(np.ceil(x1))]
+        assert bool(group_mask(layout, pixels)[0, p]) == cut.any()
+    assert group_mask(layout, Box(*rect)).any()
+    assert not (group_mask(layout, Box(*rect)) & layout.newline).any()
+    with pytest.raises(InputError, match="fits neither"):
+        group_mask(layout, pixels[:-1])
+
+
+def test_named_axes_are_the_groups_of_the_layout(model):
+    batch = model.prepare(["Eh?", "What?"], [random_image(31, 57), random_image(31, 57, 1)])
+    layout = batch.layout
+    assert regions(layout, "modality").labels == ("visual", "text")
+    for axis in ("modality", "segment", "image", "tile", ["all", "visual"]):
+        for label, mask in regions(layout, axis):
+            assert torch.equal(mask, layout.mask(label))
+    patch = regions(layout, "patch")
+    assert (patch.masks.sum(-1) == 1).all()  # one token in each row
+    assert torch.equal(patch.masks.any(0), layout.mask("visual") & ~layout.newline)
+    last = group_mask(layout, "last")
+    assert last.nonzero()[:, 1].tolist() == [int(row.nonzero()[-1]) for row in batch.attention_mask]
+    own = regions(layout, {"mine": last})
+    assert regions(layout, own) is own
+
+
+def test_paint_puts_values_where_regions_are(model):
+    layout = layout_of(model, 31, 57)
+    found = regions(layout, ["visual", "all"])
+    painted = found.paint(torch.tensor([1.0, 4.0]))
+    assert torch.equal(painted[layout.mask("visual")].unique(), torch.tensor([2.5]))
+    assert torch.equal(painted[layout.mask("text")].unique(), torch.tensor([4.0]))
+    cells = regions(layout, "cell")
+    assert torch.equal(cells.paint(torch.zeros(len(cells))).isnan(), ~cells.masks.any(0))
+
+
+@pytest.mark.parametrize("size", [(57, 31), (40, 60), (12, 90)])
+def test_images_match_by_the_nearest_centre(model, size):
+    """Among tokens of the same kind, in fractions of the pictures."""
+    layout, other = layout_of(model, 31, 57), layout_of(model, *size)
+    match = correspondence(layout, other)[0]
+    theirs = list(patches(other))
+    for p, tile, box in patches(layout):
+        x, y = (box[0] + box[2]) / 2 / 57, (box[1] + box[3]) / 2 / 31
+
+        def distance(item, x=x, y=y):
+            _, _, (x0, y0, x1, y1) = item
+            return (x - (x0 + x1) / 2 / size[1]) ** 2 + (y - (y0 + y1) / 2 / size[0]) ** 2
+
+        same = [item for item in theirs if (item[1] == 0) == (tile == 0)] or theirs
+        chosen = next(item for item in theirs if item[0] == int(match[p]))
+        assert chosen in same
+        # The nearest, or one by one where both have the same tokens: then to half a patch.
+        if len(theirs) != len(list(patches(layout))):
+            assert distance(chosen) == pytest.approx(min(map(distance, same)), abs=1e-9)
+    text = layout.mask("text")[0]
+    assert torch.equal(match[text], other.mask("text")[0].nonzero()[:, 0])
+    newline = layout.newline[0]
+    if bool(newline.any()):
+        assert other.newline[0, match[newline]].all()
+
+
+def test_same_layout_matches_one_by_one(model):
+    layout = layout_of(model, 31, 57)
+    assert torch.equal(correspondence(layout, layout)[0], torch.arange(layout.shape[1]))
+    assert aligned(layout, layout_of(model, 31, 57))
+    assert not aligned(layout, layout_of(model, 31, 57, "Eh??"))
+
+
+@torch.no_grad()
+def test_a_thing_that_moved_is_matched_inside_its_boxes(model):
+    layout = layout_of(model, 40, 40)
+    here, there = (4.0, 4.0, 20.0, 20.0), (20.0, 20.0, 36.0, 36.0)
+    match = correspondence(layout, layout, (here, there, 0))[0]
+    own = {p: (tile, box) for p, tile, box in patches(layout)}
+    for p, (tile, (x0, y0, x1, y1)) in own.items():
+        x, y = (x0 + x1) / 2, (y0 + y1) / 2
+        if here[0] <= x < here[2] and here[1] <= y < here[3]:
+            other, (a0, b0, a1, b1) = own[int(match[p])]
+            assert (other == 0) == (tile == 0)
+            # Moved by (16, 16), to the nearest patch: at most half of one away on each axis.
+            assert abs((a0 + a1) / 2 - x - 16) <= (a1 - a0) / 2 + 1e-3
+            assert abs((b0 + b1) / 2 - y - 16) <= (b1 - b0) / 2 + 1e-3
+
+
+@torch.no_grad()
+def test_mean_of_the_clean_region(model):
+    """Every token gets the mean of the clean region's tokens of its kind."""
+    corrupted, clean = (model.prepare("Eh?", random_image(31, 57, s)) for s in (0, 1))
+    _, cache = model.run_with_cache(clean, names_filter=mm_lens.names("resid_pre"))
+
+    def metric(logits):
+        return logits[:, -1, 3] - logits[:, -1, 5]
+
+    result = patching.get_act_patch_resid_pre(
+        model, corrupted, cache, metric, axis=Grid(1, 2), resample="mean", progress=False
+    )
+    layout = corrupted.layout
+    for k, (_, mask) in enumerate(regions(layout, Grid(1, 2))):
+        value = cache["resid_pre", 1].clone()
+        for kind in (layout.tile == 0, layout.tile > 0):
+            if bool((mask & kind).any()):
+                value[mask & kind] = cache["resid_pre", 1][mask & kind].mean(0)
+
+        def put(x, hook, mask=mask, value=value):
+            return torch.where(mask[..., None], value, x)
+
+        hooks = [("blocks.1.hook_resid_pre", put)]
+        want = metric(model.run_with_hooks(corrupted, fwd_hooks=hooks))
+        assert (result.values[1, k] - want).abs().max() < 1e-5
+
+
+def test_what_is_no_region_is_refused(model):
+    ragged = model.prepare(["Eh?", "Oh!"], [random_image(31, 57), None])
+    for axis, complaint in (
+        ("visual part", "No axis"),
+        (["nothing"], "No group"),
+        ("image", "Row 1 has no position"),
+        (Grid(2, 2), "Row 1 has 0 image"),
+        ("cell", "overview"),
+        ({"far": Box(0, 0, 1, 1, image=2)}, "no position"),
+        ({}, "no position"),
+    ):
+        with pytest.raises(InputError, match=complaint):
+            regions(ragged.layout, axis)
+    one = layout_of(model, 31, 57)
+    with pytest.raises(InputError, match="of a layout of shape"):
+        regions(one, regions(ragged.layout, ["all"]))
+    with pytest.raises(InputError, match="row"):
+        correspondence(one, ragged.layout)
