@@ -1,7 +1,7 @@
 # make demo   the main job: two trained models, profiled per modality on real images and compared
 # make test   lint, types and every test, offline
 # make test-slow   what takes minutes: coverage of the intervals over 200 repetitions
-# make bench  speed and memory, each as a ratio from one run
+# make bench  speed and memory, each as a ratio from one run: about an hour
 #
 # Each creates the environment if it is missing. Needs Python >= 3.11 (PYTHON=… to choose one).
 
@@ -34,10 +34,12 @@ lint: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(OFFLINE) $(BIN)/python benchmarks/hooks.py
-	$(OFFLINE) $(BIN)/python benchmarks/metrics.py
+	$(OFFLINE) $(BIN)/python benchmarks/metrics.py --full
 	$(OFFLINE) $(BIN)/python benchmarks/profile_time.py
 	$(OFFLINE) $(BIN)/python benchmarks/profile_time.py --real
 	$(OFFLINE) $(BIN)/python benchmarks/profile_memory.py
+	$(OFFLINE) $(BIN)/python benchmarks/patching.py demo/llava-next
+	$(OFFLINE) $(BIN)/python benchmarks/patching.py demo/omnifusion
 
 # torch first and pinned: resolved together with the rest, pip may take another build of it.
 $(VENV)/.installed: pyproject.toml constraints.txt

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,8 +95,15 @@ def parts(layout: TokenLayout, row: int, index: int) -> list[Part]:
     return found
 
 
-def values_table(image: Image.Image, layout: TokenLayout, values: Any, row: int, index: int) -> Any:
-    """The values as a NumPy array ``[layers, pos]``.
+def values_table(
+    image: Image.Image,
+    layout: TokenLayout,
+    values: Any,
+    row: int,
+    index: int,
+    layers: Sequence[int] | None = None,
+) -> Any:
+    """The values of some layers as a NumPy array ``[layers, pos]``.
 
     Raises:
         InputError: see `overlay`.
@@ -123,6 +131,12 @@ def values_table(image: Image.Image, layout: TokenLayout, values: Any, row: int,
         full = np.full((len(table), len(visual)), np.nan)
         full[:, visual] = table
         table = full
+    if layers is not None:
+        if not layers or min(layers) < 0 or max(layers) >= len(table):
+            raise InputError(
+                f"There are values of layers 0 to {len(table) - 1}; asked for: {list(layers)}."
+            )
+        table = table[list(layers)]
     drawn = np.concatenate([part.positions for part in parts(layout, row, index)])
     if not np.isfinite(table[:, drawn]).any():
         raise InputError("None of the tokens of this image has a finite value: nothing to draw.")

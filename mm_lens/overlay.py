@@ -19,11 +19,11 @@ from mm_lens.inputs import Inputs
 from mm_lens.layout import TokenLayout
 from mm_lens.plots import DPI, Picture
 
-# Okabe and Ito's colours, told apart also by the colour-blind.
 WIDTH = 10.0
 """Of a figure with values, in inches: that of a notebook."""
 MAX_LAYERS = 8
 
+# Okabe and Ito's colours, told apart also by the colour-blind.
 TILE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
@@ -119,6 +119,7 @@ def overlay(
     row: int = 0,
     index: int = 0,
     label: str = "value",
+    layers: Sequence[int] | None = None,
     names: Sequence[str] = (),
     limits: tuple[float, float] | None = None,
 ) -> Picture:
@@ -137,23 +138,27 @@ def overlay(
         row: row of the batch.
         index: image of this row.
         label: of the colour bar, with the unit.
-        names: of the layers.
+        layers: numbers of those to draw, as they stand in the values; None draws all.
+        names: of the layers drawn; without any, their numbers.
         limits: of the colours; None takes the range of all values. Beyond, colours stay the same
             and the colour bar has a pointed end.
 
     Raises:
         InputError: there is no such image, or it is of another size; the values do not fit the
-            layout, or none is finite; there are more than 8 layers (`explore` has a slider).
+            layout, or none is finite; there are more than 8 layers (`explore` has a slider), or
+            a layer that was asked for is not there.
     """
-    table = values_table(image, layout, values, row, index)
+    table = values_table(image, layout, values, row, index, layers)
     if len(table) > MAX_LAYERS:
         raise InputError(
-            f"{len(table)} layers do not fit into one picture. Choose up to {MAX_LAYERS}, or use "
-            "mm_lens.plots.explore, which has a slider."
+            f"{len(table)} layers do not fit into one picture. Choose up to {MAX_LAYERS} "
+            "(layers=[…]), or use mm_lens.plots.explore, which has a slider."
         )
     if names and len(names) != len(table):
         raise InputError(f"There are {len(names)} names for {len(table)} layers. Give one each.")
-    names = names or ([""] if len(table) == 1 else [f"layer {k}" for k in range(len(table))])
+    if not names:
+        numbers = range(len(table)) if layers is None else layers
+        names = [""] if layers is None and len(table) == 1 else [f"layer {k}" for k in numbers]
     scale = scale_of(table, limits)
     cells: list[Part | None] = [*parts(layout, row, index)]
     single, wide = len(table) == 1, image.height < image.width / 3

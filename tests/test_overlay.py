@@ -118,6 +118,21 @@ def test_layers_share_their_colours_and_tokens_may_be_the_visual_ones(each):
     assert sum(map(len, drawn)) == 3 * int(visual.sum())
 
 
+def test_chosen_layers_keep_their_numbers(each):
+    image = random_image(31, 57)
+    layout = each.prepare("What is it?", image).layout
+    values = torch.rand(9, layout.shape[1])
+    chosen = overlay(image, layout, values, layers=[0, 4, 8])
+    assert [axis.get_title() for axis in chosen.axes[:3]] == ["layer 0", "layer 4", "layer 8"]
+    last = chosen.axes[2].collections[0].get_array()
+    assert np.allclose(last, values[8, layout.positions("base")[0]])
+    titles = [axis.get_ylabel() for axis in overlay(image, layout, values, layers=[5]).axes]
+    assert any("layer 5" in title for title in titles)
+    for layers in ([9], [-1], []):
+        with pytest.raises(InputError, match="layers 0 to 8"):
+            overlay(image, layout, values, layers=layers)
+
+
 def test_signs_limits_and_missing_values(each):
     image = random_image(31, 57)
     layout = each.prepare("What is it?", image).layout
