@@ -249,7 +249,7 @@ class MergedSample:
                 x = rows.new_empty(len(first), rows.shape[1]) if x is None else x
                 x[mine] = rows
         assert x is not None, "a sample that is not empty has a first token"
-        return Tokens(x, sample, position, token_id)
+        return Tokens(x, sample, position, token_id, key)
 
     def _reservoirs(self, modality: Modality) -> list[Reservoir]:
         return [

@@ -35,7 +35,7 @@ from mm_lens.errors import InputError, MMLensWarning
 from mm_lens.metrics import anisotropy, gap, linearity, spectrum
 from mm_lens.metrics.moments import Moments, Scatter
 from mm_lens.metrics.regression import jacobi, least_squares
-from mm_lens.metrics.tokens import Tokens, concatenate, sampling_key
+from mm_lens.metrics.tokens import Tokens, concatenate
 
 _FAST_PIVOT = 3e-6  # above it, the split float32 mode was within 1e-6 on every input tried
 S = TypeVar("S")
@@ -185,9 +185,7 @@ class Drawn:
 
     def cut(self) -> Drawn:
         """Only the ``k`` with the smallest keys."""
-        first = self.hooks[0]
-        key = sampling_key(first.sample, first.position, self.seed)
-        order = key.argsort(stable=True)[: self.k]
+        order = self.hooks[0].keys(self.seed).argsort(stable=True)[: self.k]
         return Drawn(tuple(hook.take(order) for hook in self.hooks), self.k, self.seed)
 
 

@@ -43,7 +43,7 @@ from mm_lens.metrics.core import Estimate, Family, UndefinedError, estimate
 from mm_lens.metrics.intervals import Replicates, clustered_error, margin
 from mm_lens.metrics.neighbours import Neighbours, nearest
 from mm_lens.metrics.ratios import Fit, fit_line, fit_mle, log_ratios
-from mm_lens.metrics.tokens import Tokens, sampling_key, subsample, unique_rows
+from mm_lens.metrics.tokens import Tokens, subsample, unique_rows
 
 _NULL_ROWS = 2000  # enough for the null's value to 3 %, whatever the number of tokens around
 _FAR_ROWS = 1000  # enough for 3 %: 16 neighbours average over more than the nearest two
@@ -100,8 +100,7 @@ class Neighbourhood:
     def far(self) -> tuple[Int64[Tensor, " m"], Neighbours]:
         """Some distinct states, drawn by their keys, and their 16 nearest among all of them."""
         distinct = self.distinct
-        key = sampling_key(distinct.sample, distinct.position, self.seed)
-        rows = key.argsort(stable=True)[:_FAR_ROWS]
+        rows = distinct.keys(self.seed).argsort(stable=True)[:_FAR_ROWS]
         return rows, nearest(self.points, min(FAR, len(distinct) - 1), rows)
 
     def part(self, divisor: int) -> Neighbourhood:

@@ -4,7 +4,8 @@ Three operations keep a sample of tokens honest before any number is computed fr
 
 - :func:`subsample` keeps the ``n`` rows with the smallest key, a hash of (seed, sample, position).
   The choice depends on nothing else: not on the order of the rows, the batch size, the layer or the
-  number of processes, and a smaller sample is always part of a larger one.
+  number of processes, and a smaller sample is always part of a larger one. Sequences that share a
+  sample (questions about one image) would share their keys: they bring keys of their own.
 - :func:`deduplicate` keeps one row of every exact repetition. Newline embeddings repeat, and a
   causal model gives an identical prefix identical states at every layer; a nearest-neighbour
   statistic sees each repetition as a point at distance zero.
@@ -15,7 +16,7 @@ Cost: one pass over the rows each, plus a sort of ``n`` integers.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from jaxtyping import Bool, Float, Float64, Int64
@@ -35,21 +36,25 @@ class Tokens:
         sample: Id of the image or document of each token: the unit that is resampled and held out.
         position: Position in its sequence; 0 is where massive activations gather.
         token_id: Id in the vocabulary.
+        key: What the choice of a smaller sample goes by; None: a hash of sample and position.
+            Needed where several sequences share a sample: else they are chosen together.
 
     Raises:
-        InputError: The four tensors differ in length.
+        InputError: The tensors differ in length.
     """
 
     x: Float[Tensor, "n d"]
     sample: Int64[Tensor, " n"]
     position: Int64[Tensor, " n"]
     token_id: Int64[Tensor, " n"]
+    key: Int64[Tensor, " n"] | None = None
 
     def __post_init__(self) -> None:
-        lengths = [len(self.x), len(self.sample), len(self.position), len(self.token_id)]
+        lengths = [len(column) for column in self._columns.values()]
         if len(set(lengths)) > 1:
             raise InputError(
-                f"x, sample, position and token_id have {lengths} rows: give one entry per token."
+                f"x, sample, position and token_id (and key) have {lengths} rows: give one entry "
+                "per token."
             )
 
     def __len__(self) -> int:
@@ -62,17 +67,33 @@ class Tokens:
 
     def take(self, rows: Int64[Tensor, " m"] | Bool[Tensor, " n"]) -> Tokens:
         """The given rows, by index or by mask."""
-        return Tokens(self.x[rows], self.sample[rows], self.position[rows], self.token_id[rows])
+        return replace(self, **{name: column[rows] for name, column in self._columns.items()})
 
     def to(self, device: torch.device | str) -> Tokens:
         """The same tokens on another device."""
-        return Tokens(*(t.to(device) for t in (self.x, self.sample, self.position, self.token_id)))
+        return replace(self, **{name: column.to(device) for name, column in self._columns.items()})
+
+    def keys(self, seed: int = 0) -> Int64[Tensor, " n"]:
+        """``key``, or the :func:`sampling_key` where there is none."""
+        return sampling_key(self.sample, self.position, seed) if self.key is None else self.key
+
+    @property
+    def _columns(self) -> dict[str, Tensor]:
+        """The tensors there are, by name."""
+        columns = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: column for name, column in columns.items() if column is not None}
 
 
 def concatenate(*parts: Tokens) -> Tokens:
-    """The rows of all parts, in order."""
-    names = [field.name for field in fields(Tokens)]
-    return Tokens(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
+    """The rows of all parts, in order.
+
+    Raises:
+        InputError: Some have keys and others none.
+    """
+    if len({part.key is None for part in parts}) > 1:
+        raise InputError("Some tokens have a key and others none: give all of them one, or none.")
+    names = parts[0]._columns
+    return Tokens(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
 
 
 def _signed(value: int) -> int:
@@ -103,11 +124,11 @@ def sampling_key(
 
 
 def subsample(tokens: Tokens, n: int, seed: int = 0) -> Tokens:
-    """The ``n`` tokens with the smallest :func:`sampling_key`, in the order of their keys.
+    """The ``n`` tokens with the smallest keys (`Tokens.keys`), in their order.
 
     All tokens (still in that order) when there are no more than ``n``.
     """
-    order = sampling_key(tokens.sample, tokens.position, seed).argsort(stable=True)
+    order = tokens.keys(seed).argsort(stable=True)
     return tokens.take(order[:n])
 
 

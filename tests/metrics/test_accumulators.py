@@ -18,7 +18,7 @@ from mm_lens.metrics.accumulators import (
     SpectrumMoments,
 )
 from mm_lens.metrics.cka import cka_matrix
-from mm_lens.metrics.tokens import subsample
+from mm_lens.metrics.tokens import sampling_key, subsample
 
 N, D = 300, 8
 X = normal(0, N, D) * torch.logspace(0, 1, D).double() + 1000  # a mean that costs raw sums 6 digits
@@ -119,6 +119,19 @@ def test_a_sample_is_the_same_bit_for_bit(cuts, shards, seed):
     chosen = [subsample(tokens_of(t, 30), 120, seed=5) for t in (X, Y)]
     assert torch.equal(found.state.hooks[1].x, chosen[1].x)
     assert found.compute() == metrics(*chosen)
+
+
+def test_a_sample_of_sequences_that_share_a_sample_is_the_same_in_any_order():
+    index = torch.arange(N)
+    key = sampling_key(index // 10, index % 10)
+    tokens = Tokens(X, index // 50, index % 10, index, key)
+    found = []
+    for order in (index, index.flip(0)):
+        drawn = Sampled(lambda t: t.x, k=100)
+        for rows in order.split(70):
+            drawn.update(tokens.take(rows))
+        found.append(drawn.compute())
+    assert torch.equal(*found)
 
 
 def test_layers_by_layers_from_a_stream():

@@ -10,7 +10,7 @@ from metrics.made import in_float64, microscope, normal, rotation, tokens_of
 from scipy import optimize
 from skdim.id import TwoNN
 
-from mm_lens.metrics import METRICS, Tokens, evaluate, nearest
+from mm_lens.metrics import METRICS, Tokens, evaluate, nearest, sampling_key
 from mm_lens.metrics.dimension import Neighbourhood
 from mm_lens.metrics.gride import SCALES
 from mm_lens.metrics.ratios import fit_gride, fit_line, fit_mle, log_ratios
@@ -118,6 +118,24 @@ def test_scale_check_uses_half_and_a_quarter_of_the_distinct_tokens():
     assert [e.n_tokens for e in estimates.values()] == [400, 200]
     for estimate in estimates.values():
         assert estimate.value == pytest.approx(3, rel=0.25)
+
+
+def test_scale_check_thins_a_cloud_of_several_questions_per_image():
+    """Noise makes the five questions at one position neighbours: half of the tokens tells, if
+    it takes them one by one."""
+    index = torch.arange(4000)
+    question, position = index // 20, index % 20
+    image = question // 5
+    place = image * 20 + position
+    x = manifold(0, 800, 4)[place] + 0.02 * normal(1, 4000, 30)
+    tokens = Tokens(x, image, position, index, sampling_key(question, position))
+    alone = Tokens(x, question, position, index)  # every question a sample of its own
+    names = ["dimension_mle_half", "dimension_mle_quarter", "dimension_gride_8"]
+    found, expected = evaluate(tokens, None, names), evaluate(alone, None, names)
+    for name in names:
+        assert found[name].value == pytest.approx(expected[name].value, rel=1e-12)
+    tied = METRICS["dimension_mle_quarter"].compute(Tokens(x, image, position, index)).value
+    assert tied > 1.5 * found["dimension_mle_quarter"].value
 
 
 def test_near_copies_and_repeated_token_ids_are_named():

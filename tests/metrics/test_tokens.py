@@ -6,9 +6,11 @@ import torch
 from metrics.made import normal, tokens_of
 
 from mm_lens.errors import InputError
-from mm_lens.metrics import Tokens, deduplicate, finite, sampling_key, subsample
+from mm_lens.layout import TokenLayout
+from mm_lens.metrics import Tokens, concatenate, deduplicate, finite, sampling_key, subsample
 from mm_lens.metrics.intervals import clustered_error, sample_groups, student_quantile
 from mm_lens.metrics.tokens import centre, unique_rows
+from mm_lens.sampling import MergedSample, TokenSample
 
 
 def same(a: Tokens, b: Tokens) -> bool:
@@ -42,9 +44,55 @@ def test_a_smaller_sample_is_part_of_a_larger_one():
 def test_merged_shards_equal_one_process():
     tokens = tokens_of(normal(0, 400, 3), samples=16)
     parts = [subsample(tokens.take(tokens.sample % 4 == k), 100) for k in range(4)]
-    names = ("x", "sample", "position", "token_id")
-    merged = Tokens(*(torch.cat([getattr(p, name) for p in parts]) for name in names))
-    assert same(subsample(merged, 100), subsample(tokens, 100))
+    assert same(subsample(concatenate(*parts), 100), subsample(tokens, 100))
+
+
+def sequences(n: int, per_sample: int, length: int) -> Tokens:
+    """Several sequences of every sample: tokens of one sample and position, told apart by keys."""
+    index = torch.arange(n)
+    sequence, position = index // length, index % length
+    sample = sequence // per_sample
+    return Tokens(normal(0, n, 3), sample, position, index, sampling_key(sequence, position))
+
+
+def test_sequences_of_one_sample_are_chosen_each_by_its_own_key():
+    tokens = sequences(2000, per_sample=5, length=20)
+    chosen = subsample(tokens, 1000)
+    shuffled = tokens.take(torch.randperm(2000, generator=torch.Generator().manual_seed(1)))
+    assert same(subsample(shuffled, 1000), chosen)
+    together = torch.zeros(20, 20).long()  # of each sample and position, how many of five
+    together.index_put_((chosen.sample, chosen.position), torch.tensor(1), accumulate=True)
+    # Independent choices: variance 5 / 4 where all or none would be 25 / 4.
+    assert float(together.double().var()) == pytest.approx(1.25, rel=0.3)
+    # Without the keys the five are one choice.
+    tied = subsample(Tokens(tokens.x, tokens.sample, tokens.position, tokens.token_id), 1000)
+    together = torch.zeros(20, 20).long()
+    together.index_put_((tied.sample, tied.position), torch.tensor(1), accumulate=True)
+    assert set(together.unique().tolist()) <= {0, 5}
+
+
+def test_keys_go_where_their_rows_go():
+    tokens = sequences(100, 5, 10)
+    assert tokens.key is not None
+    rows = torch.tensor([3, 99, 0])
+    assert torch.equal(tokens.take(rows).keys(), tokens.key[rows])
+    assert torch.equal(tokens.to("cpu").keys(7), tokens.key)
+    assert torch.equal(concatenate(tokens, tokens.take(rows)).keys()[100:], tokens.key[rows])
+    with pytest.raises(InputError, match="all of them one, or none"):
+        concatenate(tokens, tokens_of(normal(0, 5, 3)))
+
+
+def test_a_profile_samples_questions_about_one_image_apart():
+    """The keys by which tokens were drawn stay with them: of the question, not of the image."""
+    drawn = TokenSample(64, ["text"], seed=0)
+    ids = torch.arange(32).view(4, 8)
+    drawn.plan(TokenLayout.build(ids, image_token_id=99), ids, ["a", "b", "c", "d"], [7, 7, 7, 7])
+    drawn.write("residual", 0, normal(0, 4, 8, 3))
+    tokens = MergedSample(64, ["text"], [drawn]).tokens("residual", 0, "text")
+    assert tokens is not None
+    assert tokens.sample.unique().tolist() == [7]
+    assert len(tokens.keys().unique()) == len(tokens) == 32
+    assert same(subsample(tokens, 9), tokens.take(torch.arange(9)))
 
 
 def test_sampling_is_uniform_over_samples_and_positions():
