@@ -6,6 +6,7 @@ Samples are resampled as wholes (rows of the inputs), so intervals and p-values 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from operator import index
 from os import PathLike
 from typing import Any, TypeAlias
 
@@ -30,6 +31,34 @@ Metrics: TypeAlias = "Metric | Mapping[str, Metric]"
 Table: TypeAlias = pd.DataFrame
 Cell: TypeAlias = "Mapping[str, Any]"
 Runner: TypeAlias = "Callable[[Sequence[Cell]], tuple[Tensor, ...]]"
+
+
+def checked_layers(layers: Any, n_layers: int) -> list[int]:
+    """Numbers of blocks, counted from the front.
+
+    Args:
+        layers: numbers of blocks, negative ones from the end (-1 is the last); None takes all.
+        n_layers: blocks of the model.
+
+    Raises:
+        InputError: there is none, one is no whole number, or one is no block of the model.
+    """
+    if layers is None:
+        return list(range(n_layers))
+    try:
+        found = [index(layer) for layer in layers]
+    except TypeError as error:
+        raise InputError(
+            f"layers= is a list of numbers of blocks, such as [0, 5] or range(4, 8), not {layers!r}."
+        ) from error
+    if not found:
+        raise InputError("layers= names no block. Leave it out to take all.")
+    if wrong := [layer for layer in found if not -n_layers <= layer < n_layers]:
+        raise InputError(
+            f"There is no layer {wrong[0]}: the model has {n_layers}, 0 to {n_layers - 1} (or "
+            f"-{n_layers} to -1 from the end)."
+        )
+    return [layer % n_layers for layer in found]
 
 
 def windows(n_layers: int, window: int, stride: int = 1) -> list[range]:

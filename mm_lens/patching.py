@@ -42,6 +42,7 @@ from transformer_lens.utilities.components_utils import get_act_name
 from mm_lens.bridge import VisionLanguageBridge
 from mm_lens.cache import LayoutCache
 from mm_lens.correspondence import sources
+from mm_lens.effects import checked_layers
 from mm_lens.errors import HookError, InputError
 from mm_lens.inputs import Inputs
 from mm_lens.moves import Move, means, patch
@@ -103,7 +104,7 @@ def generic_activation_patch(
             a scalar; or a mapping of names to such functions. See `mm_lens.answers`.
         activation_name: one of `PATCHABLE`.
         axis: the regions; see `mm_lens.regions`.
-        layers: blocks to patch; None patches all.
+        layers: blocks to patch, negative ones from the end; None patches all.
         heads: patch each attention head alone (z, q, k, v only).
         resample: "nearest" or "mean"; see the module.
         corrupt_hooks: forward hooks that are part of the corrupted run, such as
@@ -129,8 +130,7 @@ def generic_activation_patch(
         moves = means(moves, found, regions(clean_cache.layout, axis), corrupted, clean_cache)
     elif resample != "nearest":
         raise InputError(f'resample is "nearest" or "mean", not {resample!r}.')
-    blocks = list(range(model.cfg.n_layers)) if layers is None else [*layers]
-    blocks = [range(model.cfg.n_layers)[layer] for layer in blocks]
+    blocks = checked_layers(layers, model.cfg.n_layers)
     clean = {layer: _cached(clean_cache, activation_name, layer) for layer in blocks}
     n_heads = clean[blocks[0]].shape[2] if heads else 1
     cells = [(la, r, h) for la in blocks for r in range(len(found)) for h in range(n_heads)]

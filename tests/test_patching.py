@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 from conftest import FAMILIES, load_tiny
@@ -12,6 +13,7 @@ from tiny import random_image
 import mm_lens
 from mm_lens import DataError, HookError, InputError, patching
 from mm_lens.answers import Answers, option_tokens
+from mm_lens.effects import checked_layers
 from mm_lens.patching import Box, Grid
 
 pytestmark = pytest.mark.filterwarnings("ignore::mm_lens.MMLensWarning")
@@ -261,6 +263,23 @@ def test_what_cannot_be_patched_is_refused(model):
     longer = model.prepare(["What is it now?", "Why?"], OTHER[1])
     with pytest.raises(InputError, match="token"):
         patch(model, longer, cache, metric, axis=["text"], layers=[0], progress=False)
+
+
+def test_layers_are_checked(model):
+    corrupted, clean = (model.prepare(*x) for x in (BATCH, OTHER))
+    _, cache = model.run_with_cache(clean, names_filter=mm_lens.names("resid_pre"))
+    assert checked_layers(None, 3) == [0, 1, 2]
+    assert checked_layers(np.array([-1, 0]), 3) == [2, 0]
+    for layers, complaint in (
+        ([], "names no block"),
+        ([99], "no layer 99: the model has 3"),
+        ([-4], "no layer -4"),
+    ):
+        with pytest.raises(InputError, match=complaint):
+            patching.get_act_patch_resid_pre(model, corrupted, cache, metric, layers=layers)
+    for layers in (3, "12", [0.5]):
+        with pytest.raises(InputError, match="list of numbers of blocks"):
+            checked_layers(layers, 3)
 
 
 def test_answers_are_read_at_the_last_attended_position(model):
