@@ -8,24 +8,26 @@ that returns an :class:`Estimate`. Metrics register themselves::
     def linearity_paper(fit: LinearFit) -> Estimate: ...
 
 Degenerate inputs (fewer than three tokens, constant states) make the value NaN with the reason in
-``warning``. They never raise: the metrics run for hours inside a profile, and one empty modality
-must not end it.
+``warning``, and so does a metric that fails. They never raise: the metrics run for hours inside a
+profile, and one empty modality must not end it. Wrong use and a lack of memory are raised.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-from mm_lens.errors import InputError, MMLensError
+from mm_lens.errors import InputError, MMLensError, MMLensWarning
 from mm_lens.metrics.intervals import Replicates
 from mm_lens.metrics.tokens import Tokens, finite
 
 PRESETS = ("paper", "honest")
+T = TypeVar("T")
 
 
 class UndefinedError(MMLensError):
@@ -79,12 +81,12 @@ def estimate(
     """
     if not math.isfinite(value):
         raise UndefinedError("not computable in float64: the states are too large or too small")
-    warnings = [*warnings]
+    notes = [*warnings]
     if math.isnan(low):
-        warnings.append("no interval: too few samples")
+        notes.append("no interval: too few samples")
     n_over_d = len(tokens) / tokens.d
     numbers = (value, low, high, len(tokens), n_over_d, chance)
-    return Estimate(*numbers, replicates=replicates or Replicates()).warn(*warnings)
+    return Estimate(*numbers, replicates=replicates or Replicates()).warn(*notes)
 
 
 @dataclass(frozen=True)
@@ -233,15 +235,22 @@ def evaluate(
         # Autocast would turn the float32 products below into bfloat16 without a word.
         with torch.no_grad(), torch.autocast(tokens.x.device.type, enabled=False):
             kept, dropped = finite(*given)
-            shared = family.prepare(*kept, seed)
+            shared = or_nan(kept[0], family.prepare, *kept, seed)
             note = f"{dropped} of {len(tokens)} tokens not finite, dropped" if dropped else ""
             for metric in members:
-                results[metric.name] = or_nan(kept[0], metric._function, shared).warn(note)
+                failed = isinstance(shared, Estimate)
+                found = shared if failed else or_nan(kept[0], metric._function, shared)
+                results[metric.name] = found.warn(note)
     return {metric.name: results[metric.name] for metric in chosen if metric.name in results}
 
 
-def or_nan(tokens: Tokens, function: Callable[..., Estimate], *arguments: Any) -> Estimate:
-    """What the function returns; NaN with the reason where the data do not determine it."""
+def or_nan(tokens: Tokens, function: Callable[..., T], *arguments: Any) -> T | Estimate:
+    """What the function returns; NaN with the reason where the data do not determine it.
+
+    Raises:
+        MMLensError: The function was used wrongly.
+        MemoryError: Or what torch raises in its place.
+    """
     try:
         return function(*arguments)
     except UndefinedError as reason:
@@ -250,8 +259,20 @@ def or_nan(tokens: Tokens, function: Callable[..., Estimate], *arguments: Any) -
         message = f"not computable in float64: {error}"
     except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
         message = f"linear algebra did not converge: {error}"
+    except Exception as error:
+        if isinstance(error, MMLensError) or _lacks_memory(error):
+            raise
+        name = getattr(function, "__name__", "a metric")
+        message = f"{name} failed: {type(error).__name__}: {error}"
+        warnings.warn(f"{message}. Its value is NaN.", MMLensWarning, stacklevel=3)
     n = len(tokens)
     return Estimate(math.nan, math.nan, math.nan, n, n / tokens.d, warning=message)
+
+
+def _lacks_memory(error: Exception) -> bool:
+    """Whether memory ran out; on a CPU torch says so in the message alone."""
+    kinds = MemoryError, torch.OutOfMemoryError
+    return isinstance(error, kinds) or "allocate memory" in str(error)
 
 
 def _lookup(metric: Metric | str) -> Metric:

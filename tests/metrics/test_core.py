@@ -12,8 +12,16 @@ from metrics.made import normal, rotation, tokens_of
 from torch import Tensor
 
 import mm_lens.metrics.dimension as dimension_module
-from mm_lens.errors import InputError
-from mm_lens.metrics import METRICS, Estimate, Tokens, evaluate, preset
+from mm_lens.errors import InputError, MMLensWarning
+from mm_lens.metrics import (
+    METRICS,
+    Estimate,
+    Family,
+    Tokens,
+    UndefinedError,
+    evaluate,
+    preset,
+)
 
 
 def pair(n: int = 240, d: int = 6, samples: int = 24) -> tuple[Tokens, Tokens]:
@@ -229,6 +237,51 @@ def test_small_and_narrow_inputs_give_a_number_or_a_reason(x):
     y = x + 0.1 * normal(9, *x.shape)
     for estimate in everything(tokens_of(x), tokens_of(y)).values():
         assert math.isfinite(estimate.value) or estimate.warning
+
+
+def failing(monkeypatch, error: Exception, in_prepare: bool) -> dict[str, Estimate]:
+    """Two metrics of a family that raises, and one of another family."""
+    for name in ("first", "second"):
+        monkeypatch.setitem(METRICS, name, None)
+
+    def fail(*_: object) -> Estimate:
+        raise error
+
+    family = Family("failing", arity=1, prepare=fail if in_prepare else lambda *given: given)
+    for name in ("first", "second"):
+        METRICS.pop(name)
+        family.metric(name, label=name, presets=())(fail)
+    return evaluate(pair()[0], None, ["first", "second", "anisotropy"])
+
+
+@pytest.mark.parametrize("in_prepare", [True, False])
+def test_one_failing_metric_does_not_end_a_profile(monkeypatch, in_prepare):
+    found = failing(monkeypatch, UndefinedError("one dimension has no neighbour"), in_prepare)
+    for name in ("first", "second"):
+        assert math.isnan(found[name].value)
+        assert found[name].warning == "one dimension has no neighbour"
+    assert found["anisotropy"].value == METRICS["anisotropy"].compute(pair()[0]).value
+    for error in (ValueError("of no use"), IndexError("too far"), KeyError("gone")):
+        with pytest.warns(MMLensWarning, match=f"fail failed: {type(error).__name__}"):
+            found = failing(monkeypatch, error, in_prepare)
+        assert math.isnan(found["first"].value)
+        assert f"{type(error).__name__}: {error}" in found["second"].warning
+        assert math.isfinite(found["anisotropy"].value)
+
+
+@pytest.mark.parametrize("in_prepare", [True, False])
+@pytest.mark.parametrize(
+    "error",
+    [
+        InputError("give it something else"),
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 8 bytes"),
+    ],
+)
+def test_wrong_use_and_a_lack_of_memory_are_raised(monkeypatch, error, in_prepare):
+    with pytest.raises(type(error)):
+        failing(monkeypatch, error, in_prepare)
 
 
 def test_two_distinct_states_have_no_dimension():
