@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from tqdm import tqdm
 from transformer_lens.utilities.statistics import (
     bootstrap_ci,
     derive_generator,
@@ -22,9 +23,10 @@ from transformer_lens.utilities.statistics import (
 
 from mm_lens.bridge import VisionLanguageBridge
 from mm_lens.errors import InputError
+from mm_lens.identity import _weights
 from mm_lens.inputs import Inputs
 from mm_lens.reruns import Rerun
-from mm_lens.sweeps import chunks, fingerprint, sweep
+from mm_lens.sweeps import chunks, fingerprint, probed, sweep
 
 Metric: TypeAlias = "Callable[[Float[Tensor, 'batch pos d_vocab']], Tensor]"
 Metrics: TypeAlias = "Metric | Mapping[str, Metric]"
@@ -49,7 +51,7 @@ def checked_layers(layers: Any, n_layers: int) -> list[int]:
         found = [index(layer) for layer in layers]
     except TypeError as error:
         raise InputError(
-            f"layers= is a list of numbers of blocks, such as [0, 5] or range(4, 8), not {layers!r}."
+            f"layers= is a list of numbers of blocks, as [0, 5] or range(4, 8), not {layers!r}."
         ) from error
     if not found:
         raise InputError("layers= names no block. Leave it out to take all.")
@@ -99,7 +101,9 @@ def effect_table(
             of each.
         about: what the cells do, for the file.
         batch_size: cells in one forward pass.
-        save: file that keeps what is done, to be gone on with after Ctrl-C.
+        save: file that keeps what is done, to be gone on with after Ctrl-C. To know whether it is
+            of the same table costs a forward pass of each sample, `mm_lens.sweeps.PROBES` calls of
+            its metrics, and one pass over the weights.
         progress: show a progress bar on stderr.
         confidence: of the intervals.
         n_resamples: of the bootstrap and the permutation test.
@@ -147,11 +151,15 @@ def effect_table(
 
     origin = ""
     if save is not None:
-        origin = fingerprint(about, cells, names, rows, _bits(samples, model))
+        probes = []
+        for k, (inputs, _) in enumerate(tqdm(samples, desc="baselines", disable=not progress)):
+            with torch.no_grad():
+                logits = model(inputs)
+            baseline[:, ends[k] : ends[k + 1]] = _evaluate(named[k], logits, rows[k])
+            probes.append(probed(named[k], logits))
+        told = [sorted(inputs.tensors.items()) for inputs, _ in samples]
+        origin = fingerprint(about, cells, rows, told, _weights(model), baseline, probes)
     values = sweep(work, evaluate, origin=origin, save=save, progress=progress, desc="effects")
-    for k in range(len(samples)):  # those whose cells all came from the file
-        if bool(baseline[:, ends[k]].isnan().any()):
-            run_of(k)
     values = values.reshape(len(samples), len(cells), len(names), most)
     flat = torch.cat([values[k, ..., : rows[k]] for k in range(len(samples))], -1)
     effect = flat - baseline
@@ -200,12 +208,3 @@ def _evaluate(
             )
         out.append(value)
     return torch.stack(out)
-
-
-def _bits(samples: Sequence[tuple[Inputs, Any]], model: Any) -> list[Any]:
-    """What tells samples and model apart, without running them."""
-    tensors = [
-        (key, value) for inputs, _ in samples for key, value in sorted(inputs.tensors.items())
-    ]
-    told = [part for key, value in tensors for part in (key, value)]
-    return [*told, model.W_U.sum().item(), *(p.sum().item() for p in model.blocks.parameters())]

@@ -44,11 +44,12 @@ from mm_lens.cache import LayoutCache
 from mm_lens.correspondence import sources
 from mm_lens.effects import checked_layers
 from mm_lens.errors import HookError, InputError
+from mm_lens.identity import _weights
 from mm_lens.inputs import Inputs
 from mm_lens.moves import Move, means, patch
 from mm_lens.regions import Axis, Box, Grid, Regions, regions
 from mm_lens.reruns import Rerun
-from mm_lens.sweeps import chunks, fingerprint, sweep
+from mm_lens.sweeps import chunks, fingerprint, probed, sweep
 
 Metric: TypeAlias = "Callable[[Float[Tensor, 'batch pos d_vocab']], Tensor]"
 Metrics: TypeAlias = "Metric | Mapping[str, Metric]"
@@ -110,7 +111,9 @@ def generic_activation_patch(
         corrupt_hooks: forward hooks that are part of the corrupted run, such as
             `mm_lens.corruptions.mean_activation`. They must treat every row alike.
         batch_size: patches in one forward pass.
-        save: file that keeps what is done, to be gone on with after Ctrl-C.
+        save: file that keeps what is done, to be gone on with after Ctrl-C. To know whether it is
+            of the same sweep costs one pass over the weights and the clean activations, and
+            `mm_lens.sweeps.PROBES` calls of the metric.
         progress: show a progress bar on stderr.
 
     Returns:
@@ -148,8 +151,10 @@ def generic_activation_patch(
     origin = ""
     if save is not None:
         origin = fingerprint(
-            [activation_name, cells, resample, found.labels, found.masks, baseline, rerun.logits],
-            [clean[layer] for layer in blocks],
+            [activation_name, cells, found, [name for name, _ in corrupt_hooks]],
+            [(move.row, move.target, move.source, move.groups) for move in moves],
+            [baseline, rerun.logits, clean, probed(evaluate.metrics, rerun.logits)],
+            _weights(model),
         )
     values = sweep(
         chunks(cells, [cell[0] for cell in cells], batch_size),

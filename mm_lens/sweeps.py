@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Callable, Iterable, Sequence
-from itertools import chain
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
+from transformer_lens.utilities.statistics import derive_generator
 
 from mm_lens.checked import read_file, tensor_checksum, write_file
 from mm_lens.errors import DataError
@@ -26,6 +28,8 @@ from mm_lens.sampling import digest
 
 SAVE_EVERY = 10.0
 """Seconds between two writes of the file."""
+PROBES = 64
+"""Enough to tell accuracies of two of eight options apart but once in 10⁸."""
 
 
 def chunks(cells: Sequence[Any], groups: Sequence[Any], size: int) -> list[list[int]]:
@@ -89,12 +93,55 @@ def sweep(
     return values
 
 
-def fingerprint(*parts: Iterable[Any]) -> str:
-    """Digest of tensors (by their bits) and of anything with a telling `repr`."""
-    told = [
-        tensor_checksum(part) if isinstance(part, Tensor) else repr(part) for part in chain(*parts)
-    ]
-    return f"{digest(repr(told)):x}"
+def fingerprint(*parts: Any) -> str:
+    """Digest of tensors and arrays (by their bits), wherever they are in lists, tuples, mappings
+    and dataclasses, and of anything else with a telling `repr`.
+
+    Cost: one pass over the tensors.
+    """
+    return f"{digest(repr(_told(parts))):x}"
+
+
+def probed(
+    metrics: Mapping[str, Callable[[Tensor], Any]], logits: Float[Tensor, "batch pos d_vocab"]
+) -> list[tuple[str, str]]:
+    """What tells metrics apart: their names, and a checksum of their values on `PROBES` fixed
+    pseudo-random logits of the shape of `logits`.
+
+    A metric that fails on these is told by its name alone. Cost: `PROBES` calls of each metric;
+    next to no memory, since the probes are views of one short row of numbers.
+    """
+    batch, pos, d_vocab = logits.shape
+    # Probe k reads the row with a stride of its own: no two places are the same in all probes.
+    longest = batch * pos * 2 * PROBES
+    row = torch.randn(longest + PROBES * PROBES + d_vocab, generator=derive_generator(0, "probes"))
+    row = row.to(logits.device, logits.dtype)
+    strides = [(pos * k, k, 1) for k in range(PROBES, 2 * PROBES)]
+    out = []
+    for name, metric in metrics.items():
+        try:
+            values = [
+                torch.as_tensor(metric(row.as_strided(logits.shape, stride, k * PROBES)))
+                for k, stride in enumerate(strides)
+            ]
+            out.append((name, tensor_checksum(torch.stack(values))))
+        except Exception:  # whatever a function of the user's does on logits that it is not for
+            out.append((name, ""))
+    return out
+
+
+def _told(part: Any) -> Any:
+    if isinstance(part, np.ndarray):
+        part = torch.from_numpy(np.ascontiguousarray(part))
+    if isinstance(part, Tensor):
+        return tensor_checksum(part)
+    if is_dataclass(part) and not isinstance(part, type):
+        return [type(part).__name__, *(_told(getattr(part, f.name)) for f in fields(part))]
+    if isinstance(part, Mapping):
+        return [(_told(key), _told(value)) for key, value in part.items()]
+    if isinstance(part, (list, tuple)):
+        return [_told(x) for x in part]
+    return repr(part)
 
 
 def _write(path: Path, origin: str, done: Tensor, values: Tensor) -> None:
@@ -110,16 +157,16 @@ def _write(path: Path, origin: str, done: Tensor, values: Tensor) -> None:
 
 
 def _read(path: Path, origin: str, n: int) -> tuple[Tensor, Tensor]:
+    remedy = "Delete it to begin anew, or name another file in save=."
     try:
         held = torch.load(io.BytesIO(read_file(path)), weights_only=True)
         done, values = held["done"], held["values"]
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}. Name another file in save=.") from error
     except Exception as error:
-        raise DataError(
-            f"{path} is no sweep that can be gone on with: {error}. Move it."
-        ) from error
+        raise DataError(f"{path} is damaged, or no file of a sweep. {remedy}") from error
     if held["origin"] != origin or len(done) != n:
         raise DataError(
-            f"{path} holds another sweep: other inputs, model, metric, regions or options. Delete "
-            "it to begin anew, or name another file in save=."
+            f"{path} holds another sweep: other inputs, model, metric, regions or options. {remedy}"
         )
     return done, values

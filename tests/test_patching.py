@@ -11,7 +11,7 @@ from conftest import FAMILIES, load_tiny
 from tiny import random_image
 
 import mm_lens
-from mm_lens import DataError, HookError, InputError, patching
+from mm_lens import HookError, InputError, patching
 from mm_lens.answers import Answers, option_tokens
 from mm_lens.effects import checked_layers
 from mm_lens.patching import Box, Grid
@@ -193,31 +193,6 @@ def test_batching_changes_nothing_but_rounding(model):
     )
     assert torch.allclose(one.values, many.values, atol=1e-5)
     assert list(one.index_df["grid 2×2"][:2]) == ["row 0 col 0", "row 0 col 1"]
-
-
-def test_interrupted_and_resumed(model, tmp_path):
-    """After Ctrl-C in the middle nothing that is done is done again."""
-    corrupted, clean = (model.prepare(*x) for x in (BATCH, OTHER))
-    _, cache = model.run_with_cache(clean, names_filter=mm_lens.names("resid_pre"))
-    options = {"axis": "modality", "batch_size": 2, "progress": False}
-    want = patching.get_act_patch_resid_pre(model, corrupted, cache, metric, **options)
-    calls = []
-
-    def stopped(logits):
-        calls.append(1)
-        if len(calls) == 6:  # the baseline, two chunks of two, and the first of the third
-            raise KeyboardInterrupt
-        return metric(logits)
-
-    save = tmp_path / "sweep"
-    with pytest.raises(KeyboardInterrupt):
-        patching.get_act_patch_resid_pre(model, corrupted, cache, stopped, save=save, **options)
-    calls = [1] * 6
-    got = patching.get_act_patch_resid_pre(model, corrupted, cache, stopped, save=save, **options)
-    assert len(calls) == 6 + 1 + 2
-    assert torch.equal(got.values, want.values)
-    with pytest.raises(DataError, match="another sweep"):
-        patching.get_act_patch_resid_pre(model, clean, cache, metric, save=save, **options)
 
 
 def test_results_of_several_images_stack(model):
