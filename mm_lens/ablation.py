@@ -8,20 +8,23 @@ the model has seen; prefer mean or resample, and say which (Zhang and Nanda 2024
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 from transformer_lens.utilities.components_utils import get_act_name
 
 from mm_lens.bridge import VisionLanguageBridge
 from mm_lens.cache import LayoutCache
 from mm_lens.correspondence import sources
-from mm_lens.effects import Metrics, Table, effect_table, windows
+from mm_lens.effects import Metrics, Table, checked_layers, effect_table, windows
 from mm_lens.errors import HookError, InputError
-from mm_lens.hooks import PARENTS
+from mm_lens.hooks import PARENTS, running
 from mm_lens.inputs import Inputs
+from mm_lens.knockout import group_name, named_apart, told
+from mm_lens.layout import TokenLayout
 from mm_lens.moves import Move
 from mm_lens.regions import group_mask, regions
 from mm_lens.reruns import Rerun
@@ -30,7 +33,17 @@ How: TypeAlias = Literal["zero", "mean", "resample"]
 Hook: TypeAlias = "tuple[str, Callable[..., Any]]"
 
 
+@dataclass(frozen=True)
+class Edit:
+    """What the positions of a group get at one hook point; `value` None puts zeros."""
+
+    row: Int[Tensor, " n"]
+    position: Int[Tensor, " n"]
+    value: Tensor | None
+
+
 def ablation_hooks(
+    model: VisionLanguageBridge,
     inputs: Inputs,
     group: Any,
     *,
@@ -40,41 +53,87 @@ def ablation_hooks(
     means: Mapping[int, Tensor] | None = None,
     donor: LayoutCache | None = None,
 ) -> list[Hook]:
-    """Forward hooks that ablate a group in a forward pass of `inputs`.
+    """Forward hooks that ablate a group in a forward pass of `inputs`, or of copies of them.
 
     Args:
-        inputs: what the model is run on.
+        model: the model.
+        inputs: what it is run on.
         group: group of the layout, ``"last"``, `Box` or mask (`mm_lens.regions`).
-        layers: blocks.
-        hook: short name of the hook point, as in `hooks.PARENTS`.
+        layers: blocks, negative ones from the end.
+        hook: short name of the hook point, as in `hooks.PARENTS`. An edit of resid_mid reaches
+            the MLP, not the skip connection past it.
         how: "zero"; "mean", with `means`; "resample", with `donor`.
         means: mean of the group for each layer, from `mean_activation`.
         donor: cache of another input that holds `hook` at `layers`.
 
     Raises:
         InputError: the group is empty in some row, has no match in the donor, or what `how` needs
-            is missing.
+            is missing; no layer is named; or, when they run, the pass is of other inputs.
         HookError: no such hook point.
     """
+    numbers = checked_layers(layers, model.cfg.n_layers)
+    edit = edits(inputs.layout, group, hook=hook, how=how, means=means, donor=donor)
+    return [(_point(hook, k), editing([edit(k)], inputs.layout)) for k in numbers]
+
+
+def edits(
+    layout: TokenLayout,
+    group: Any,
+    *,
+    hook: str,
+    how: How,
+    means: Mapping[int, Tensor] | None = None,
+    donor: LayoutCache | None = None,
+) -> Callable[[int], Edit]:
+    """The edit of each layer; see `ablation_hooks`."""
     if hook not in PARENTS:
         raise HookError(f"No hook point is called {hook!r}. Use: {', '.join(PARENTS)}.")
-    found = regions(inputs.layout, {str(group): group})
-    mask = found.masks[0]
-    if how == "zero":
-        return [(_point(hook, k), partial(_fill, mask=mask, value=None)) for k in layers]
-    if how == "mean":
-        if means is None or any(k not in means for k in layers):
-            raise InputError('how="mean" needs means= of every layer: see mean_activation.')
-        return [(_point(hook, k), partial(_fill, mask=mask, value=means[k])) for k in layers]
-    if how != "resample":
+    if how not in ("zero", "mean", "resample"):
         raise InputError(f'how is "zero", "mean" or "resample", not {how!r}.')
-    if donor is None:
+    if how == "resample" and donor is None:
         raise InputError('how="resample" needs donor=, the cache of another input.')
-    move = Move(*sources(found, inputs.layout, donor.layout)[0])
-    return [
-        (_point(hook, k), partial(_move, move=move, values=move.values(donor[_point(hook, k)])))
-        for k in layers
-    ]
+    found = regions(layout, {group_name(group): group})
+    if donor is not None and how == "resample":
+        held, move = donor, Move(*sources(found, layout, donor.layout)[0])
+        return lambda k: Edit(move.row, move.target, move.values(held[_point(hook, k)]))
+    row, position = found.masks[0].nonzero(as_tuple=True)
+
+    def edit(k: int) -> Edit:
+        if how == "zero":
+            return Edit(row, position, None)
+        if means is None or k not in means:
+            raise InputError('how="mean" needs means= of every layer: see mean_activation.')
+        return Edit(row, position, means[k])
+
+    return edit
+
+
+def editing(each: Sequence[Edit], layout: TokenLayout) -> Callable[..., Tensor]:
+    """A forward hook that makes edit j in the j-th copy of inputs with `layout`, and so on again.
+
+    It refuses passes of other inputs and values of another shape than the activations have.
+    """
+
+    def run(tensor: Tensor, hook: Any) -> Tensor:
+        running(hook).require(layout, "The edit")
+        out = tensor.clone()
+        for copy in range(len(tensor) // layout.shape[0]):
+            edit = each[copy % len(each)]
+            at = (edit.row + copy * layout.shape[0], edit.position)
+            out[at] = 0 if edit.value is None else _checked(edit.value, tensor, hook).to(tensor)
+        return out
+
+    return run
+
+
+def _checked(value: Tensor, tensor: Tensor, hook: Any) -> Tensor:
+    one = tensor.shape[2:]
+    if value.shape[-len(one) :] != one:
+        raise InputError(
+            f"The mean is of shape {tuple(value.shape)}, but one position of {hook.name} of "
+            f"{tuple(one)}. Take it from mm_lens.ablation.mean_activation of the same hook point."
+        )
+    return value
 
 
 def mean_activation(
@@ -90,8 +149,9 @@ def mean_activation(
     Memory does not grow with the samples.
 
     Raises:
-        InputError: no sample has a token of the group.
+        InputError: no sample has a token of the group, or no layer is named.
     """
+    layers = checked_layers(layers, model.cfg.n_layers)
     totals: dict[int, Tensor] = {}
     count = 0
     for inputs in samples:
@@ -126,7 +186,7 @@ def ablation_table(
     Args:
         model: in evaluation mode.
         samples: inputs and their metric (or named metrics).
-        groups: groups, or a mapping from names to them.
+        groups: groups, or a mapping from names to them, which masks need.
         how: "zero"; "mean" over all samples; "resample" from another sample, drawn by `seed` so
             that none is its own donor.
         hook: short name of the hook point.
@@ -139,9 +199,10 @@ def ablation_table(
         As `knockout_table`, with the column group in place of edge, source and target.
 
     Raises:
-        InputError: see `ablation_hooks`; or resampling from fewer than two samples.
+        InputError: see `ablation_hooks`; two groups have one name; or resampling from fewer than
+            two samples.
     """
-    named = groups if isinstance(groups, Mapping) else {str(group): group for group in groups}
+    named = named_apart(groups, group_name, "groups")
     spans = windows(model.cfg.n_layers, window, stride)
     cells = [
         {"first_layer": span[0], "last_layer": span[-1], "group": name}
@@ -166,26 +227,24 @@ def ablation_table(
             with torch.no_grad():
                 _, donor = model.run_with_cache(inputs_of[donors[which]], names_filter=names)
 
+        layout = rerun.inputs.layout
+        edit = {
+            name: edits(layout, group, hook=hook, how=how, means=means.get(name), donor=donor)
+            for name, group in named.items()
+        }
+
         def run(chunk: Sequence[Mapping[str, Any]]) -> tuple[Tensor, ...]:
-            out: list[Tensor] = []
-            for cell in chunk:
-                span = range(cell["first_layer"], cell["last_layer"] + 1)
-                name = cell["group"]
-                hooks = ablation_hooks(
-                    rerun.inputs,
-                    named[name],
-                    layers=span,
-                    hook=hook,
-                    how=how,
-                    means=means.get(name),
-                    donor=donor,
-                )
-                out += rerun.run(span[0], 1, hooks)
-            return tuple(out)
+            """Logits of each cell, a copy for each; all of them are of one window."""
+            span = range(chunk[0]["first_layer"], chunk[0]["last_layer"] + 1)
+            hooks = [
+                (_point(hook, k), editing([edit[cell["group"]](k) for cell in chunk], layout))
+                for k in span
+            ]
+            return rerun.run(span[0], len(chunk), hooks)
 
         return run
 
-    about = ["ablation", sorted(named.items(), key=str), how, hook, window, stride, donors]
+    about = ["ablation", *map(told, named.values()), how, hook, window, stride, donors]
     return effect_table(model, samples, cells, prepare, about=about, seed=seed, **options)
 
 
@@ -199,16 +258,3 @@ def _donors(n: int, seed: int) -> list[int]:
 
 def _point(hook: str, layer: int) -> str:
     return str(get_act_name(hook, layer))
-
-
-def _fill(tensor: Tensor, hook: Any, mask: Tensor, value: Tensor | None) -> Tensor:
-    out = tensor.clone()
-    copies = mask.repeat(len(tensor) // len(mask), 1).to(tensor.device)
-    out[copies] = 0 if value is None else value.to(tensor.device, tensor.dtype)
-    return out
-
-
-def _move(tensor: Tensor, hook: Any, move: Move, values: Tensor) -> Tensor:
-    out = tensor.clone()
-    out[move.row, move.target] = values.to(tensor.device, tensor.dtype)
-    return out

@@ -18,6 +18,7 @@ from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
+from mm_lens.correspondence import aligned
 from mm_lens.errors import HookError, InputError
 from mm_lens.families import Family
 from mm_lens.layout import TokenLayout
@@ -69,6 +70,14 @@ class Frame:
     ) -> None:
         self.family, self.inputs, self.explicit = family, inputs, explicit
         self._selections: dict[str, Selection | None] = {}
+        self._fits: list[TokenLayout] = []  # found to be that of this pass
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(batch, pos)."""
+        tokens = self.inputs.get("input_ids")
+        start: Tensor = self.inputs["inputs_embeds"] if tokens is None else tokens
+        return start.shape[0], start.shape[1]
 
     @cached_property
     def layout(self) -> TokenLayout:
@@ -116,6 +125,60 @@ class Frame:
                 Selection(self.layout.positions(group), valid) if valid.any() else None
             )
         return self._selections[group]
+
+    def fits(self, layout: TokenLayout) -> bool:
+        """Whether this pass is of inputs with `layout`, or of copies of them, or they of it."""
+        if not any(layout is known for known in self._fits):
+            if difference(self.layout, layout):
+                return False
+            self._fits.append(layout)
+        return True
+
+    def require(self, layout: TokenLayout, what: str) -> None:
+        """Refuse to run what was made for other inputs, whose positions are other things.
+
+        Args:
+            layout: of the inputs that it was made for; a pass of copies of them will do.
+            what: names it in the message.
+
+        Raises:
+            InputError: naming the first position that is not the same.
+            HookError: the layout of the pass is unknown.
+        """
+        if self.shape[0] % layout.shape[0] or not self.fits(layout):
+            raise InputError(
+                f"{what} was made for other inputs than those of this forward pass: "
+                f"{difference(layout, self.layout)}. Make it for the inputs that are run."
+            )
+
+
+def difference(layout: TokenLayout, other: TokenLayout) -> str:
+    """What the first position is that is not the same token of the same segment in both; empty
+    if there is none. The rows of one may be copies of those of the other."""
+    rows = max(layout.shape[0], other.shape[0])
+    whole = [
+        x if rows == x.shape[0] else x.repeat(rows // max(x.shape[0], 1)) for x in (layout, other)
+    ]
+    a, b = whole
+    if a.shape != b.shape:
+        return f"{layout.shape} and {other.shape} [batch, pos]"
+    if aligned(a, b):
+        return ""
+    for row in range(rows):
+        for position in range(a.shape[1]):
+            is_a, is_b = (_what(x, row, position) for x in whole)
+            if is_a != is_b:
+                where = f"position {position} of row {row} is"
+                if is_a[0] == is_b[0]:
+                    return f"{where} another token of {is_a[0]!r}"
+                return f"{where} {is_a[0]!r} there and {is_b[0]!r} here"
+    return "their segments have other names"
+
+
+def _what(layout: TokenLayout, row: int, position: int) -> tuple[Any, ...]:
+    fields = ("modality", "image", "tile", "row", "col", "newline")
+    name = layout.segment_names[int(layout.segment[row, position])]
+    return name, *(getattr(layout, field)[row, position].item() for field in fields)
 
 
 class ForwardContext:

@@ -14,9 +14,9 @@ from jaxtyping import Float
 from PIL import Image, ImageFilter
 from torch import Tensor
 
+from mm_lens.ablation import editing, edits
 from mm_lens.errors import InputError
 from mm_lens.inputs import Inputs
-from mm_lens.regions import group_mask
 
 Rect: TypeAlias = "tuple[float | int, float | int, float | int, float | int]"
 T = TypeVar("T")
@@ -95,15 +95,13 @@ def mean_activation(
         inputs: what the model is run on.
         mean: from ``mm_lens.ablation.mean_activation(…, hook="resid_pre", layers=[0])[0]``.
         group: group of the layout, box or mask.
+
+    Raises:
+        InputError: the group is empty in some row; or, when they run, the pass is of other inputs
+            or the mean is not of the model's width.
     """
-    mask = group_mask(inputs.layout, group)
-
-    def fill(tensor: Tensor, hook: Any) -> Tensor:
-        out = tensor.clone()
-        out[mask.repeat(len(tensor) // len(mask), 1).to(tensor.device)] = mean.to(tensor)
-        return out
-
-    return [("blocks.0.hook_resid_pre", fill)]
+    edit = edits(inputs.layout, group, hook="resid_pre", how="mean", means={0: mean})(0)
+    return [("blocks.0.hook_resid_pre", editing([edit], inputs.layout))]
 
 
 def _mean(pixels: np.ndarray) -> tuple[int, int, int]:

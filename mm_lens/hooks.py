@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 from transformer_lens.hook_points import HookPoint, LensHandle, _AliasedHookPoint
 
-from mm_lens.context import ForwardContext, Selection
+from mm_lens.context import ForwardContext, Frame, Selection
 from mm_lens.errors import HookError
 
 Direction = Literal["fwd", "bwd"]
@@ -254,6 +254,22 @@ def guard(
     point._inert = (where, remedy)  # type: ignore[assignment]
 
 
+def running(hook: Any) -> Frame:
+    """The forward pass that a hook of the full stream fires in, told by its hook point.
+
+    Raises:
+        HookError: the hook point is of no model of `mm_lens.load`, or the model is not running.
+    """
+    point = getattr(hook, "_target", hook)  # behind another spelling of its name
+    context: ForwardContext | None = point.__dict__.get("_forward_context")
+    if context is None:
+        raise HookError(
+            f"What the positions at {hook.name} are is unknown: run the hook in a model of "
+            "mm_lens.load, at a hook point of its blocks."
+        )
+    return context.frame
+
+
 def install_views(bridge: Any, context: ForwardContext, groups: Iterable[str]) -> None:
     """Register a view for every group, block and token-indexed hook point of `bridge`."""
     known = bridge.hook_dict
@@ -262,6 +278,7 @@ def install_views(bridge: Any, context: ForwardContext, groups: Iterable[str]) -
             parent = known.get(f"blocks.{i}.{path}")
             if parent is None:
                 continue  # a block of another kind (no attention, or no gate)
+            parent.__dict__["_forward_context"] = context
             for group in groups:
                 view = ModalityHookPoint(parent, group, context)
                 name = f"{group}.hook_{short}"
@@ -277,5 +294,6 @@ def uninstall_views(bridge: Any) -> None:
         for name in [n for n, point in registry.items() if isinstance(point, ModalityHookPoint)]:
             registry.pop(name).remove_hooks("both", including_permanent=True)
     for point in bridge._hook_registry.values():
+        point.__dict__.pop("_forward_context", None)
         if type(point) is GuardedHookPoint:
             point.__class__ = HookPoint  # type: ignore[assignment]

@@ -14,7 +14,7 @@ of zeros. `keep_self` leaves each query the key of its own position.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -24,7 +24,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from mm_lens.bridge import VisionLanguageBridge
-from mm_lens.effects import Metrics, Table, effect_table, windows
+from mm_lens.effects import Metrics, Table, checked_layers, effect_table, windows
 from mm_lens.errors import InputError
 from mm_lens.inputs import Inputs
 from mm_lens.layout import TokenLayout
@@ -55,16 +55,18 @@ def knockout(
         inputs: what it is run on inside.
         source: group of the keys.
         target: group of the queries.
-        layers: blocks; None takes all.
+        layers: blocks, negative ones from the end; None takes all.
         heads: heads; None takes all.
         keep_self: leave each query the key of its own position.
 
     Raises:
         InputError: there is nothing to knock out (no target comes after a source in some row), or
-            a query would be left without keys.
+            a query would be left without keys; no layer or no head is named; other inputs are run
+            inside (copies of these will do).
     """
-    blocked = blocked_keys(inputs.layout, source, target, keep_self)
-    with masked(model, {k: _per_head(model, blocked, heads) for k in _blocks(model, layers)}):
+    keys = _per_head(model, blocked_keys(inputs.layout, source, target, keep_self), heads)
+    blocked = dict.fromkeys(checked_layers(layers, model.cfg.n_layers), keys)
+    with masked(model, blocked, inputs.layout):
         yield
 
 
@@ -116,7 +118,7 @@ def knockout_table(
     Args:
         model: in evaluation mode.
         samples: inputs and their metric (or named metrics), see `mm_lens.answers`.
-        edges: (source, target) pairs, or a mapping from names to them.
+        edges: (source, target) pairs, or a mapping from names to them, which masks need.
         window: layers knocked out together; `stride`: from the start of one window to the next.
         stride: see `window`.
         heads: heads knocked out together; None takes all.
@@ -130,18 +132,18 @@ def knockout_table(
         interval a bootstrap over samples, its p-value a sign-flip permutation test.
 
     Raises:
-        InputError: see `knockout`.
+        InputError: see `knockout`; or two edges have one name.
         DataError: `save` holds another table.
     """
-    named = edges if isinstance(edges, Mapping) else {_arrow(*edge): edge for edge in edges}
+    named = named_apart(edges, lambda edge: " → ".join(map(group_name, edge)), "edges")
     spans = windows(model.cfg.n_layers, window, stride)
     cells = [
         {
             "first_layer": span[0],
             "last_layer": span[-1],
             "edge": name,
-            "source": _name(source),
-            "target": _name(target),
+            "source": group_name(source),
+            "target": group_name(target),
         }
         for span in spans
         for name, (source, target) in named.items()
@@ -155,7 +157,8 @@ def knockout_table(
         }
         return partial(_run, model, rerun, blocked)
 
-    about = ["knockout", sorted(named.items(), key=str), window, stride, heads, keep_self]
+    groups = [told(group) for edge in named.values() for group in edge]
+    about = ["knockout", *groups, window, stride, heads, keep_self]
     return effect_table(model, samples, cells, prepare, about=about, **options)
 
 
@@ -168,27 +171,34 @@ def _run(
     """Logits of each cell; all of them are of one window."""
     span = range(cells[0]["first_layer"], cells[0]["last_layer"] + 1)
     together = torch.cat([blocked[cell["edge"]] for cell in cells])
-    with masked(model, dict.fromkeys(span, together)):
+    with masked(model, dict.fromkeys(span, together), rerun.inputs.layout):
         return rerun.run(span[0], len(cells))
 
 
 @contextmanager
 def masked(
-    model: VisionLanguageBridge, blocked: Mapping[int, Bool[Tensor, "batch head query key"]]
+    model: VisionLanguageBridge,
+    blocked: Mapping[int, Bool[Tensor, "batch head query key"]],
+    layout: TokenLayout,
 ) -> Iterator[None]:
-    """Mask keys in some blocks; the head axis may have size 1, for all heads."""
+    """Mask keys in some blocks, in passes of inputs with `layout` or of copies of them.
+
+    The head axis may have size 1, for all heads.
+    """
 
     def mask(
         module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], keys: Tensor
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
-        if keys.shape[0] != hidden.shape[0] or keys.shape[2] != hidden.shape[1]:
+        copies, rest = divmod(hidden.shape[0], keys.shape[0])
+        if rest or not copies or keys.shape[2] != hidden.shape[1]:
             raise InputError(
                 f"A forward pass of shape {tuple(hidden.shape[:2])} [batch, pos] ran under a "
                 f"knock-out made for {keys.shape[0], keys.shape[2]}. Run the inputs that it was "
                 "made for, without generating."
             )
-        keys = keys.to(hidden.device)
+        model.context.frame.require(layout, "The knock-out")
+        keys = keys.to(hidden.device).repeat(copies, 1, 1, 1)
         given = kwargs.get("attention_mask")
         n = hidden.shape[1]
         if given is None:  # causal, and nothing is padding
@@ -214,6 +224,8 @@ def _per_head(
     if heads is None:
         return blocked[:, None]
     n = model.cfg.n_heads
+    if not len(heads):
+        raise InputError("heads= names no head. Leave it out to take all.")
     if wrong := [h for h in heads if not -n <= h < n]:
         raise InputError(f"There is no head {wrong[0]}: the model has {n}.")
     chosen = torch.zeros(n, dtype=torch.bool, device=blocked.device)
@@ -221,16 +233,32 @@ def _per_head(
     return blocked[:, None] & chosen[:, None, None]
 
 
-def _blocks(model: VisionLanguageBridge, layers: Sequence[int] | None) -> list[int]:
-    n = model.cfg.n_layers
-    if layers is not None and (wrong := [k for k in layers if not -n <= k < n]):
-        raise InputError(f"There is no layer {wrong[0]}: the model has {n}.")
-    return list(range(n)) if layers is None else [k % n for k in layers]
+def named_apart(
+    items: Sequence[Any] | Mapping[str, Any], name: Callable[[Any], str], what: str
+) -> Mapping[str, Any]:
+    """What a table is made of, by names that are its rows.
+
+    Raises:
+        InputError: two have one name, and their rows would fall together.
+    """
+    if isinstance(items, Mapping):
+        return items
+    found: dict[str, Any] = {}
+    for item in items:
+        if (called := name(item)) in found:
+            raise InputError(
+                f"Two {what} are called {called!r}, and would be one row of the table. Pass a "
+                f"mapping from names to {what}."
+            )
+        found[called] = item
+    return found
 
 
-def _arrow(source: Any, target: Any) -> str:
-    return f"{_name(source)} → {_name(target)}"
+def group_name(group: Any) -> str:
+    """Name of a group in tables: a mask has none of its own."""
+    return "mask" if hasattr(group, "dtype") else str(group)
 
 
-def _name(group: Any) -> str:
-    return "mask" if isinstance(group, Tensor) or hasattr(group, "dtype") else str(group)
+def told(group: Any) -> Any:
+    """A group as the fingerprint of a table takes it: masks by all their bits."""
+    return torch.as_tensor(group) if hasattr(group, "dtype") else group

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 from conftest import FAMILIES, load_tiny
 from tiny import random_image
 
 import mm_lens
-from mm_lens import InputError
+from mm_lens import InputError, corruptions
 from mm_lens.ablation import ablation_hooks, ablation_table, mean_activation
 from mm_lens.knockout import blocked_keys, knockout, knockout_table
 
@@ -132,7 +134,10 @@ def test_refusals(bridge, family):
         ({"source": "all", "target": "all"}, "without any key"),
         ({"source": "visual", "target": "nonsense"}, "No group"),
         ({"layers": [7]}, "no layer 7"),
+        ({"layers": []}, "no block"),
+        ({"layers": range(0)}, "no block"),
         ({"heads": [4]}, "no head 4"),
+        ({"heads": []}, "no head"),
     ):
         options = {"source": source, "target": target} | change
         with pytest.raises(InputError, match=complaint), knockout(bridge, inputs, **options):
@@ -145,6 +150,36 @@ def test_refusals(bridge, family):
         pytest.raises(InputError, match="made for"),
     ):
         bridge(other)
+
+
+@pytest.mark.parametrize("edit", ["knockout", "ablation", "added hook", "corruption"])
+def test_edits_hold_for_the_inputs_they_were_made_for(model, edit):
+    """Left and right padding: one shape, other positions. Copies of the inputs are theirs."""
+    left, right = (model.prepare(PROMPTS, IMAGES, padding_side=s) for s in ("left", "right"))
+    assert left.input_ids.shape == right.input_ids.shape
+    with torch.no_grad():
+        plain = model(left)
+    hooks = ablation_hooks(model, left, "last", layers=[1])
+    if edit == "corruption":
+        hooks = corruptions.mean_activation(left, torch.zeros(24))
+    if edit == "knockout":
+        under = knockout(model, left, source="visual", target="last")
+    else:
+        under = model.hooks(fwd_hooks=hooks)
+    if edit == "added hook":
+        under = contextlib.nullcontext()
+        model.add_hook(*hooks[0])
+    try:
+        with torch.no_grad(), under:
+            got = model(left)
+            many = model({k: v.repeat(2, *[1] * (v.ndim - 1)) for k, v in left.items()})
+            with pytest.raises(InputError, match=r"made for other inputs.*'pad'"):
+                model(right)
+    finally:
+        model.reset_hooks()
+    valid = left.attention_mask.bool()
+    assert ((got - plain).abs().amax(-1) * valid).amax(1).min() > 1e-3
+    assert (many - got.repeat(2, 1, 1))[valid.repeat(2, 1)].abs().max() < 1e-5
 
 
 def test_table_of_windows_and_edges(model, native, family, tmp_path):
@@ -202,7 +237,9 @@ def test_ablations_equal_native_hooks(model, native, family):
         "resample": theirs[0, match[0].clamp(min=0)][None],
     }
     for how, value in values.items():
-        hooks = ablation_hooks(inputs, group, layers=[layer], how=how, means=means, donor=donor)
+        hooks = ablation_hooks(
+            model, inputs, group, layers=[layer], how=how, means=means, donor=donor
+        )
         got = metric(model.run_with_hooks(inputs, fwd_hooks=hooks))
 
         def edit(m, a, out, value=value):
@@ -234,13 +271,94 @@ def test_ablation_table(model):
         # A derangement of donors may leave the mean alone, but not every sample.
         assert late.loc["last", "high"] - late.loc["last", "low"] > 1e-2
     with torch.no_grad():
-        hooks = ablation_hooks(inputs[0], "last", **options)
+        hooks = ablation_hooks(model, inputs[0], "last", **options)
         want = metric(model.run_with_hooks(inputs[0], fwd_hooks=hooks))
     assert want.item() == pytest.approx(0, abs=1e-6)
     for change, complaint in (
         ({"how": "mean"}, "means="),
         ({"how": "resample"}, "donor="),
         ({"group": "image 3"}, "no position"),
+        ({"layers": []}, "no block"),
+        ({"layers": [3]}, "no layer 3"),
     ):
         with pytest.raises(InputError, match=complaint):
-            ablation_hooks(inputs[0], **{"group": "visual", **options, **change})
+            ablation_hooks(model, inputs[0], **{"group": "visual", **options, **change})
+    with pytest.raises(InputError, match="no block"):
+        mean_activation(model, inputs, "visual", layers=[])
+
+
+@torch.no_grad()
+def test_layers_count_from_the_end_too(model):
+    inputs = model.prepare("Eh?", IMAGES[0])
+    for how in ("zero", "mean"):
+        got, want = (
+            model.run_with_hooks(
+                inputs,
+                fwd_hooks=ablation_hooks(
+                    model,
+                    inputs,
+                    "last",
+                    layers=[k],
+                    how=how,
+                    means=mean_activation(model, [inputs], "text", layers=[k]),
+                ),
+            )
+            for k in (-1, 2)
+        )
+        assert torch.equal(got, want)
+
+
+@torch.no_grad()
+def test_a_mean_of_another_shape_is_refused(model):
+    inputs = model.prepare("Eh?", IMAGES[0])
+    for hooks in (
+        ablation_hooks(model, inputs, "visual", layers=[0], how="mean", means={0: torch.zeros(1)}),
+        corruptions.mean_activation(inputs, torch.zeros(1)),
+    ):
+        with pytest.raises(InputError, match=r"\(1,\).*\(24,\)"):
+            model.run_with_hooks(inputs, fwd_hooks=hooks)
+    with pytest.raises(InputError, match="no position in 'image 3'"):
+        corruptions.mean_activation(inputs, torch.zeros(24), "image 3")
+
+
+def test_masks_of_a_table_need_names(model):
+    """Every mask would be called "mask": two of them were one row."""
+    inputs = model.prepare("Eh?", IMAGES[0])
+    visual = inputs.layout.mask("visual")
+    first = visual & (visual.cumsum(1) <= 5)
+    masks, samples = [first, visual & ~first], [(inputs, metric)]
+    options = {"window": 3, "progress": False, "n_resamples": 10}
+    for table, plain, named in (
+        (knockout_table, [(m, "last") for m in masks], {"a": (masks[0], "last")}),
+        (ablation_table, masks, {"a": masks[0]}),
+    ):
+        with pytest.raises(InputError, match=r"called 'mask.*mapping"):
+            table(model, samples, plain, **options)
+        several = {**named, "b": plain[1]}
+        both = table(model, samples, several, **options)
+        alone = [table(model, samples, {name: several[name]}, **options) for name in several]
+        assert both["effect"].tolist() == pytest.approx(
+            [float(t["effect"].iloc[0]) for t in alone], abs=1e-5
+        )
+        assert abs(both["effect"][0] - both["effect"][1]) > 1e-3
+        assert len(table(model, samples, plain[:1], **options)) == 1
+
+
+def test_ablation_table_runs_several_groups_in_one_pass(model):
+    inputs = [model.prepare(PROMPTS, [random_image(31, 57, k), IMAGES[1]]) for k in (0, 5)]
+    samples = [(x, metric) for x in inputs]
+    passes = []
+    handle = model.original_model.register_forward_pre_hook(lambda *_: passes.append(1))
+    groups = ["visual", "text", "last", "base"]
+    for how in ("zero", "mean", "resample"):
+        found, ran = [], []
+        for batch_size in (1, 4):
+            passes.clear()
+            options = {"batch_size": batch_size, "progress": False, "n_resamples": 10}
+            table = ablation_table(model, samples, groups, how=how, window=2, **options)
+            found.append(torch.tensor(table["value"].to_numpy()))
+            ran.append(len(passes))
+        assert (found[0] - found[1]).abs().max() < 1e-5
+        # two samples × two windows, of four groups each
+        assert ran[0] - ran[1] == 2 * 2 * (4 - 1)
+    handle.remove()
