@@ -60,13 +60,12 @@ class Evaluation:
             for layer in self.states.layers
         ]
         found = self._kept()
-        todo = [cell for cell in cells if _name(cell) not in found]
-        mine = self.run.share(todo) if self.run else todo
-        done = len(cells) - len(todo)
+        done = [cell for cell in cells if _name(cell) in found]
+        mine = self.run.share(cells, done) if self.run else cells
         bar = tqdm(
             mine,
-            total=done + len(mine),
-            initial=done,
+            total=len(done) + len(mine),
+            initial=len(done),
             desc="metrics",
             unit="cell",
             disable=not progress,
