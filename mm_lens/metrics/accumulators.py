@@ -16,14 +16,15 @@ Two kinds, both independent of the order and the size of batches and of the numb
     shards[0].compute()["linearity_paper"]
 
 An accumulator is its ``state`` (None before the first update), a plain value that can be saved,
-sent and added. A shard without any token merges as nothing.
+sent and added, and the number of rows it ``dropped`` because they were not finite. A shard without
+any token merges as nothing.
 """
 
 from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -35,7 +36,7 @@ from mm_lens.errors import InputError, MMLensWarning
 from mm_lens.metrics import anisotropy, gap, linearity, spectrum
 from mm_lens.metrics.moments import Moments, Scatter
 from mm_lens.metrics.regression import jacobi, least_squares
-from mm_lens.metrics.tokens import Tokens, concatenate
+from mm_lens.metrics.tokens import Tokens, concatenate, finite, finite_rows, not_finite
 
 _FAST_PIVOT = 3e-6  # above it, the split float32 mode was within 1e-6 on every input tried
 S = TypeVar("S")
@@ -47,21 +48,34 @@ class Accumulator(ABC, Generic[S, R]):
 
     def __init__(self) -> None:
         self.state: S | None = None
+        self.dropped = 0
 
     @abstractmethod
     def part(self, *batch: Any) -> S | None:
-        """The state of one batch; None if it holds no token."""
+        """The state of one batch of finite rows; None if it holds no token."""
+
+    def finite(self, *batch: Any) -> tuple[Sequence[Any], int, int]:
+        """The finite rows of a batch, how many were dropped, and of how many."""
+        keep = finite_rows(*batch)
+        if keep is None:
+            return batch, 0, len(batch[0])
+        return [rows[keep] for rows in batch], int((~keep).sum()), len(keep)
 
     @abstractmethod
     def result(self, state: S) -> R:
         """The metrics, from the state of everything."""
 
     def update(self, *batch: Any) -> None:
-        """Take in one batch."""
-        self._add(self.part(*batch))
+        """Take in one batch; rows that are not finite are counted and left out."""
+        kept, dropped, n = self.finite(*batch)
+        if dropped:
+            warnings.warn(not_finite(dropped, n), MMLensWarning, stacklevel=2)
+        self.dropped += dropped
+        self._add(self.part(*kept))
 
     def merge(self, other: Accumulator[S, R]) -> None:
         """Take in what another accumulator has seen."""
+        self.dropped += other.dropped
         self._add(other.state)
 
     def compute(self) -> R:
@@ -146,6 +160,13 @@ class _Pair:
 class GapMoments(Accumulator[_Pair, dict[str, float]]):
     """Distance between the modalities at one hook, exactly, from ``update(visual, text)``."""
 
+    def finite(self, *batch: Any) -> tuple[Sequence[Any], int, int]:
+        """The finite rows of either side: they are no pairs."""
+        keeps = [x.isfinite().all(1) for x in batch]
+        dropped = sum(int((~keep).sum()) for keep in keeps)
+        rows = [x[keep] if dropped else x for x, keep in zip(batch, keeps, strict=True)]
+        return rows, dropped, sum(map(len, batch))
+
     def part(self, visual: Float[Tensor, "n d"], text: Float[Tensor, "m d"]) -> _Pair | None:
         """Second moments of a batch; one of the two may have no rows."""
         sides = (Scatter.of(x.double()) if len(x) else None for x in (visual, text))
@@ -207,18 +228,22 @@ class Sampled(Accumulator[Drawn, R]):
         super().__init__()
         self.function, self.k, self.seed = function, k, seed
 
-    def part(self, *hooks: Tokens) -> Drawn | None:
-        """The sample of a batch: the same tokens at each hook.
+    def finite(self, *hooks: Tokens) -> tuple[Sequence[Any], int, int]:
+        """The rows that are finite at every hook.
 
         Raises:
-            InputError: They are not the same tokens.
+            InputError: The hooks do not hold the same tokens.
         """
         first = hooks[0]
         for other in hooks[1:]:
             same = torch.equal(first.sample, other.sample)
             if not (same and torch.equal(first.position, other.position)):
                 raise InputError("Give the same tokens in the same order at every hook.")
-        return Drawn(hooks, self.k, self.seed).cut() if len(first) else None
+        return *finite(*hooks), len(first)
+
+    def part(self, *hooks: Tokens) -> Drawn | None:
+        """The sample of a batch: the same tokens at each hook."""
+        return Drawn(hooks, self.k, self.seed).cut() if len(hooks[0]) else None
 
     def result(self, state: Drawn) -> R:
         """What the function makes of the sample."""

@@ -28,7 +28,7 @@ from torch import Tensor
 from mm_lens.errors import InputError
 from mm_lens.metrics.core import Estimate, UndefinedError, estimate, or_nan
 from mm_lens.metrics.intervals import Replicates, jackknife_error, left_out, margin
-from mm_lens.metrics.tokens import Tokens, centre
+from mm_lens.metrics.tokens import Tokens, centre, finite, not_finite
 
 
 def cka_matrix(states: Sequence[Float[Tensor, "n _"]]) -> Float64[Tensor, "k k"]:
@@ -75,7 +75,8 @@ def cka_estimate(a: Tokens, b: Tokens, seed: int = 0) -> Estimate:
     """
     if not torch.equal(a.sample, b.sample):
         raise InputError("CKA needs the same rows on both sides: see paired_means for modalities.")
-    return or_nan(a, _estimate, a, b, seed)
+    (a, b), dropped = finite(a, b)
+    return or_nan(a, _estimate, a, b, seed).warn(not_finite(dropped, dropped + len(a)))
 
 
 def _estimate(a: Tokens, b: Tokens, seed: int) -> Estimate:

@@ -24,7 +24,7 @@ import torch
 
 from mm_lens.errors import InputError, MMLensError, MMLensWarning
 from mm_lens.metrics.intervals import Replicates
-from mm_lens.metrics.tokens import Tokens, finite
+from mm_lens.metrics.tokens import Tokens, finite, not_finite
 
 PRESETS = ("paper", "honest")
 T = TypeVar("T")
@@ -236,7 +236,7 @@ def evaluate(
         with torch.no_grad(), torch.autocast(tokens.x.device.type, enabled=False):
             kept, dropped = finite(*given)
             shared = or_nan(kept[0], family.prepare, *kept, seed)
-            note = f"{dropped} of {len(tokens)} tokens not finite, dropped" if dropped else ""
+            note = not_finite(dropped, len(tokens))
             for metric in members:
                 failed = isinstance(shared, Estimate)
                 found = shared if failed else or_nan(kept[0], metric._function, shared)

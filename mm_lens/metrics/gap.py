@@ -22,11 +22,14 @@ samples. Cost: two Gram matrices; two eigendecompositions per distance, 19 dista
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import torch
+from jaxtyping import Int64
+from torch import Tensor
 
+from mm_lens.errors import InputError
 from mm_lens.metrics.core import Estimate, UndefinedError, estimate, or_nan
 from mm_lens.metrics.intervals import (
     GROUPS,
@@ -38,7 +41,7 @@ from mm_lens.metrics.intervals import (
     sample_groups,
 )
 from mm_lens.metrics.moments import Scatter
-from mm_lens.metrics.tokens import Tokens, concatenate
+from mm_lens.metrics.tokens import Tokens, centre, concatenate, finite, not_finite
 
 
 def modality_gap(visual: Scatter, text: Scatter) -> float:
@@ -58,47 +61,68 @@ def frechet_distance(a: Scatter, b: Scatter) -> float:
 
 
 def integration_rate(distances: Iterable[float]) -> float:
-    """Modality Integration Rate: log10 of the sum of ``integration_distance`` over layers."""
-    return math.log10(math.fsum(distances))
+    """Modality Integration Rate: log10 of the sum of ``integration_distance`` over layers.
+
+    Minus infinity if all are zero.
+
+    Raises:
+        InputError: There is no distance, or one is negative or NaN.
+    """
+    distances = [*distances]
+    if not distances or not all(distance >= 0 for distance in distances):
+        raise InputError(f"A rate needs the distance of one layer or more, not {distances}.")
+    total = math.fsum(distances)
+    return math.log10(total) if total else -math.inf
 
 
 def gap_estimate(visual: Tokens, text: Tokens, seed: int = 0) -> Estimate:
     """:func:`modality_gap` with its interval; NaN with a reason where it is undefined."""
-    return or_nan(concatenate(visual, text), _gap, visual, text, seed)
+    return _compared(_gap, visual, text, seed)
 
 
 def integration_estimate(visual: Tokens, text: Tokens, seed: int = 0) -> Estimate:
     """``integration_distance`` of one hook with its interval; NaN where it is undefined."""
-    return or_nan(concatenate(visual, text), _integration, visual, text, seed)
+    return _compared(_integration, visual, text, seed)
+
+
+def _compared(
+    function: Callable[..., Estimate], visual: Tokens, text: Tokens, seed: int
+) -> Estimate:
+    """The estimate from the finite rows of either side."""
+    ([visual], lost), ([text], more) = finite(visual), finite(text)
+    both = concatenate(visual, text)
+    note = not_finite(lost + more, lost + more + len(both))
+    return or_nan(both, function, visual, text, seed).warn(note)
 
 
 def _gap(visual: Tokens, text: Tokens, seed: int) -> Estimate:
     _require(visual, text)
     a, b = visual.x.double(), text.x.double()
+    x, y = centre(a), centre(b)
+    if not (bool(x.any()) or bool(y.any())):
+        raise UndefinedError("all tokens have the same state within each modality")
     value = modality_gap(Scatter.of(a), Scatter.of(b))
-    if not math.isfinite(value) or value == 0:
-        raise UndefinedError("all tokens have the same state")
     step = a.mean(0) - b.mean(0)
-    distance = step.square().sum().sqrt()
-    spread = (distance / value).square()
-    influence = []
-    for x, sign in ((a, 1), (b, -1)):
-        x = x - x.mean(0)
-        squares = x.square().sum(1)
-        moved = sign * (x @ step) / distance.square()
-        widened = (squares - squares.mean()) / (4 * spread)
-        influence.append(value * (moved - widened) / len(x))
+    squares = [side.square().sum(1) for side in (x, y)]
+    variance = (squares[0].mean() + squares[1].mean()) / 2
+    # How much each token moves the centroids apart, and how much it widens the spread.
+    moved = torch.cat([x / len(x), -y / len(y)]) / variance.sqrt()
+    widened = torch.cat([(of - of.mean()) / len(of) for of in squares]) / (4 * variance)
     both = concatenate(visual, text)
-    error = torch.cat(influence)
-    half = margin(*clustered_error(error, both.sample))
-    return estimate(
-        both,
-        value,
-        max(value - half, 0.0),
-        value + half,
-        chance=math.sqrt(1 / len(a) + 1 / len(b)),
-        replicates=Replicates.of(value, error, both.sample, seed),
-    )
+    replicates = Replicates()
+    if value > 0:
+        influence = moved @ (step / step.square().sum().sqrt()) - value * widened
+        error, freedom = clustered_error(influence, both.sample)
+        if not _few_samples(visual, text):
+            replicates = Replicates.of(value, influence, both.sample, seed)
+    else:  # any direction leads apart
+        errors = [clustered_error(column, both.sample) for column in moved.T]
+        error, freedom = math.hypot(*(each for each, _ in errors)), errors[0][1]
+    half = math.nan if _few_samples(visual, text) else margin(error, freedom)
+    # max would take the NaN of no interval for a zero if it came second.
+    ends = max(value - half, 0.0), value + half
+    chance = math.sqrt(1 / len(a) + 1 / len(b))
+    return estimate(both, value, *ends, chance=chance, replicates=replicates)
 
 
 def _integration(visual: Tokens, text: Tokens, seed: int) -> Estimate:
@@ -110,8 +134,7 @@ def _integration(visual: Tokens, text: Tokens, seed: int) -> Estimate:
     both = concatenate(*sides)
     group, count = sample_groups(both.sample, GROUPS, seed)
     groups = group.split([len(side) for side in sides])
-    whole = [Scatter.of(side.x) for side in sides]
-    value = frechet_distance(whole[0], whole[1])
+    value = frechet_distance(*(Scatter.of(side.x) for side in sides))
 
     halves = []
     for side, own in zip(sides, groups, strict=True):
@@ -120,13 +143,7 @@ def _integration(visual: Tokens, text: Tokens, seed: int) -> Estimate:
             parts = Scatter.of(side.x[first]), Scatter.of(side.x[~first])
             # A half has twice the bias of the whole, on both sides of the distance.
             halves.append(frechet_distance(*parts) / 4)
-    refits = []
-    for g in range(count if count >= MIN_SAMPLES else 0):
-        left = [
-            all_ - Scatter.of(side.x[own == g]) if bool((own == g).any()) else all_
-            for all_, side, own in zip(whole, sides, groups, strict=True)
-        ]
-        refits.append(frechet_distance(left[0], left[1]))
+    refits = _refits(sides, groups, count)
     half = margin(*jackknife_error(refits))
     return estimate(
         both,
@@ -138,12 +155,36 @@ def _integration(visual: Tokens, text: Tokens, seed: int) -> Estimate:
     )
 
 
+def _refits(
+    sides: Sequence[Tokens], groups: Sequence[Int64[Tensor, " _"]], count: int
+) -> list[float]:
+    """The distance without each group of samples; none where a modality hangs on one of them."""
+    stay = [[own != g for own in groups] for g in range(count)]
+    if _few_samples(*sides) or min(int(keep.sum()) for keeps in stay for keep in keeps) < 2:
+        return []
+    whole = [Scatter.of(side.x) for side in sides]
+    refits = []
+    for keeps in stay:
+        left = [
+            all_ if bool(keep.all()) else all_ - Scatter.of(side.x[~keep])
+            for all_, side, keep in zip(whole, sides, keeps, strict=True)
+        ]
+        refits.append(frechet_distance(*left))
+    return refits
+
+
 def _without_outliers(tokens: Tokens, unit: float) -> Tokens:
     """In units of ``unit``, without the tokens whose norm is 3 standard deviations off."""
     x = tokens.x.double() / unit
     norms = x.square().sum(1).sqrt()
-    keep = (norms - norms.mean()).abs() <= 3 * norms.std()
+    rounding = 8 * torch.finfo(norms.dtype).eps * norms.max()  # where all norms are equal
+    keep = (norms - norms.mean()).abs() <= 3 * norms.std() + rounding
     return replace(tokens, x=x).take(keep)
+
+
+def _few_samples(*sides: Tokens) -> bool:
+    """Whether a modality is in so few samples that those of the other would make the interval."""
+    return any(len(side.sample.unique()) < MIN_SAMPLES for side in sides)
 
 
 def _require(*sides: Tokens) -> None:

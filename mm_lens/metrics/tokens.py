@@ -160,11 +160,20 @@ def deduplicate(tokens: Tokens) -> tuple[Tokens, int]:
 
 def finite(*tokens: Tokens) -> tuple[list[Tokens], int]:
     """The rows that are finite in every given set of tokens, and how many were dropped."""
-    if all(_all_finite(t.x) for t in tokens):
-        return list(tokens), 0
-    keep = torch.stack([t.x.isfinite().all(1) for t in tokens]).all(0)
-    dropped = int((~keep).sum())
-    return [t.take(keep) for t in tokens], dropped
+    keep = finite_rows(*(t.x for t in tokens))
+    return ([*tokens], 0) if keep is None else ([t.take(keep) for t in tokens], int((~keep).sum()))
+
+
+def finite_rows(*states: Float[Tensor, "n _"]) -> Bool[Tensor, " n"] | None:
+    """Which rows are finite in all of the states; None: all are."""
+    if all(_all_finite(x) for x in states):
+        return None
+    return torch.stack([x.isfinite().all(1) for x in states]).all(0)
+
+
+def not_finite(dropped: int, n: int) -> str:
+    """What is said of dropped rows; "" if there are none."""
+    return f"{dropped} of {n} tokens not finite, dropped" if dropped else ""
 
 
 def _all_finite(x: Float[Tensor, "n d"]) -> bool:

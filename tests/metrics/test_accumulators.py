@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import warnings
 
 import pytest
 import torch
@@ -154,6 +155,44 @@ def test_nothing_seen_and_different_tokens_are_refused():
     gap.update(X, X[:0])
     with pytest.raises(InputError, match="two tokens of each"):
         gap.compute()
+
+
+def sum_of_both() -> Sampled:
+    return Sampled(lambda a, b: {"sum": float((a.x + b.x).sum())}, k=200)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize(
+    ("make", "batch", "dropped"),
+    [
+        (LinearityMoments, lambda x, y: (x, y), {7, 250}),
+        (SpectrumMoments, lambda x, y: (x,), {7}),
+        (GapMoments, lambda x, y: (x, y.flip(0)[:200]), {7}),  # two sets of tokens, not pairs
+        (sum_of_both, lambda x, y: (tokens_of(x), tokens_of(y)), {7, 250}),
+    ],
+)
+def test_rows_that_are_not_finite_are_dropped_and_counted(make, batch, dropped, bad):
+    x, y = X.clone(), Y.clone()
+    x[7, 2] = bad
+    if 250 in dropped:
+        y[250, 0] = bad
+    first, second, clean = make(), make(), make()
+    with pytest.warns(MMLensWarning, match=f"{len(dropped)} of .00 tokens not finite, dropped"):
+        first.update(*batch(x, y))
+    second.merge(first)
+    assert second.dropped == len(dropped)
+    keep = torch.tensor([row not in dropped for row in range(N)])
+    one = [part.take(keep) if make is sum_of_both else part for part in batch(X, Y)]
+    if make is GapMoments:
+        one[0] = one[0][keep]
+    elif make is not sum_of_both:
+        one = [part[keep] for part in one]
+    clean.update(*one)
+    assert second.compute() == pytest.approx(clean.compute(), rel=1e-9)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a clean batch is none to warn of
+        second.update(*one)
+    assert second.dropped == len(dropped)
 
 
 def residual_layer(n: int, d: int, narrow: float) -> tuple[torch.Tensor, torch.Tensor]:

@@ -84,6 +84,15 @@ def test_degenerate_input_gives_nan_with_a_reason():
         cka_estimate(tokens_of(normal(0, 20, 2), 5), tokens_of(normal(0, 20, 2), 4))
 
 
+def test_rows_that_are_not_finite_are_dropped_and_counted():
+    x, y = normal(0, 80, 4), normal(0, 80, 4)[:, :2]
+    expected = cka_estimate(tokens_of(x[2:]), tokens_of(y[2:])).value
+    x[0, 1], y[1, 0] = torch.inf, torch.nan
+    found = cka_estimate(tokens_of(x), tokens_of(y))
+    assert found.value == pytest.approx(expected, rel=1e-12)
+    assert found.warning == "2 of 80 tokens not finite, dropped"
+
+
 def test_sample_means_pair_the_modalities():
     x = clustered(0, 400, 6, 40, 0.9)
     visual = tokens_of(x[:240], 40)

@@ -1,6 +1,7 @@
 """Distances between modalities against scipy, closed forms and planted gaps."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from metrics.made import clustered, normal, rotation, tokens_of
 from scipy import linalg
 
+from mm_lens.errors import InputError
 from mm_lens.metrics import Tokens
 from mm_lens.metrics.gap import (
     frechet_distance,
@@ -16,6 +18,7 @@ from mm_lens.metrics.gap import (
     integration_rate,
     modality_gap,
 )
+from mm_lens.metrics.intervals import sample_groups
 from mm_lens.metrics.moments import Scatter
 
 
@@ -99,8 +102,69 @@ def test_interval_of_the_gap_is_that_of_leaving_samples_out():
     assert (found.high - found.low) / 2 == pytest.approx(2.02 * error, rel=0.05)
 
 
+@pytest.mark.parametrize("estimate", [gap_estimate, integration_estimate])
+def test_rows_that_are_not_finite_are_dropped_and_counted(estimate):
+    a, b = two()
+    expected = estimate(tokens_of(a[1:]), tokens_of(b))
+    a[0, 1] = torch.nan
+    found = estimate(tokens_of(a), tokens_of(b))
+    assert found.value == pytest.approx(expected.value, rel=1e-12)
+    assert found.warning == "1 of 700 tokens not finite, dropped"
+
+
+def test_one_cloud_on_both_sides_has_no_gap():
+    a = tokens_of(normal(0, 60, 4), 20)
+    found = gap_estimate(a, a)
+    assert found.value == found.low == 0
+    assert found.high < 1e-12  # the same samples on both sides: no error either
+    assert found.warning == ""
+    other = gap_estimate(a, replace(a, sample=a.sample + 20))
+    assert other.value == other.low == 0
+    # Independent samples: centroids differ by about sqrt(2 / 60), in units of the spread.
+    assert other.high == pytest.approx(2.02 * (2 / 60) ** 0.5, rel=0.3)
+
+
+def test_constant_clouds_have_a_distance_and_no_gap_in_units_of_their_spread():
+    a, b = (tokens_of(torch.full((50, 3), v, dtype=torch.float64), 10) for v in (0.1, 0.7))
+    found = gap_estimate(a, b)
+    assert math.isnan(found.value)
+    assert found.warning == "all tokens have the same state within each modality"
+    far = integration_estimate(a, b)
+    assert far.value == pytest.approx((0.6 / 0.7) ** 2, rel=1e-9)
+    assert far.low == pytest.approx(far.high, rel=1e-9)
+    assert math.isfinite(gap_estimate(a, tokens_of(normal(0, 50, 3), 10)).value)
+
+
+@pytest.mark.parametrize("estimate", [gap_estimate, integration_estimate])
+@pytest.mark.parametrize("holders", [1, 3])
+def test_a_modality_in_few_samples_has_a_value_and_no_interval(estimate, holders):
+    text, visual = tokens_of(normal(0, 400, 4), 20), tokens_of(normal(1, 60, 4) + 1, holders)
+    found = estimate(visual, text)
+    assert math.isfinite(found.value)
+    assert math.isnan(found.low)
+    assert found.warning == "no interval: too few samples"
+    assert found.replicates.values == ()
+
+
+def test_a_modality_in_one_group_of_samples_has_no_interval():
+    """Five samples hold visual tokens, all of them in the group that is left out together."""
+    sample = torch.arange(400) % 200
+    group, _ = sample_groups(sample, 16, 0)
+    text = Tokens(normal(0, 400, 4), sample, sample, sample)
+    visual = text.take(group == 3)
+    assert len(visual.sample.unique()) >= 5
+    found = integration_estimate(visual, text)
+    assert math.isfinite(found.value)
+    assert math.isnan(found.low)
+    assert found.warning == "no interval: too few samples"
+
+
 def test_rate_is_the_logarithm_of_the_sum_over_layers():
     assert integration_rate([4.0, 6.0, 90.0]) == pytest.approx(2)
+    assert integration_rate([0.0]) == -math.inf
+    for wrong in ([], [1.0, -2.0], [math.nan]):
+        with pytest.raises(InputError, match="distance of one layer or more"):
+            integration_rate(wrong)
 
 
 def test_degenerate_input_gives_nan_with_a_reason():
