@@ -107,6 +107,10 @@ def profile_command(
         str,
         typer.Option(help="honest, paper (the paper's own definitions), or both, with a comma."),
     ] = "honest,paper",
+    metrics: Annotated[
+        str | None,
+        typer.Option(help="Metrics by name, with commas, instead of presets: docs/metrics.md."),
+    ] = None,
     tokens: Annotated[
         int | None,
         typer.Option(
@@ -191,6 +195,7 @@ def profile_command(
             chosen,
             streams=flows,  # type: ignore[arg-type]
             presets=sets,
+            metrics=[name.strip() for name in metrics.split(",")] if metrics else None,
             tokens=tokens,
             batch_size=batch_size,
             seed=seed,
@@ -200,12 +205,14 @@ def profile_command(
             run_dir=run_dir,
             restart=restart,
         )
-        if not processes.main:
-            return
-        command = shlex.join(["mm-lens", *sys.argv[1:]])
-        result = replace(result, provenance={"command": command, **result.provenance})
-        with whole_directory(out, PROVENANCE_FILE, overwrite) as new:
-            files = _write(result, new, progress=not quiet)
+        if processes.main:
+            command = shlex.join(["mm-lens", *sys.argv[1:]])
+            result = replace(result, provenance={"command": command, **result.provenance})
+            with whole_directory(out, PROVENANCE_FILE, overwrite) as new:
+                files = _write(result, new, progress=not quiet)
+        processes.finish()
+    if not processes.main:
+        return
     if run_dir is not None:
         rundir.remove_run(run_dir)
     if not quiet:

@@ -54,13 +54,15 @@ class _Row:
         image = None if self.image is None else read_image(self.image, name=f"of {self.id}")
         return Sample(self.id, self.text, image, self.answer)
 
-    def outline(self) -> tuple[str, str, str, int]:
+    def outline(self) -> tuple[str, str, str, int, int]:
         if isinstance(self.image, bytes):
-            return self.id, self.text, blake2b(self.image).hexdigest(), len(self.image)
+            return self.id, self.text, blake2b(self.image).hexdigest(), len(self.image), 0
         if self.image is None:
-            return self.id, self.text, "", 0
-        size = self.image.stat().st_size if self.image.is_file() else -1
-        return self.id, self.text, str(self.image), size
+            return self.id, self.text, "", 0, 0
+        if not self.image.is_file():
+            return self.id, self.text, str(self.image), -1, 0
+        about = self.image.stat()
+        return self.id, self.text, str(self.image), about.st_size, about.st_mtime_ns
 
 
 # What Pillow's format plugins raise on damaged files.
@@ -138,10 +140,11 @@ class DataSet(_Samples):
             return DataSet(self._rows[index], self.name)
         return self._rows[index].read()
 
-    def outline(self) -> list[tuple[str, str, str, int]]:
-        """Id, text, file and size in bytes of every sample: what tells two sets apart, undecoded.
+    def outline(self) -> list[tuple[str, str, str, int, int]]:
+        """Id, text, file, its size in bytes and the time of its last change, of every sample.
 
-        An image given as bytes stands there with their digest; -1 is the size of a missing file.
+        What tells two sets apart, undecoded. An image given as bytes stands there with their
+        digest; -1 is the size of a missing file.
         """
         return [row.outline() for row in self._rows]
 

@@ -1,14 +1,15 @@
 """Several processes of one run, as `accelerate launch` or `torchrun` starts them.
 
 Each takes a share of the work and leaves its results in the run directory (`mm_lens.rundir`), so
-nothing but "wait for the others" goes over the network: any number of processes works, on any
-number of machines that see one file system.
+nothing goes over the network but what is done and "wait for the others": any number of processes
+works, on any number of machines that see one file system.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -51,18 +52,45 @@ class Processes:
         with self._state.split_between_processes(list(items)) as mine:
             return list(mine)
 
+    def union(self, items: Collection[T]) -> set[T]:
+        """The items of all processes, in each of them.
+
+        Raises:
+            MMLensError: one of them has ended.
+        """
+        if self._state is None:
+            return set(items)
+        from accelerate.utils import gather_object  # type: ignore[import-untyped]
+
+        with _others():
+            return set(gather_object(list(items)))
+
     def wait(self) -> None:
         """Return when every process has come here.
 
         Raises:
             MMLensError: one of them has ended.
         """
-        if self._state is None:
-            return
-        try:
-            self._state.wait_for_everyone()
-        except RuntimeError as error:
-            raise MMLensError("Another process of this run has failed.") from error
+        if self._state is not None:
+            with _others():
+                self._state.wait_for_everyone()
+
+    def finish(self) -> None:
+        """Wait for the others and let go of them: one that only exits may take them down."""
+        self.wait()
+        if self._state is not None:
+            self._state.destroy_process_group()
+
+
+@contextmanager
+def _others() -> Iterator[None]:
+    """Say it where another process has not come."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise MMLensError(
+            "Another process of this run has failed. Its message says why; start the run again."
+        ) from error
 
 
 def started() -> int:

@@ -41,7 +41,9 @@ def explain(error: BaseException) -> tuple[int, str] | None:
     if isinstance(error, MemoryError):
         return 1, f"Out of memory. Lower --batch-size or --tokens. {_notes(error)}".strip()
     if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for this
-        advice = "Lower --batch-size, or give --device-map auto."
+        advice = (
+            "Lower --batch-size (--tokens, if the metrics had begun), or give --device-map auto."
+        )
         return 1, f"The GPU is out of memory. {advice} {_notes(error)}".strip()
     return None
 

@@ -19,14 +19,18 @@ from mm_lens.provenance import describe_model, versions
 from mm_lens.reading import Item
 from mm_lens.validation import PROMPT
 
+LOOKS = 16
+"""Samples looked at in a sequence that can tell nothing about itself."""
+
 
 def manifest(
     model: Any, dataset: Samples, n_samples: int, options: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The identity of a run, ready for JSON.
 
-    Cost: one pass over the model's weights; of a `DataSet`, a look at the size of every image file;
-    of a list of samples, one pass over the images; of other sequences only the length is known.
+    Cost: one pass over the model's weights; of a `DataSet`, a look at the size and the time of
+    every image file; of a list of samples, one pass over the images; of other sequences, their
+    length and 16 samples spread over them.
     """
     about = describe_model(model)
     device = torch.device(about.pop("device"))
@@ -34,6 +38,7 @@ def manifest(
         "model": {
             **about,
             "weights": _weights(model),
+            "config": _digest([model.original_model.config.to_dict()]),
             "inputs": _inputs(model),
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         },
@@ -45,9 +50,10 @@ def manifest(
 
 def _weights(model: Any) -> str:
     """Of all weights; those that transformers keeps on disk count with their shape alone."""
+    native = model.original_model
     return _digest(
         (name, tuple(weight.shape) if weight.is_meta else tensor_checksum(weight))
-        for name, weight in sorted(model.original_model.named_parameters())
+        for name, weight in sorted([*native.named_parameters(), *native.named_buffers()])
     )
 
 
@@ -61,10 +67,19 @@ def _inputs(model: Any) -> str:
 
 
 def _data(dataset: Samples, n_samples: int) -> str:
-    if isinstance(dataset, (list, tuple)):
-        return _digest(Item.of(i, dataset[i]) for i in range(n_samples))
     outline = getattr(dataset, "outline", None)
-    return _digest([len(dataset)] if outline is None else outline()[:n_samples])
+    if outline is not None:
+        return _digest(outline()[:n_samples])
+    looks = n_samples if isinstance(dataset, (list, tuple)) else min(n_samples, LOOKS)
+    indices = [i * (n_samples - 1) // max(looks - 1, 1) for i in range(looks)]
+    return _digest([len(dataset), *(_item(dataset, i) for i in indices)])
+
+
+def _item(dataset: Samples, index: int) -> Any:
+    try:
+        return Item.of(index, dataset[index])
+    except Exception as error:  # the run will say so, or skip it
+        return repr(error)
 
 
 def _digest(entries: Any) -> str:

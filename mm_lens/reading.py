@@ -102,7 +102,7 @@ class Reader:
         for index in self.ranges[number]:
             try:
                 samples.append((index, self.dataset[index]))
-            except (MMLensError, OSError) as error:
+            except Exception as error:  # a data set of somebody's own may raise anything
                 self._skip(batch, index, f"#{index}", error)
         self._prepare(batch, samples)
         return batch
@@ -125,7 +125,8 @@ class Reader:
     def _skip(self, batch: Batch, index: int, name: str, error: Exception) -> None:
         if self.on_error == "raise":
             raise error
-        batch.skipped.append({"index": index, "sample": name, "reason": str(error)})
+        kind = "" if isinstance(error, MMLensError) else f"{type(error).__name__}: "
+        batch.skipped.append({"index": index, "sample": name, "reason": f"{kind}{error}"})
 
 
 def ahead(work: Callable[[In], Out], items: Iterable[In]) -> Iterator[Out]:

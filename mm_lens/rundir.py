@@ -2,7 +2,7 @@
 
 Layout::
 
-    lock                             held by the run that is at work
+    lock, lock-1                     held by the processes that are at work
     manifest                         what the run is: model, data, options, versions
     part-0/index                     batches done by process 0, and which tokens it has sampled
     part-0/visual.residual.003       their states (`mm_lens.stores`)
@@ -15,18 +15,22 @@ the index with these keys is lost, the batch that brought them is done again, an
 in whichever process. So an index may name tokens whose states are gone, but none that the merged
 sample of all batches keeps.
 
-**Several processes** write parts of their own. The merged sample is the same for any number of
-them; the next try may have another number.
+**Several processes** write parts of their own. They first agree on what is done, so that each batch
+is in one part only, even where a network file system shows a file late. The merged sample is the
+same for any number of them; the next try may have another number.
+
+**Nothing else is touched.** A directory is a run's by the mark in its manifest; files of other
+names stay where they are, whatever is deleted.
 """
 
 from __future__ import annotations
 
 import io
 import json
-import shutil
+import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -45,6 +49,17 @@ T = TypeVar("T")
 SECONDS_TO_SEE = 120
 
 LOCK, MANIFEST, INDEX, CELLS = "lock", "manifest", "index", "cells"
+MARK = b"mm_lens run\n"
+# All that runs write, in the order in which it can go: what is left is a run that has done less.
+_FILES = (
+    f"part-*/{INDEX}",
+    f"part-*/{INDEX}.new",
+    "part-*/*.*.[0-9][0-9][0-9]",
+    f"{CELLS}/*.*.[0-9][0-9][0-9]",
+    f"{CELLS}/*.*.[0-9][0-9][0-9].new",
+    f"{MANIFEST}.new",
+    MANIFEST,
+)
 
 
 @dataclass
@@ -103,14 +118,15 @@ class RunDirectory:
 
     def __init__(self, path: Path, processes: Processes) -> None:
         self.path, self.processes = path, processes
+        self._stores: list[FileStore] = []
 
-    def share(self, items: Sequence[T]) -> list[T]:
-        """This process's part of what is left to do.
+    def share(self, items: Sequence[T], done: Collection[T]) -> list[T]:
+        """This process's part of the items that no process has seen done.
 
-        Waits until every process has looked at what is done, before any of them does more.
+        All look before any of them does more.
         """
-        self.processes.wait()
-        return self.processes.share(items)
+        seen = self.processes.union(done)
+        return self.processes.share([item for item in items if item not in seen])
 
     def gather(self, look: Callable[[], T], complete: Callable[[T], bool]) -> T:
         """What all processes have written, when this one sees all of it.
@@ -144,10 +160,19 @@ class RunDirectory:
         return mine, list(found.values())
 
     def _part(self, path: Path, k: int, modalities: Sequence[Modality], seed: int) -> Part:
-        part = Part(TokenSample(k, modalities, seed, lambda group: FileStore(path, group)))
+        part = Part(TokenSample(k, modalities, seed, lambda group: self._store(path, group)))
         if (path / INDEX).exists():
             part.restore(read_file(path / INDEX))
         return part
+
+    def _store(self, path: Path, group: Modality) -> FileStore:
+        self._stores.append(FileStore(path, group))
+        return self._stores[-1]
+
+    def close(self) -> None:
+        """Close all files: deleted ones that are open keep their place on the disk."""
+        for store in self._stores:
+            store.close()
 
     def commit(self, part: Part) -> None:
         """Have this process's part survive whatever comes."""
@@ -190,19 +215,19 @@ def open_run(
     """
     path, about = path.absolute(), json.loads(json.dumps(manifest))
     made = [parent for parent in (path, *path.parents) if not parent.exists()]
-    run, lock = RunDirectory(path, processes), FileLock(path / LOCK)
+    run = RunDirectory(path, processes)
+    lock = FileLock(path / (LOCK if processes.main else f"{LOCK}-{processes.rank}"))
     try:
         if processes.main:
             _check_ours(path)
             path.mkdir(parents=True, exist_ok=True)
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                raise InputError(f"Another run is at work in {path}. Wait for it.") from None
+            _acquire(lock, path)
             if restart or not note(path) or not (path / MANIFEST).exists():
                 _discard(path)
-                write_file(path / MANIFEST, json.dumps(about).encode())
+                write_file(path / MANIFEST, MARK + json.dumps(about).encode())
         run.gather((path / MANIFEST).exists, bool)
+        if not processes.main:
+            _acquire(lock, path)
         _check_same(path, about)
         try:
             yield run
@@ -213,7 +238,15 @@ def open_run(
                 _remove(path, made)
             raise
     finally:
+        run.close()
         lock.release()
+
+
+def _acquire(lock: FileLock, path: Path) -> None:
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InputError(f"Another run is at work in {path}. Wait for it.") from None
 
 
 def note(path: Path) -> str:
@@ -224,24 +257,28 @@ def note(path: Path) -> str:
 
 
 def remove_run(path: Path) -> None:
-    """Delete a run directory that has served."""
+    """Delete a run directory that has served; what others have put there stays."""
     if path.exists():
         _check_ours(path)
-        shutil.rmtree(path)
+        _remove(path, [path])
 
 
 def _check_ours(path: Path) -> None:
+    """Refuse what no run has made: a run deletes what earlier ones have left."""
     if path.exists() and not path.is_dir():
         raise InputError(f"{path} is a file. Name a directory for the run.")
-    known = {LOCK, f"{MANIFEST}.new", CELLS}
     names = {entry.name for entry in path.iterdir()} if path.exists() else set()
-    strangers = {name for name in names - known if not name.startswith("part-")}
-    if strangers and MANIFEST not in names:
+    if MANIFEST in names:
+        head = (path / MANIFEST).read_bytes()[: len(MARK)] if (path / MANIFEST).is_file() else None
+        ours = head in (MARK, b"")  # an empty one is a damaged one
+    else:
+        ours = all(re.fullmatch(rf"{LOCK}(-\d+)?|{MANIFEST}\.new", name) for name in names)
+    if not ours:
         raise InputError(f"{path} is not empty and no run directory. Name another directory.")
 
 
 def _check_same(path: Path, manifest: dict[str, Any]) -> None:
-    earlier = json.loads(read_file(path / MANIFEST))
+    earlier = json.loads(read_file(path / MANIFEST).removeprefix(MARK))
     if found := list(_differences(earlier, manifest)):
         raise InputError(
             f"{path} holds an unfinished run that is not this one: {'; '.join(found)}. "
@@ -260,16 +297,20 @@ def _differences(earlier: Any, now: Any, name: str = "") -> Iterator[str]:
 
 
 def _discard(path: Path) -> None:
-    (path / MANIFEST).unlink(missing_ok=True)  # first, so that no half of a run is taken for one
-    for entry in path.iterdir():
-        if entry.is_dir():
-            shutil.rmtree(entry)
+    """Delete what runs have written, and nothing else."""
+    for pattern in _FILES:
+        for file in path.glob(pattern):
+            file.unlink(missing_ok=True)
+    for directory in (*path.glob("part-*"), path / CELLS):
+        with suppress(OSError):  # not there, or others have put something into it
+            directory.rmdir()
 
 
 def _remove(path: Path, made: list[Path]) -> None:
-    """Remove a run directory in which nothing was kept, and the directories made for it."""
-    shutil.rmtree(path, ignore_errors=True)
-    for parent in made[1:] if made else ():
-        if any(parent.iterdir()):
-            break
-        parent.rmdir()
+    """Delete a run, its locks, and those of the directories made for it that are empty then."""
+    _discard(path)
+    for file in path.glob(f"{LOCK}*"):
+        file.unlink(missing_ok=True)
+    with suppress(OSError):
+        for directory in made:
+            directory.rmdir()

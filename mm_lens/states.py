@@ -11,6 +11,7 @@ import inspect
 import os
 import sys
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mm_lens.cache import LayoutCache
+from mm_lens.checked import REMEDY
 from mm_lens.errors import DataError, InputError
 from mm_lens.inputs import Inputs
 from mm_lens.layout import TokenLayout
@@ -98,8 +100,8 @@ def collect(
         part, others = run.parts(k, modalities, seed)
     reader = Reader(model, dataset, n_samples, batch_size, on_error)
     done = {number for each in (part, *others) for number in each.batches}
-    todo = [number for number in range(len(reader.ranges)) if number not in done]
-    mine = run.share(todo) if run else todo
+    numbers = range(len(reader.ranges))
+    mine = run.share(numbers, done) if run else [*numbers]
     if done and progress and run:
         samples = sum(len(reader.ranges[number]) for number in done)
         tqdm.write(
@@ -167,6 +169,12 @@ def _merge(
     """What the processes have collected, as if one had collected it."""
     ids: dict[int, int] = {}
     fingerprint = 0
+    batches = Counter(number for part in parts for number in part.batches)
+    if twice := [number for number, times in batches.items() if times > 1]:
+        raise DataError(
+            f"Two processes have done the same batches (#{min(twice)} …), so tokens would count "
+            f"twice. {REMEDY}"
+        )
     for part in parts:
         fingerprint ^= part.fingerprint
         for name, index in part.ids.items():

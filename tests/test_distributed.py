@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from test_profile import make_data
 from test_resume import profile, same
 from tiny import random_image, tiny_llava_next
 
+import mm_lens
 from mm_lens import DataError, cli, distributed, measure, rundir
 
 # One process on a GPU each, or on the CPU; a free port, for tests run beside each other.
@@ -39,7 +41,7 @@ class Apart(distributed.Processes):
 
     def wait(self) -> None:
         self.waits += 1
-        if self.waits == 3:  # opened, looked, collected; the others do so later
+        if self.waits == 2:  # opened, collected; the others do so later
             raise Left
 
 
@@ -131,6 +133,50 @@ def test_what_other_processes_have_done_must_be_seen(model, tmp_path, monkeypatc
     monkeypatch.setattr(measure, "Processes", lambda: apart)
     with pytest.raises(DataError, match="a file system that all of them see"):
         profile(model, make_data(12), tmp_path / "run")
+
+
+def test_what_any_process_has_seen_done_is_not_done_again(tmp_path):
+    """A network file system shows the work of another machine late, and not to all at once."""
+    processes = distributed.Processes()
+    processes.union = lambda seen: {*seen, 1, 4}
+    run = rundir.RunDirectory(tmp_path, processes)
+    assert run.share(range(6), {0, 1}) == [2, 3, 5]
+
+
+def test_processes_tell_each_other_what_they_have_seen(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from mm_lens.distributed import Processes\n"
+        "p = Processes()\n"
+        "assert p.union({p.rank, 10 + p.rank}) == {0, 1, 10, 11}\n"
+        "assert p.share(list(range(4))) == [[0, 1], [2, 3]][p.rank]\n"
+        "p.finish()\n"
+    )
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    call = [sys.executable, *torchrun, str(script)]
+    done = subprocess.run(call, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_batch_that_two_processes_have_done_is_found(model, tmp_path):
+    data, run = make_data(12), tmp_path / "run"
+    profile(model, data, run)
+    shutil.copytree(run / "part-0", run / "part-1")
+    with pytest.raises(DataError, match=r"the same batches \(#0 …\).*--restart"):
+        profile(model, data, run)
+
+
+def test_a_process_left_from_an_earlier_try_is_met(tmp_path):
+    """Two processes of one number would write the same files."""
+    with rundir.open_run(tmp_path / "run", {"a": 1}, distributed.Processes()):
+        second, second_again = Apart(set(), 1, 2), Apart(set(), 1, 2)
+        second.main = second_again.main = False
+        with (
+            rundir.open_run(tmp_path / "run", {"a": 1}, second),
+            pytest.raises(mm_lens.InputError, match="Another run is at work"),
+            rundir.open_run(tmp_path / "run", {"a": 1}, second_again),
+        ):
+            pass
 
 
 def test_several_processes_need_a_run_directory(model, monkeypatch):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -185,6 +188,17 @@ def test_memory_is_that_of_the_sample_however_large_the_data(model):
     assert shapes[0] == shapes[1] == [[(30, 24)] * 4] * 2
 
 
+@pytest.mark.slow
+def test_the_peak_of_a_process_does_not_grow_with_the_data():
+    """What benchmarks/profile_memory.py prints for all of easy-VQA, for less of it."""
+    script = Path(__file__).parents[1] / "benchmarks" / "profile_memory.py"
+    call = [sys.executable, str(script), "--samples", "100", "1500"]
+    shown = subprocess.run(call, capture_output=True, text=True, check=True).stdout
+    ratios = [float(ratio) for ratio in re.findall(r"ratio ([\d.]+)", shown)]
+    assert len(ratios) == 2
+    assert max(ratios) <= 1.05, shown
+
+
 def test_samples_with_one_image_are_one_unit(model):
     data = make_data(3, text_only=())
     data.append(Sample("again", "Another question", data[0].image, None))
@@ -331,6 +345,20 @@ def test_a_sample_the_processor_refuses_is_found_in_its_batch(model):
     assert quick(model, data, on_error="skip").provenance["data"]["skipped"][0]["sample"] == "bad"
     with pytest.raises(InputError, match="placeholder"):
         quick(model, data)
+
+
+def test_a_data_set_of_ones_own_may_raise_anything(model):
+    class Broken(list):
+        def __getitem__(self, index):
+            if index == 1:
+                raise ZeroDivisionError("nothing left")
+            return super().__getitem__(index)
+
+    data = Broken(make_data(3))
+    with pytest.raises(ZeroDivisionError):
+        quick(model, data)
+    (skipped,) = quick(model, data, on_error="skip").provenance["data"]["skipped"]
+    assert skipped == {"index": 1, "sample": "#1", "reason": "ZeroDivisionError: nothing left"}
 
 
 def test_no_sample_left(model, folder):

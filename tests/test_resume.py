@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
 import torch
 from test_profile import make_data
@@ -67,9 +68,9 @@ def same(found: mm_lens.profile.Profile, expected: mm_lens.profile.Profile) -> N
     pd.testing.assert_frame_equal(found.replicates, expected.replicates, check_exact=True)
 
 
-def parquet(found: mm_lens.profile.Profile, directory: Path) -> bytes:
+def written(found: mm_lens.profile.Profile, directory: Path) -> list[bytes]:
     found.write(directory)
-    return (directory / "profile.parquet").read_bytes()
+    return [(directory / f"{name}.parquet").read_bytes() for name in ("profile", "replicates")]
 
 
 def plain_checksum(row: bytes) -> int:
@@ -144,15 +145,23 @@ def worker(model, data, directory: Path, pause: float) -> None:
 def test_a_run_killed_ten_times_ends_with_the_same_bytes(model, data, whole, tmp_path, seed):
     """Kill runs at random moments until ten have met one alive; then let one end."""
     run, chance = tmp_path / "run", random.Random(seed)
-    seconds = sum(whole.provenance["seconds"].values())
     context = multiprocessing.get_context("fork")
-    met, progress = 0, []
-    for _ in range(100):
+
+    def start() -> multiprocessing.Process:
         process = context.Process(target=worker, args=(model, data, run, 0.01))
         process.start()
         while process.is_alive() and not (run / "manifest").exists():
-            time.sleep(0.01)
-        time.sleep(chance.uniform(0, seconds / 3))
+            time.sleep(0.001)
+        return process
+
+    undisturbed, begun = start(), time.monotonic()
+    undisturbed.join()
+    seconds = time.monotonic() - begun
+    rundir.remove_run(run)
+    met, progress = 0, []
+    for _ in range(100):
+        process = start()
+        time.sleep(chance.uniform(0, seconds))
         if process.is_alive():
             os.kill(process.pid, signal.SIGKILL)
             met += 1
@@ -166,8 +175,8 @@ def test_a_run_killed_ten_times_ends_with_the_same_bytes(model, data, whole, tmp
     assert max(progress) > 0, "every kill came before the first commit"
     for name in ("whole", "resumed"):
         (tmp_path / name).mkdir()
-    resumed = parquet(profile(model, data, run), tmp_path / "resumed")
-    assert resumed == parquet(whole, tmp_path / "whole")
+    resumed = written(profile(model, data, run), tmp_path / "resumed")
+    assert resumed == written(whole, tmp_path / "whole")
 
 
 class Died(BaseException):
@@ -273,6 +282,38 @@ def test_a_run_on_other_data_is_refused(model, data, begun):
         profile(model, other, begun)
 
 
+class Plain:
+    """A sequence that can tell nothing about itself."""
+
+    def __init__(self, samples):
+        self.samples = samples
+
+    def __len__(self):
+        return len(self.samples)
+
+    def __getitem__(self, index):
+        return self.samples[index]
+
+
+def test_a_run_on_another_sequence_is_refused(model, data, tmp_path, monkeypatch, every_batch):
+    interrupt(model, Plain(data), tmp_path / "run", monkeypatch)
+    other = Plain([Sample(s.id, s.text + "?", s.image, None) for s in data])
+    with pytest.raises(InputError, match=r"data\.content"):
+        profile(model, other, tmp_path / "run")
+
+
+def test_a_file_that_has_changed_since_is_refused(model, tmp_path, monkeypatch, every_batch):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i in range(9):
+        random_image(20, 30, i).save(folder / f"{i}.bmp")  # all of one size in bytes
+    options = {"batch_size": 2, "streams": ["residual"]}
+    interrupt(model, ImageFolder(folder), tmp_path / "run", monkeypatch, 3, **options)
+    random_image(20, 30, 99).save(folder / "1.bmp")
+    with pytest.raises(InputError, match=r"data\.content"):
+        profile(model, ImageFolder(folder), tmp_path / "run", **options)
+
+
 def test_a_run_of_another_model_is_refused(fresh, data, begun):
     weight = fresh.original_model.get_output_embeddings().weight
     with torch.no_grad():
@@ -281,6 +322,11 @@ def test_a_run_of_another_model_is_refused(fresh, data, begun):
         profile(fresh, data, begun)
     with torch.no_grad():
         weight[0, 0] -= 1e-6
+    text = fresh.original_model.config.text_config
+    eps, text.rms_norm_eps = text.rms_norm_eps, 0.1
+    with pytest.raises(InputError, match=r"model\.config"):
+        profile(fresh, data, begun)
+    text.rms_norm_eps = eps
     fresh.processor.image_processor.image_mean = [0.1, 0.2, 0.3]
     with pytest.raises(InputError, match=r"model\.inputs"):
         profile(fresh, data, begun)
@@ -298,6 +344,47 @@ def test_other_files_are_left_alone(model, data, tmp_path):
         with pytest.raises(InputError, match=r"Name (another|a) directory"):
             profile(model, data, where, restart=True)
     assert [path.name for path in tmp_path.iterdir()] == ["chapter.txt"]
+
+
+@pytest.mark.parametrize("others", ["part-0/cat.png", "cells/a.txt", "manifest", "lock.py"])
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_directory_that_looks_like_a_run_is_left_alone(model, data, tmp_path, others, restart):
+    """Shards of images are called part-0, part-1 as well."""
+    for name in (others, "thesis/ch1"):
+        (tmp_path / "run" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "run" / name).write_text("years of work")
+    with pytest.raises(InputError, match="no run directory"):
+        profile(model, data, tmp_path / "run", restart=restart)
+    with pytest.raises(InputError, match="no run directory"):
+        rundir.remove_run(tmp_path / "run")
+    for name in (others, "thesis/ch1"):
+        assert (tmp_path / "run" / name).read_text() == "years of work"
+
+
+def test_what_others_put_into_a_run_outlives_it(model, data, finished, monkeypatch):
+    notes = [finished / "notes.txt", finished / "part-0" / "notes.txt"]
+    for note in notes:
+        note.write_text("years of work")
+    profile(model, data, finished, tokens=40, restart=True)
+    rundir.remove_run(finished)
+    assert sorted(path for path in finished.rglob("*") if path.is_file()) == sorted(notes)
+
+
+def test_an_empty_directory_is_still_there_after_a_failure(model, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(states, "_take", None)
+    with pytest.raises(TypeError):
+        profile(model, data, tmp_path)
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_files_are_closed(model, data, tmp_path, monkeypatch, every_batch):
+    def opened():
+        return [f.path for f in psutil.Process().open_files() if str(tmp_path) in f.path]
+
+    profile(model, data, tmp_path / "run")
+    assert opened() == []
+    interrupt(model, data, tmp_path / "two", monkeypatch)
+    assert opened() == []
 
 
 def test_a_directory_that_is_at_work_is_refused(model, data, tmp_path):
