@@ -91,17 +91,22 @@ def spelled(node: ast.expr, names: dict[str, list[ast.expr]]) -> list[str]:
         return spelled(node.left, names)
     if isinstance(node, ast.IfExp):
         return spelled(node.body, names) + spelled(node.orelse, names)
-    if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "strip":
-        return spelled(node.func.value, names)
-    called = node
-    if isinstance(node, ast.Call):
-        called = ast.Name(f"{getattr(node.func, 'id', getattr(node.func, 'attr', ''))}()")
     if isinstance(node, ast.List | ast.Tuple):
         return [text for entry in node.elts for text in spelled(entry, names)]
-    if isinstance(called, ast.Name) and called.id in names:
-        others = {name: values for name, values in names.items() if name != called.id}
-        return [text for value in names[called.id] for text in spelled(value, others)]
+    known = node.id if isinstance(node, ast.Name) else ""
+    if isinstance(node, ast.Call):
+        if isinstance(node.func, ast.Attribute) and node.func.attr == "strip":
+            return spelled(node.func.value, names)
+        known = f"{called(node)}()"
+    if known in names:
+        others = {name: values for name, values in names.items() if name != known}
+        return [text for value in names[known] for text in spelled(value, others)]
     return ["…"]
+
+
+def called(node: ast.Call) -> str:
+    """Name of the function, class or method that is called."""
+    return str(getattr(node.func, "id", getattr(node.func, "attr", "")))
 
 
 def helpers(trees: list[ast.Module]) -> dict[str, list[ast.expr]]:
@@ -138,7 +143,7 @@ def shown_by(node: ast.AST, raised: set[str], file: str) -> list[ast.expr]:
         return [node.value] if getattr(node.targets[0], "id", "") in {"note", "notes"} else []
     if not isinstance(node, ast.Call):
         return []
-    name = getattr(node.func, "id", getattr(node.func, "attr", ""))
+    name = called(node)
     owner = getattr(getattr(node.func, "value", None), "id", "")
     given = [value for value in node.args if not isinstance(value, ast.Starred)]
     named = {keyword.arg: keyword.value for keyword in node.keywords}
@@ -171,7 +176,7 @@ def messages(sources: dict[str, str]) -> list[Message]:
         for node in ast.walk(tree):
             for expression in shown_by(node, raised, file):
                 for text in spelled(expression, names):
-                    message = Message(file, node.lineno, ast.unparse(expression), text)
+                    message = Message(file, expression.lineno, ast.unparse(expression), text)
                     if message.constant or isinstance(node, ast.Call):
                         found.append(message)
     return [message for message in found if message.text]
