@@ -4,7 +4,8 @@ A call with tokens that hold image placeholders and comes without pixels gets th
 inputs. Which of them, and which row, is told by the tensor itself where it is a piece of a bound
 `input_ids` (a row, a slice of the batch, a row expanded to copies): prompts that differ only in
 their image have equal tokens. Otherwise it is told by the number of placeholders in each row; if
-that leaves several inputs, by equal tokens; if that does too, the call is refused.
+that leaves several inputs, by equal tokens; if that does too, the call is refused. Tokens of inputs
+that were prepared and are not bound are refused: they would get another picture than their own.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from mm_lens.context import Frame, difference
 from mm_lens.correspondence import aligned
 from mm_lens.errors import InputError
 from mm_lens.families import Family
-from mm_lens.inputs import Inputs
+from mm_lens.inputs import Inputs, prepared
 from mm_lens.layout import TokenLayout
 
 PER_IMAGE = ("pixel_values", "image_sizes", "pixel_attention_mask", "image_grid_thw")
@@ -30,6 +32,11 @@ PER_IMAGE = ("pixel_values", "image_sizes", "pixel_attention_mask", "image_grid_
 REMEDY = (
     "TransformerLens patches by position: use prompts of one length and images that make the same "
     "tokens, or mm_lens.patching, which matches regions by segment and pixel box."
+)
+
+UNLIKE = (
+    "The clean run has another layout than the corrupted one, so position k of one is not position "
+    "k of the other"
 )
 
 READ: Any = WeakTensorKeyDictionary()
@@ -64,6 +71,23 @@ class Binding:
                     f"k of the other:\n{self.layout.describe()}\n{other.describe()}\n{REMEDY}"
                 )
 
+    def check_read(self, frame: Frame) -> None:
+        """Refuse activations of other positions than those of the bound inputs.
+
+        Tools run rows and copies of the bound inputs and read the caches of these runs: caches made
+        here are compared where their shape is that of the bound inputs, others always.
+
+        Raises:
+            InputError: position k is not the same thing in both.
+        """
+        if frame.explicit is self.layout and frame.shape != self.layout.shape:
+            return
+        if not frame.fits(self.layout):
+            raise InputError(
+                "Activations of other inputs than the bound ones are read here. "
+                f"{UNLIKE}: {difference(frame.layout, self.layout)}. {REMEDY}"
+            )
+
     def mask(self, embeddings: Tensor) -> Tensor | None:
         """Padding of the bound inputs, for a pass that starts from embeddings; None if none."""
         mask: Tensor | None = self.bound[0].get("attention_mask")
@@ -85,6 +109,11 @@ class Binding:
         found = [(k, rows) for k in range(len(self.bound)) if (rows := self._piece(k, tokens))]
         if not found:
             found = [(k, rows) for k in range(len(self.bound)) if (rows := self._like(k, tokens))]
+            if found and prepared(tokens) and not any(map(partial(_shares, tokens), self.bound)):
+                raise InputError(
+                    "These tokens belong to prepared inputs that are not bound, and would get the "
+                    "image of those that are. Bind them all: model.bound(corrupted, clean)."
+                )
             if len(found) > 1:
                 found = [(k, rows) for k, rows in found if self._equal(k, rows, tokens)]
         if len({k for k, _ in found}) != 1:
@@ -105,7 +134,7 @@ class Binding:
     def _piece(self, k: int, tokens: Tensor) -> list[int]:
         """Rows of the k-th inputs that `tokens` is a view of; none if it is no view."""
         whole: Tensor = self.bound[k]["input_ids"]
-        if tokens.untyped_storage().data_ptr() != whole.untyped_storage().data_ptr():
+        if not _shares(tokens, self.bound[k]):
             return []
         width = whole.stride(0)
         first, rest = divmod(int(tokens.storage_offset() - whole.storage_offset()), max(width, 1))
@@ -154,6 +183,12 @@ class Binding:
         )
 
 
+def _shares(tokens: Tensor, inputs: Mapping[str, Any]) -> bool:
+    """Whether `tokens` are, or are a piece of, the tokens of `inputs`: no copy."""
+    own: int = inputs["input_ids"].untyped_storage().data_ptr()
+    return tokens.untyped_storage().data_ptr() == own
+
+
 def checked(hook: Callable[..., Any], layout: Callable[[], TokenLayout]) -> Callable[..., Any]:
     """A hook of `transformer_lens.patching`, refused where clean and corrupted do not fit.
 
@@ -185,14 +220,8 @@ def _check_clean(clean: Tensor, corrupted: Tensor, layout: Callable[[], TokenLay
         )
     if (frame := READ.get(clean)) is None:
         return
-    here, there = layout(), frame.layout
-    if here.shape[0] != there.shape[0]:
-        there = there.repeat(here.shape[0])
-    if not aligned(here, there):
-        raise InputError(
-            "The clean run has another layout than the corrupted one, so position k of one is not "
-            f"position k of the other:\n{here.describe()}\n{there.describe()}\n{REMEDY}"
-        )
+    if not frame.fits(here := layout()):
+        raise InputError(f"{UNLIKE}: {difference(frame.layout, here)}. {REMEDY}")
 
 
 def rows(inputs: Inputs, index: Sequence[int] | Tensor) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformer_lens import ActivationCache
 from transformer_lens.utilities.components_utils import get_act_name
 
-from mm_lens.binding import READ
+from mm_lens.binding import READ, Binding
 from mm_lens.context import Frame
 from mm_lens.errors import InputError
 from mm_lens.hooks import PARENTS
@@ -88,6 +88,7 @@ class LayoutCache(ActivationCache):
 
         Raises:
             KeyError: nothing of this name was cached; the message says if nothing ever can be.
+            InputError: `model.bound(…)` holds inputs of another layout.
         """
         if key in self.cache_dict:
             return self._noted(self.cache_dict[key])
@@ -97,6 +98,9 @@ class LayoutCache(ActivationCache):
         return self._noted(self.cache_dict[name])
 
     def _noted(self, tensor: Tensor) -> Tensor:
+        binding: Binding | None = cast(Any, self.model).__dict__.get("_bound")
+        if binding is not None:
+            binding.check_read(self.frame)
         READ[tensor] = self.frame  # for tools that are given the tensor alone
         return tensor
 

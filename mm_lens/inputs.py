@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Int
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from mm_lens.errors import InputError
 from mm_lens.families import Family
@@ -21,6 +22,14 @@ from mm_lens.layout import TokenLayout
 
 Picture: TypeAlias = "Image.Image | np.ndarray | str | PathLike[str]"
 """What `prepare` takes for an image: a PIL image, an [height, width, 3] array, or a file's path."""
+
+_STORAGES: set[StorageWeakRef] = set()
+"""Memory of the tokens of all `Inputs` that live."""
+
+
+def prepared(tokens: Tensor) -> bool:
+    """Whether `tokens` are the tokens of some `Inputs`, or a piece of them, and no copy."""
+    return StorageWeakRef(tokens.untyped_storage()) in _STORAGES
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +50,11 @@ class Inputs(Mapping[str, Any]):
     text: tuple[str, ...]
     images: tuple[tuple[Image.Image, ...], ...]
     family: Family
+
+    def __post_init__(self) -> None:
+        _STORAGES.difference_update([known for known in list(_STORAGES) if known.expired()])
+        if isinstance(tokens := self.tensors.get("input_ids"), Tensor):
+            _STORAGES.add(StorageWeakRef(tokens.untyped_storage()))
 
     @cached_property
     def layout(self) -> TokenLayout:

@@ -603,8 +603,29 @@ def test_same_number_of_tokens_but_another_layout_is_refused(case):
     )
     assert a.input_ids.shape == b.input_ids.shape
     _, cache = model.run_with_cache(a)
-    with model.bound(b), pytest.raises(InputError, match="another layout"):
-        patching.get_act_patch_resid_pre(model, b.input_ids, cache, metric)
+    _, own = model.run_with_cache(b)
+    values = cache["z", 0]
+    with model.bound(b):
+        for call in (
+            lambda: patching.get_act_patch_resid_pre(model, b.input_ids, cache, metric),
+            lambda: analysis.get_act_patch_direct_path(
+                model, b.input_ids, cache, own, metric, 0, 1, verbose=False
+            ),
+            lambda: analysis.get_act_patch_direct_path_all_sources(
+                model, b.input_ids, cache, own, metric, verbose=False
+            ),
+            lambda: analysis.get_act_patch_direct_path(  # run here, on inputs of its own
+                model, b.input_ids, model.run_with_cache(a)[1], own, metric, 0, 1, verbose=False
+            ),
+        ):
+            with pytest.raises(InputError, match=r"another layout.*position \d.*text before"):
+                call()
+        assert own["z", 0].shape == values.shape
+        # Rows, copies and pieces of the bound inputs are not other inputs.
+        _, twice = model.run_with_cache(b.input_ids.repeat(2, 1))
+        assert twice["z", 0].shape[0] == 2
+        twice = own["z", 0]
+    assert torch.equal(cache["z", 0], values)  # outside everything is read
 
 
 def test_matrix_is_complete_and_in_the_docs():

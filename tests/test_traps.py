@@ -6,6 +6,8 @@ it fails, TransformerLens has mended it), the second that mm_lens mends or refus
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 from conftest import FAMILIES, load_tiny
@@ -89,6 +91,47 @@ def test_bound_repeats_images_for_copies_and_refuses_strangers(model, one, batch
         assert torch.equal(model(words.input_ids), model(words))
     with pytest.raises(InputError):  # unbound again
         model(one.input_ids)
+
+
+def test_bound_refuses_tokens_of_other_prepared_inputs(model, one):
+    """They would get the picture of the bound ones: clean would be corrupted, every effect 0."""
+    other = model.prepare("What is it?", random_image(31, 57, 9))
+    assert torch.equal(one.input_ids, other.input_ids)
+    with model.bound(one):
+        for tokens in (
+            other.input_ids,
+            other.input_ids[:1],
+            other.input_ids[0],
+            other.input_ids.T.T,
+        ):
+            with pytest.raises(InputError, match=r"not bound.*bound\(corrupted, clean\)"):
+                model(tokens)
+        want = model(one)
+        for tokens in (
+            one.input_ids[:],
+            one.input_ids[0],
+            one.input_ids.clone(),
+            other.input_ids.clone(),
+        ):
+            assert torch.equal(model(tokens), want)
+        assert torch.equal(model(other), model(**other))  # it brings its own
+        assert not torch.equal(model(other), want)
+    with model.bound(one, other):
+        assert torch.equal(model(other.input_ids), model(other))
+
+
+def test_tokens_are_remembered_as_long_as_they_live(model):
+    known = len(mm_lens.inputs._STORAGES)
+    for k in range(5):
+        tokens = model.prepare("Eh?", random_image(31, 57, k)).input_ids
+        piece = model.prepare("Eh?", random_image(31, 57, k)).input_ids[:, 1:]
+        assert mm_lens.inputs.prepared(tokens)
+        assert mm_lens.inputs.prepared(piece)
+        assert not mm_lens.inputs.prepared(piece.clone())
+    del tokens, piece
+    gc.collect()
+    model.prepare("Eh?")
+    assert len(mm_lens.inputs._STORAGES) <= known + 2
 
 
 def test_bound_refuses_other_padding(model):
