@@ -82,8 +82,12 @@ def spelled(node: ast.expr, names: dict[str, list[ast.expr]]) -> list[str]:
     if isinstance(node, ast.Constant):
         return [node.value] if isinstance(node.value, str) else []
     if isinstance(node, ast.JoinedStr):
-        parts = [part.value if isinstance(part, ast.Constant) else "…" for part in node.values]
-        return ["".join(map(str, parts))]
+        texts = [""]
+        for part in node.values:
+            inner = part.value if isinstance(part, ast.FormattedValue) else part
+            fixed = inner is part or (isinstance(inner, ast.Name) and inner.id.isupper())
+            texts = [x + y for x in texts for y in (spelled(inner, names) if fixed else ["…"])]
+        return texts
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
         ends = spelled(node.right, names)
         return [start + end for start in spelled(node.left, names) for end in ends]
@@ -240,7 +244,7 @@ REASON = f"the flux {x} is not aligned with the matrix"
 
 def f(notes):
     raise LayerError(f"The {x} was turned inside out by {y}. Turn it back.")
-    raise InputError(REASON)
+    raise InputError(f"{x}: {REASON}.")
     return errors.InputError("A " "split text " f"of {x} pieces nobody wrote")
     warnings.warn(f"{x} was left as it is, upside down", MMLensWarning, stacklevel=2)
     notes.append(f"{x:.1f} of the tokens smell of roses")
