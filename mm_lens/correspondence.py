@@ -15,17 +15,18 @@ What has no match is -1, and an error only where it is asked for.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mm_lens.errors import InputError
 from mm_lens.layout import TEXT, TokenLayout
-from mm_lens.regions import Regions
-
-Rect = tuple[float | int, float | int, float | int, float | int]
+from mm_lens.positions import Box, Rect, check_box, group_mask, in_box, under, which_image
+from mm_lens.regions import Axis, Regions, regions
 
 
 def correspondence(
@@ -42,8 +43,11 @@ def correspondence(
             fractions of these boxes instead of the whole images, for things that moved.
 
     Raises:
-        InputError: the batches differ in size.
+        InputError: the batches differ in size, or a box is empty or outside of its image.
     """
+    if boxes is not None:
+        for side, rect, its in (("", boxes[0], layout), ("clean ", boxes[1], other)):
+            check_box(its, rect, which_image(its, boxes[2]), side)
     if layout.shape[0] != other.shape[0]:
         raise InputError(
             f"One input has {layout.shape[0]} row(s), the other {other.shape[0]}. Clean and "
@@ -75,13 +79,81 @@ def sources(
     out = []
     for label, mask in found:
         special = found.clean_boxes.get(label)
-        match = whole if special is None else correspondence(layout, other, special)
+        if special is None:
+            match = whole
+        else:
+            assert special.clean is not None
+            boxes = (special.rect, special.clean, which_image(layout, special.image))
+            match = correspondence(layout, other, boxes)
         rows, positions = mask.nonzero(as_tuple=True)
         theirs = match[rows, positions]
         if bool((theirs < 0).any()):
             _refuse(label, int(rows[theirs < 0][0]), int(positions[theirs < 0][0]), layout, other)
         out.append((rows, positions, theirs))
     return out
+
+
+def counterparts(axis: Axis, layout: TokenLayout, other: TokenLayout) -> Regions:
+    """The regions of `other` that stand for those of `layout` along an axis: the same groups, a box
+    at its `clean` place or else, as a mask of pixels, at the same fractions of the image.
+
+    Raises:
+        InputError: a mask of positions, and the positions of `other` are others.
+    """
+    if isinstance(axis, Regions):
+        masks = [axis.clean_boxes.get(label, mask) for label, mask in axis]
+        named = dict(zip(axis.labels, masks, strict=True))
+        there = {label: _counterpart(what, layout, other) for label, what in named.items()}
+        return regions(other, there)
+    if isinstance(axis, Mapping):
+        there = {label: _counterpart(what, layout, other) for label, what in axis.items()}
+        return regions(other, there)
+    return regions(other, axis)
+
+
+def _counterpart(
+    what: str | Box | Tensor | np.ndarray, layout: TokenLayout, other: TokenLayout
+) -> str | Bool[Tensor, "batch pos"]:
+    if isinstance(what, str):
+        return what
+    if isinstance(what, Box):
+        k = which_image(other, which_image(layout, what.image))
+        if what.clean is not None:
+            check_box(other, what.clean, k, "clean ")
+            rects = torch.tensor([what.clean] * other.shape[0], dtype=torch.float32)
+        else:
+            rects = torch.tensor(what.rect) * torch.tensor(
+                [
+                    [theirs[k][1] / ours[k][1], theirs[k][0] / ours[k][0]] * 2
+                    for ours, theirs in zip(layout.image_sizes, other.image_sizes, strict=True)
+                ]
+            )
+        return in_box(other, k, rects, what.touch)
+    mask = torch.as_tensor(what).bool()
+    if mask.shape == layout.shape:
+        rows, positions = mask.nonzero(as_tuple=True)
+        match = correspondence(layout, other)[rows, positions]
+        if layout.shape != other.shape or not torch.equal(match, positions.to(match.device)):
+            raise InputError(
+                'resample="mean" does not know which positions of the clean input a mask of '
+                "positions stands for, since the inputs have other tokens there. Name the region "
+                'by a group, a Box or a mask of pixels, or use resample="nearest".'
+            )
+        return mask
+    group_mask(layout, mask)  # raises if it fits no image
+    k = which_image(other, None)
+    return torch.cat([_scaled(other.row_of(i), k, mask) for i in range(other.shape[0])])
+
+
+def _scaled(
+    layout: TokenLayout, image: int, mask: Bool[Tensor, "height width"]
+) -> Bool[Tensor, "1 pos"]:
+    """Tokens of one row under a mask that is stretched over its image."""
+    lines = [
+        ((torch.arange(new) + 0.5) * old / new).long().clamp(max=old - 1)
+        for new, old in zip(layout.image_sizes[0][image], mask.shape, strict=True)
+    ]
+    return under(layout, image, mask[lines[0]][:, lines[1]].to(layout.device))
 
 
 def aligned(layout: TokenLayout, other: TokenLayout) -> bool:

@@ -5,13 +5,38 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from mm_lens.cache import LayoutCache
-from mm_lens.errors import InputError
+from mm_lens.errors import HookError, InputError
 from mm_lens.inputs import Inputs
 from mm_lens.layout import TEXT, TokenLayout
 from mm_lens.regions import Regions
+
+
+def held(cache: LayoutCache, name: str) -> Float[Tensor, "batch pos ..."]:
+    """An activation of a cache, with its batch dimension.
+
+    Raises:
+        HookError: it was not cached.
+        InputError: only some of the positions were cached.
+    """
+    try:
+        found = cache[name].detach()
+    except KeyError as error:
+        raise HookError(
+            f"The clean cache does not hold {name}. Run model.run_with_cache(clean, "
+            "names_filter=mm_lens.names(…)) with this hook point and all layers that are read."
+        ) from error
+    if not cache.has_batch_dim:  # taken away by remove_batch_dim: from a batch of one
+        found = found[None]
+    if found.shape[:2] != cache.layout.shape:
+        raise InputError(
+            f"The clean cache holds {name} of shape {tuple(found.shape)}, but the clean input has "
+            f"{cache.layout.shape} [batch, pos]. Run model.run_with_cache(clean) without pos_slice."
+        )
+    return found
 
 
 class Move:
@@ -34,7 +59,8 @@ class Move:
 def means(
     moves: list[Move], here: Regions, there: Regions, corrupted: Inputs, cache: LayoutCache
 ) -> list[Move]:
-    """The same moves, every target getting the mean of the clean region's tokens of its kind."""
+    """The same moves, every target getting the mean of the clean region's tokens of its kind; the
+    mean of all its tokens if it has none of this kind."""
     if here.labels != there.labels:
         raise InputError(
             f'resample="mean" needs the same regions in both inputs, but the axis {here.axis!r} '

@@ -41,12 +41,12 @@ from transformer_lens.utilities.components_utils import get_act_name
 
 from mm_lens.bridge import VisionLanguageBridge
 from mm_lens.cache import LayoutCache
-from mm_lens.correspondence import sources
+from mm_lens.correspondence import counterparts, sources
 from mm_lens.effects import checked_layers
 from mm_lens.errors import HookError, InputError
 from mm_lens.identity import _weights
 from mm_lens.inputs import Inputs
-from mm_lens.moves import Move, means, patch
+from mm_lens.moves import Move, held, means, patch
 from mm_lens.regions import Axis, Box, Grid, Regions, regions
 from mm_lens.reruns import Rerun
 from mm_lens.sweeps import chunks, fingerprint, probed, sweep
@@ -130,11 +130,12 @@ def generic_activation_patch(
     found = regions(corrupted.layout, axis)
     moves = [Move(*move) for move in sources(found, corrupted.layout, clean_cache.layout)]
     if resample == "mean":
-        moves = means(moves, found, regions(clean_cache.layout, axis), corrupted, clean_cache)
+        there = counterparts(axis, corrupted.layout, clean_cache.layout)
+        moves = means(moves, found, there, corrupted, clean_cache)
     elif resample != "nearest":
         raise InputError(f'resample is "nearest" or "mean", not {resample!r}.')
     blocks = checked_layers(layers, model.cfg.n_layers)
-    clean = {layer: _cached(clean_cache, activation_name, layer) for layer in blocks}
+    clean = {layer: held(clean_cache, get_act_name(activation_name, layer)) for layer in blocks}
     n_heads = clean[blocks[0]].shape[2] if heads else 1
     cells = [(la, r, h) for la in blocks for r in range(len(found)) for h in range(n_heads)]
     rerun = Rerun(model, corrupted, blocks, corrupt_hooks)
@@ -295,15 +296,3 @@ def _check(
         )
     if model.training:
         raise InputError("The model is in training mode; call model.eval() first.")
-
-
-def _cached(cache: LayoutCache, activation_name: str, layer: int) -> Tensor:
-    name = get_act_name(activation_name, layer)
-    try:
-        held = cache[name]
-    except KeyError as error:
-        raise HookError(
-            f"The clean cache does not hold {name}. Run model.run_with_cache(clean, names_filter="
-            f"mm_lens.names({activation_name!r}))."
-        ) from error
-    return held.detach()

@@ -7,7 +7,7 @@ Axes, each with one region for every …
 ``"segment"``    segment of the layout: text before, image 0, … or those of the family
 ``"image"``      image, newlines included
 ``"tile"``       tile of an image; tile 0 is the overview
-``"row band"``   row of overview patches: a horizontal band of the picture, overview and tiles
+``"row band"``   row of overview patches: a horizontal band of an image, overview and tiles
 ``"cell"``       overview patch: its pixel box, with the tokens of all tiles that lie inside
 ``"patch"``      image token; newlines are none
 `Grid`           equal box of a grid laid over the image, whatever its size
@@ -17,61 +17,46 @@ a list           group of the layout
 ===============  ==================================================================================
 
 A token belongs to a box of an axis if the centre of its own pixel box lies inside, so disjoint
-boxes hold disjoint tokens. To a `Box` or a pixel mask it belongs if it shares a pixel with it
-(`touch` changes that): a box smaller than a patch still has tokens. Newlines stand for no pixel and
-belong to no box; they are the group ``"newline"``.
+boxes hold disjoint tokens; to a `Box` or a pixel mask if it shares a pixel with it
+(`mm_lens.positions`). Newlines stand for no pixel and belong to no box.
+
+Where rows have several images, axes have regions for each, their names beginning with the image; a
+`Grid` or a `Box` may name one. A batch must have the same regions in every row.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mm_lens.errors import InputError
 from mm_lens.layout import VISUAL, TokenLayout
+from mm_lens.positions import LAST, Box, group_mask, in_box, which_image
 
-Touch: TypeAlias = Literal["centre", "any"]
 Axis: TypeAlias = "str | Grid | Mapping[str, Any] | Sequence[str] | Regions"
 """What is swept; see the module's table."""
 
 AXES = ("modality", "segment", "image", "tile", "row band", "cell", "patch")
-LAST = "last"
-"""Group of the last attended position of each row: where the answer is read."""
 
-
-@dataclass(frozen=True)
-class Box:
-    """A box in pixels of an image of each row: x0 ≤ x < x1, y0 ≤ y < y1.
-
-    Attributes:
-        image: index of the image within its row.
-        clean: where the same thing lies in the clean input's image; None: at the same fractions of
-            width and height.
-        touch: "any": tokens that share a pixel with the box; "centre": centred in it.
-    """
-
-    x0: float | int
-    y0: float | int
-    x1: float | int
-    y1: float | int
-    image: int = 0
-    clean: tuple[float | int, float | int, float | int, float | int] | None = None
-    touch: Touch = "any"
+__all__ = ["AXES", "LAST", "Axis", "Box", "Grid", "Regions", "group_mask", "regions"]
 
 
 @dataclass(frozen=True)
 class Grid:
-    """`rows` × `cols` equal boxes over image `image` of each row, the same fractions in all."""
+    """`rows` × `cols` equal boxes over an image, the same fractions in all.
+
+    Attributes:
+        image: index of the image within its row; None lays a grid over every image.
+    """
 
     rows: int
     cols: int
-    image: int = 0
+    image: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,16 +67,16 @@ class Regions:
         axis: name of the axis.
         labels: name of each region.
         masks: positions of each region.
-        columns: facts about each region for tables (tile, row, col; pixel box x0, y0, x1, y1).
-        clean_boxes: for regions whose place in the clean image was given: label, then (box, clean
-            box, image), boxes in pixels.
+        columns: facts about each region for tables: image, tile, row, col; pixel box x0, y0, x1,
+            y1, if it is the same in every row.
+        clean_boxes: for regions whose place in the clean image was given, the box.
     """
 
     axis: str
     labels: tuple[str, ...]
     masks: Bool[Tensor, "region batch pos"]
     columns: Mapping[str, Sequence[float | int]] = field(default_factory=dict)
-    clean_boxes: Mapping[str, tuple[Any, Any, int]] = field(default_factory=dict)
+    clean_boxes: Mapping[str, Box] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -130,14 +115,14 @@ def regions(layout: TokenLayout, axis: Axis) -> Regions:
         raise InputError(
             f"Row {row} has no position in {name} of the axis {found.axis!r}. Run rows of another "
             "shape in another call, or take an axis that every row has: Grid(rows, cols), "
-            '"modality", or a mapping of groups.'
+            '"modality", or a mapping of groups. A box smaller than a patch needs touch="any".'
         )
     return found
 
 
 def _regions(layout: TokenLayout, axis: Any) -> Regions:
     if isinstance(axis, Grid):
-        return _boxes(layout, f"grid {axis.rows}×{axis.cols}", axis.image, _grid(axis))
+        return _by_grid(layout, axis)
     if isinstance(axis, Mapping):
         return _named(layout, axis)
     if not isinstance(axis, str):
@@ -157,37 +142,10 @@ def _regions(layout: TokenLayout, axis: Any) -> Regions:
     )
 
 
-def group_mask(
-    layout: TokenLayout, what: str | Box | Tensor | np.ndarray
-) -> Bool[Tensor, "batch pos"]:
-    """Positions of a group, ``"last"``, a `Box`, or a mask of pixels or of positions.
-
-    Raises:
-        InputError: unknown group, or a mask of a shape that fits neither image nor batch.
-    """
-    if isinstance(what, str):
-        return last_position(layout) if what == LAST else layout.mask(what)
-    if isinstance(what, Box):
-        rect = torch.tensor([what.x0, what.y0, what.x1, what.y1]).float().expand(layout.shape[0], 4)
-        return _in_box(layout, what.image, rect, what.touch)
-    mask = torch.as_tensor(what).bool().to(layout.device)
-    if mask.shape == layout.shape:
-        return mask
-    return _under(layout, mask)
-
-
-def last_position(layout: TokenLayout) -> Bool[Tensor, "batch pos"]:
-    """The last attended position of each row."""
-    attended = layout.mask("all")
-    index = torch.arange(layout.shape[1], device=layout.device)
-    last = (attended * (index + 1)).argmax(1)
-    return (index == last[:, None]) & attended
-
-
 def _named(layout: TokenLayout, named: Mapping[str, Any], axis: str = "region") -> Regions:
     masks = [group_mask(layout, what) for what in named.values()]
     boxes = {
-        label: ((what.x0, what.y0, what.x1, what.y1), what.clean, what.image)
+        label: what
         for label, what in named.items()
         if isinstance(what, Box) and what.clean is not None
     }
@@ -215,124 +173,98 @@ def _by_index(layout: TokenLayout, axis: str) -> Regions:
     columns: dict[str, Sequence[float | int]] = {}
     if axis == "patch":
         columns = {name: found[:, k].tolist() for k, name in enumerate(fields)}
-        if layout.shape[0] == 1:
-            box = torch.stack([layout.box[mask][0] for mask in masks]) if masks else layout.box[0]
-            columns |= {name: box[:, k].tolist() for k, name in enumerate(("x0", "y0", "x1", "y1"))}
+        columns |= _corners([layout.box[mask] for mask in masks])
     return Regions(axis, labels, _stack(masks, layout), columns)
 
 
 def _by_overview(layout: TokenLayout, axis: str) -> Regions:
-    """Boxes as the overview of the first image of each row has its patches."""
-    base = layout.mask("base") & (layout.image == 0)
-    shapes = {
-        (int(layout.row[i][base[i]].max()) + 1, int(layout.col[i][base[i]].max()) + 1)
-        for i in range(layout.shape[0])
-        if base[i].any()
-    }
-    if len(shapes) != 1 or not bool(base.any(1).all()):
-        raise InputError(
-            f"The axis {axis!r} follows the patches of the overview, and the rows' overviews are "
-            f"of {len(shapes)} shapes. Use Grid(rows, cols)."
-        )
-    rows, cols = shapes.pop()
-    key = layout.row if axis == "row band" else layout.row * cols + layout.col
-    rects = []
-    for k in range(rows if axis == "row band" else rows * cols):
-        per_row = []
-        for i in range(layout.shape[0]):
-            own = layout.box[i][base[i] & (key[i] == k)]
-            own = own[~own.isnan().any(-1)]
-            if len(own):
-                rect = torch.cat([own[:, :2].amin(0), own[:, 2:].amax(0)])
-            else:
-                rect = torch.full((4,), torch.nan, device=layout.device)
-            per_row.append(rect)
-        rects.append(torch.stack(per_row))
-    if axis == "row band":
-        labels = [f"row band {k}" for k in range(rows)]
-        columns: dict[str, Sequence[float | int]] = {"row": list(range(rows))}
-    else:
-        labels = [f"row {k // cols} col {k % cols}" for k in range(rows * cols)]
-        columns = {
-            "row": [k // cols for k in range(rows * cols)],
-            "col": [k % cols for k in range(rows * cols)],
+    """Boxes as the overview of each image has its patches."""
+    labels, rects, images, facts = [], [], [], []
+    for image in range(max(map(len, layout.image_sizes), default=0) or 1):
+        base = layout.mask("base") & (layout.image == image)
+        shapes = {
+            (int(layout.row[i][base[i]].max()) + 1, int(layout.col[i][base[i]].max()) + 1)
+            for i in range(layout.shape[0])
+            if base[i].any()
         }
-    # A patch outside of the picture (padding of a letterbox) has no box and is no region.
-    kept = [k for k, rect in enumerate(rects) if not bool(rect.isnan().any())]
-    rects = [rects[k] for k in kept]
-    masks = [_in_box(layout, 0, rect, "centre") for rect in rects]
-    columns = {name: [values[k] for k in kept] for name, values in columns.items()}
-    found = Regions(axis, tuple(labels[k] for k in kept), _stack(masks, layout), columns)
-    return _with_boxes(found, rects)
+        if len(shapes) != 1 or not bool(base.any(1).all()):
+            raise InputError(
+                f"The axis {axis!r} follows the patches of the overview, and the rows' overviews "
+                f"of image {image} are of {len(shapes)} shapes, or a row has none. Use "
+                "Grid(rows, cols), with image= where rows have different numbers of images."
+            )
+        rows, cols = shapes.pop()
+        key = layout.row if axis == "row band" else layout.row * cols + layout.col
+        for k in range(rows if axis == "row band" else rows * cols):
+            rect = torch.stack(
+                [_around(layout.box[i][base[i] & (key[i] == k)]) for i in range(layout.shape[0])]
+            )
+            # A patch outside of the picture (padding of a letterbox) has no box and is no region.
+            if bool(rect.isnan().any()):
+                continue
+            rects.append(rect)
+            images.append(image)
+            if axis == "row band":
+                labels.append(f"row band {k}")
+                facts.append({"row": k})
+            else:
+                labels.append(f"row {k // cols} col {k % cols}")
+                facts.append({"row": k // cols, "col": k % cols})
+    return _boxes(layout, axis, labels, rects, images, facts)
+
+
+def _by_grid(layout: TokenLayout, grid: Grid) -> Regions:
+    """The same fractions of each image."""
+    count = max(map(len, layout.image_sizes), default=0) or 1
+    labels, rects, images = [], [], []
+    for image in range(count) if grid.image is None else [grid.image]:
+        which_image(layout, image)
+        sizes = torch.tensor([[w, h, w, h] for h, w in (x[image] for x in layout.image_sizes)])
+        for i in range(grid.rows):
+            for j in range(grid.cols):
+                parts = torch.tensor([j, i, j + 1, i + 1]) / torch.tensor(
+                    [grid.cols, grid.rows] * 2
+                )
+                labels.append(f"row {i} col {j}")
+                rects.append(sizes * parts)
+                images.append(image)
+    return _boxes(layout, f"grid {grid.rows}×{grid.cols}", labels, rects, images)
 
 
 def _boxes(
-    layout: TokenLayout, axis: str, image: int, fractions: list[tuple[str, tuple[float, ...]]]
+    layout: TokenLayout,
+    axis: str,
+    labels: list[str],
+    rects: list[Tensor],
+    images: list[int],
+    facts: Sequence[Mapping[str, int]] = (),
 ) -> Regions:
-    for row, images in enumerate(layout.image_sizes):
-        if image >= len(images):
-            raise InputError(f"Row {row} has {len(images)} image(s); there is no image {image}.")
-    sizes = torch.tensor(
-        [[w, h, w, h] for h, w in (images[image] for images in layout.image_sizes)],
-        dtype=torch.float32,
-    )
-    rects = [sizes * torch.tensor(fraction) for _, fraction in fractions]
-    masks = [_in_box(layout, image, rect, "centre") for rect in rects]
-    found = Regions(axis, tuple(label for label, _ in fractions), _stack(masks, layout))
-    return _with_boxes(found, rects)
-
-
-def _grid(grid: Grid) -> list[tuple[str, tuple[float, ...]]]:
-    r, c = grid.rows, grid.cols
-    return [
-        (f"row {i} col {j}", (j / c, i / r, (j + 1) / c, (i + 1) / r))
-        for i in range(r)
-        for j in range(c)
-    ]
-
-
-def _with_boxes(found: Regions, rects: list[Tensor]) -> Regions:
-    """With the pixel box of each region as columns, where there is one row to tell it for."""
-    if not rects or len(rects[0]) != 1:
-        return found
-    columns = {
-        name: [float(rect[0, k]) for rect in rects]
-        for k, name in enumerate(("x0", "y0", "x1", "y1"))
+    """Regions of the tokens centred in boxes, each (x0, y0, x1, y1) [batch, 4] of an image."""
+    columns: dict[str, Sequence[float | int]] = {
+        name: [fact[name] for fact in facts] for name in (facts[0] if facts else ())
     }
-    return Regions(found.axis, found.labels, found.masks, {**found.columns, **columns})
+    if max(map(len, layout.image_sizes), default=0) > 1:
+        labels = [f"image {k} {label}" for k, label in zip(images, labels, strict=True)]
+        columns = {"image": images, **columns}
+    masks = [in_box(layout, k, rect, "centre") for k, rect in zip(images, rects, strict=True)]
+    found = {**columns, **_corners(rects)}
+    return Regions(axis, tuple(labels), _stack(masks, layout), found)
 
 
-def _in_box(
-    layout: TokenLayout, image: int, rect: Float[Tensor, "batch 4"], touch: Touch
-) -> Bool[Tensor, "batch pos"]:
-    """Tokens of an image by their pixel box; `rect` is (x0, y0, x1, y1) for each row."""
-    x0, y0, x1, y1 = rect.to(layout.device)[:, None].unbind(-1)
-    left, top, right, bottom = layout.box.unbind(-1)
-    if touch == "centre":
-        x, y = (left + right) / 2, (top + bottom) / 2
-        inside = (x0 <= x) & (x < x1) & (y0 <= y) & (y < y1)
-    else:
-        inside = (left < x1) & (right > x0) & (top < y1) & (bottom > y0)
-    return inside & (layout.image == image)  # comparisons with NaN are false
+def _around(boxes: Float[Tensor, "n 4"]) -> Float[Tensor, " 4"]:
+    """The smallest box around boxes, leaving out those of no pixel; NaN around none."""
+    boxes = boxes[~boxes.isnan().any(-1)]
+    if not len(boxes):
+        return boxes.new_full((4,), torch.nan)
+    return torch.cat([boxes[:, :2].amin(0), boxes[:, 2:].amax(0)])
 
 
-def _under(layout: TokenLayout, mask: Bool[Tensor, "height width"]) -> Bool[Tensor, "batch pos"]:
-    """Tokens of image 0 of each row that share a pixel with a mask over it."""
-    if wrong := [s for s in layout.image_sizes if not s or s[0] != tuple(mask.shape)]:
-        raise InputError(
-            f"A mask of shape {tuple(mask.shape)} fits neither the batch {layout.shape} [batch, "
-            f"pos] nor image 0 of every row, one of which holds {wrong[0]} (height, width)."
-        )
-    out = torch.zeros(layout.shape, dtype=torch.bool, device=layout.device)
-    # Sum over any rectangle from four corners of the running sums.
-    sums = torch.nn.functional.pad(mask.long().cumsum(0).cumsum(1), (1, 0, 1, 0))
-    rows, positions = ((layout.image == 0) & ~layout.box.isnan().any(-1)).nonzero(as_tuple=True)
-    box = layout.box[rows, positions]
-    x0, y0 = box[:, 0].floor().long(), box[:, 1].floor().long()
-    x1, y1 = box[:, 2].ceil().long(), box[:, 3].ceil().long()
-    count = sums[y1, x1] - sums[y0, x1] - sums[y1, x0] + sums[y0, x0]
-    out[rows, positions] = count > 0
-    return out
+def _corners(rects: Sequence[Float[Tensor, "row 4"]]) -> dict[str, list[float]]:
+    """Columns of the pixel box of each region, if every row has the same."""
+    if not rects or not all(torch.allclose(r, r[:1], rtol=0, equal_nan=True) for r in rects):
+        return {}
+    table = torch.stack([rect[0] for rect in rects]).T.tolist()
+    return dict(zip(("x0", "y0", "x1", "y1"), table, strict=True))
 
 
 def _stack(masks: list[Tensor], layout: TokenLayout) -> Bool[Tensor, "region batch pos"]:

@@ -240,6 +240,22 @@ def test_what_cannot_be_patched_is_refused(model):
         patch(model, longer, cache, metric, axis=["text"], layers=[0], progress=False)
 
 
+def test_a_cache_without_batch_dimension(model):
+    """As with it; and a cache of some positions is refused."""
+    corrupted, clean = (model.prepare("Eh?", random_image(31, 57, s)) for s in (0, 1))
+    only = mm_lens.names("resid_pre")
+    patch = patching.get_act_patch_resid_pre
+    options = {"axis": ["visual", "text"], "layers": [0, 1], "progress": False}
+    _, cache = model.run_with_cache(clean, names_filter=only)
+    _, bare = model.run_with_cache(clean, names_filter=only, remove_batch_dim=True)
+    assert bare["resid_pre", 0].ndim == 2
+    want = patch(model, corrupted, cache, metric, **options)
+    assert torch.equal(patch(model, corrupted, bare, metric, **options).values, want.values)
+    _, part = model.run_with_cache(clean, names_filter=only, pos_slice=slice(0, 5))
+    with pytest.raises(InputError, match="without pos_slice"):
+        patch(model, corrupted, part, metric, **options)
+
+
 def test_layers_are_checked(model):
     corrupted, clean = (model.prepare(*x) for x in (BATCH, OTHER))
     _, cache = model.run_with_cache(clean, names_filter=mm_lens.names("resid_pre"))

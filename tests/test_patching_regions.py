@@ -6,17 +6,24 @@ import numpy as np
 import pytest
 import torch
 from conftest import FAMILIES
+from test_patching import native_patched, native_states
 from tiny import random_image
 
 import mm_lens
 from mm_lens import InputError, patching
-from mm_lens.correspondence import aligned, correspondence
+from mm_lens.correspondence import aligned, correspondence, counterparts, sources
 from mm_lens.regions import Box, Grid, group_mask, regions
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def family(request):
     return request.param
+
+
+@pytest.fixture(scope="module")
+def native(family):
+    """The native model, untouched."""
+    return FAMILIES[family]()[0]
 
 
 def layout_of(model, height, width, text="Eh?"):
@@ -143,6 +150,159 @@ def test_a_thing_that_moved_is_matched_inside_its_boxes(model):
             assert abs((b0 + b1) / 2 - y - 16) <= (b1 - b0) / 2 + 1e-3
 
 
+@pytest.mark.parametrize(
+    ("box", "complaint"),
+    [
+        ((5, 5, 5, 9), "is empty"),
+        ((24, 24, 0, 0), "is empty"),
+        ((0, float("nan"), 9, 9), "is empty"),
+        ((57, 0, 70, 9), "outside image 0 of 57×31 pixels"),
+        ((0, 31, 9, 40), "outside image 0 of 57×31 pixels"),
+        ((-9, -9, 5, 0), "outside image 0 of 57×31 pixels"),
+    ],
+)
+def test_boxes_outside_of_the_image_are_refused(model, box, complaint):
+    """Of the clean box, too, which is measured in the clean image."""
+    layout, other = layout_of(model, 80, 90), layout_of(model, 31, 57)
+    with pytest.raises(InputError, match=complaint):
+        group_mask(other, Box(*box))
+    found = regions(layout, {"thing": Box(0, 0, 20, 20, clean=box)})
+    with pytest.raises(InputError, match=f"clean box.*{complaint}"):
+        sources(found, layout, other)
+    with pytest.raises(InputError, match=f"clean box.*{complaint}"):
+        counterparts({"thing": Box(0, 0, 20, 20, clean=box)}, layout, other)
+    assert group_mask(other, Box(25, -9, 32, 0.1)).any()  # the edge overlaps
+
+
+def two_images(model, sizes=((31, 57), (40, 22))):
+    images = [random_image(*size, k) for k, size in enumerate(sizes)]
+    return model.prepare(["Eh?"], [images])
+
+
+def test_axes_cover_every_image_of_a_row(model):
+    """As the same axis over each image alone."""
+    layout = two_images(model).layout
+    for axis in ("cell", "row band", Grid(2, 2)):
+        found, start = regions(layout, axis), 0
+        for k, size in enumerate(((31, 57), (40, 22))):
+            one = layout_of(model, *size)
+            alone = regions(one, axis)
+            here = slice(start, start + len(alone))
+            start += len(alone)
+            assert found.labels[here] == tuple(f"image {k} {label}" for label in alone.labels)
+            own, theirs = (layout.image == k)[0], (one.image == 0)[0]
+            assert torch.equal(found.masks[here, 0][:, own], alone.masks[:, 0][:, theirs])
+            assert not found.masks[here, 0][:, ~own].any()
+            assert list(found.columns["image"][here]) == [k] * len(alone)
+            for name, values in alone.columns.items():
+                assert list(found.columns[name][here]) == list(values)
+        assert start == len(found)
+    second = regions(layout, Grid(2, 2, image=1))
+    assert second.labels[0] == "image 1 row 0 col 0"
+    assert not (second.masks.any(0) & (layout.image == 0)).any()
+
+
+def test_which_image_is_meant_must_be_said(model):
+    layout = two_images(model).layout
+    pixels = np.ones((40, 22), dtype=bool)
+    for what in (Box(0, 0, 9, 9), pixels):
+        with pytest.raises(InputError, match=r"2 images\. Say which"):
+            group_mask(layout, what)
+    second = (layout.image == 1) & ~layout.newline & ~layout.box.isnan().any(-1)
+    assert torch.equal(group_mask(layout, pixels, image=1), second)
+    assert torch.equal(group_mask(layout, Box(0, 0, 22, 40, image=1)), second)
+    with pytest.raises(InputError, match="nor image 0 of every row"):
+        group_mask(layout, pixels, image=0)
+
+
+def test_rows_of_one_size_have_their_boxes_in_the_table(model):
+    """And rows of other sizes have none: there is no one box to tell."""
+    images = [random_image(31, 57), random_image(31, 57, 1), random_image(62, 114)]
+    one = regions(model.prepare("Eh?", images[0]).layout, Grid(2, 2)).columns
+    same = regions(model.prepare(["Eh?", "Oh!"], images[:2]).layout, Grid(2, 2)).columns
+    assert same == one
+    assert set(one) == {"x0", "y0", "x1", "y1"}
+    both = model.prepare(["Eh?", "Oh!"], images[1:]).layout
+    assert not regions(both, Grid(2, 2)).columns
+    patch = regions(model.prepare(["Eh?", "Oh!"], images[:2]).layout, "patch")
+    layout = layout_of(model, 31, 57)
+    got = torch.tensor([patch.columns[name] for name in ("x0", "y0", "x1", "y1")]).T
+    for k, mask in enumerate(patch.masks):
+        want = layout.box[0, mask[0].nonzero().item()]
+        assert torch.allclose(got[k], want, equal_nan=True)
+
+
+MEANT = {
+    "fractions": ({}, lambda x0, y0, x1, y1: x0 < 90 and x1 > 30 and y0 < 44 and y1 > 8),
+    "clean": (
+        {"clean": (70, 5, 90, 30)},
+        lambda x0, y0, x1, y1: x0 < 90 and x1 > 70 and y0 < 30 and y1 > 5,
+    ),
+    "centre": (
+        {"touch": "centre"},
+        lambda x0, y0, x1, y1: 30 <= (x0 + x1) / 2 < 90 and 8 <= (y0 + y1) / 2 < 44,
+    ),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("case", MEANT)
+def test_mean_of_a_box_in_a_clean_image_of_another_size(model, native, case):
+    """Against a plain loop over the native model: the corrupted image is half as wide and high."""
+    corrupted = model.prepare("Eh?", random_image(40, 60))
+    clean = model.prepare("Eh?", random_image(80, 120, 1))
+    _, cache = model.run_with_cache(clean, names_filter=mm_lens.names("resid_pre"))
+    options, inside = MEANT[case]
+    box = Box(15, 4, 45, 22, **options)
+    result = patching.get_act_patch_resid_pre(
+        model,
+        corrupted,
+        cache,
+        lambda logits: logits[:, -1, 3] - logits[:, -1, 5],
+        axis={"box": box},
+        resample="mean",
+        progress=False,
+    )
+    state, value = None, None
+    here, there = corrupted.layout, clean.layout
+    targets = {p: t for p, t, _ in patches(here) if bool(group_mask(here, box)[0, p])}
+    read = [(p, tile) for p, tile, rect in patches(there) if inside(*rect)]
+    assert targets
+    assert read
+    for layer in range(3):
+        state = native_states(native, clean, layer)[0][0]
+        value = native_states(native, corrupted, layer)[0].clone()
+        for p, tile in targets.items():
+            same = [q for q, other in read if (other == 0) == (tile == 0)] or [q for q, _ in read]
+            value[0, p] = state[same].mean(0)
+        mask = torch.zeros(1, here.shape[1], dtype=torch.bool)
+        mask[0, list(targets)] = True
+        logits = native_patched(native, corrupted, layer, mask, value)
+        want = logits[:, -1, 3] - logits[:, -1, 5]
+        assert (result.values[layer, 0] - want).abs().max() < 1e-5
+    assert result.effect().abs().max() > 1e-3
+
+
+def test_counterparts_of_masks(model):
+    """A mask of pixels is stretched over the clean image; one of positions must match itself."""
+    layout, other = layout_of(model, 40, 60), layout_of(model, 80, 120)
+    pixels = np.zeros((40, 60), dtype=bool)
+    pixels[4:20, 15:45] = True
+    there = counterparts({"m": pixels}, layout, other).masks[0]
+    assert torch.equal(there, group_mask(other, Box(30, 8, 90, 40)))
+    mask = group_mask(layout, pixels)
+    assert torch.equal(counterparts({"m": mask}, layout, layout).masks[0], mask)
+    own = regions(layout, {"m": mask})
+    assert torch.equal(counterparts(own, layout, layout).masks[0], mask)
+    tall = layout_of(model, 90, 12)
+    for axis in ({"m": mask}, own):
+        with pytest.raises(InputError, match="have other tokens there"):
+            counterparts(axis, layout, tall)
+    boxed = regions(layout, {"m": Box(15, 4, 45, 20, clean=(0, 0, 6, 45))})
+    want = group_mask(tall, Box(0, 0, 6, 45))
+    assert torch.equal(counterparts(boxed, layout, tall).masks[0], want)
+
+
 @torch.no_grad()
 def test_mean_of_the_clean_region(model):
     """Every token gets the mean of the clean region's tokens of its kind."""
@@ -178,7 +338,7 @@ def test_what_is_no_region_is_refused(model):
         ("image", "Row 1 has no position"),
         (Grid(2, 2), "Row 1 has 0 image"),
         ("cell", "overview"),
-        ({"far": Box(0, 0, 1, 1, image=2)}, "no position"),
+        ({"far": Box(0, 0, 1, 1, image=2)}, "there is no image 2"),
         ({}, "no position"),
     ):
         with pytest.raises(InputError, match=complaint):
