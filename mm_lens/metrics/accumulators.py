@@ -46,7 +46,8 @@ R = TypeVar("R")
 class Accumulator(ABC, Generic[S, R]):
     """A state that grows by addition, and a function of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, **settings: Any) -> None:
+        self.settings = settings
         self.state: S | None = None
         self.dropped = 0
 
@@ -74,7 +75,13 @@ class Accumulator(ABC, Generic[S, R]):
         self._add(self.part(*kept))
 
     def merge(self, other: Accumulator[S, R]) -> None:
-        """Take in what another accumulator has seen."""
+        """Take in what another accumulator has seen.
+
+        Raises:
+            InputError: It is of another kind, or made with other settings.
+        """
+        if type(self) is not type(other) or self.settings != other.settings:
+            raise InputError(f"{self} and {other} do not merge: make all shards alike.")
         self.dropped += other.dropped
         self._add(other.state)
 
@@ -87,6 +94,10 @@ class Accumulator(ABC, Generic[S, R]):
         if self.state is None:
             raise InputError(f"{type(self).__name__} has seen no token: update it first.")
         return self.result(self.state)
+
+    def __repr__(self) -> str:
+        settings = ", ".join(f"{name}={value}" for name, value in self.settings.items())
+        return f"{type(self).__name__}({settings})"
 
     def _add(self, part: S | None) -> None:
         if self.state is None or part is None:
@@ -103,7 +114,7 @@ class LinearityMoments(Accumulator[Moments, dict[str, float]]):
     """
 
     def __init__(self, *, fast: bool = False) -> None:
-        super().__init__()
+        super().__init__(fast=fast)
         self.fast = fast
 
     def part(self, x: Float[Tensor, "n d"], y: Float[Tensor, "n d"]) -> Moments | None:
@@ -120,7 +131,7 @@ class LinearityMoments(Accumulator[Moments, dict[str, float]]):
                 MMLensWarning,
                 stacklevel=3,
             )
-        return linearity.from_fit(fit)
+        return linearity.from_fit(fit, state)
 
 
 class SpectrumMoments(Accumulator[Scatter, dict[str, float]]):
@@ -131,7 +142,7 @@ class SpectrumMoments(Accumulator[Scatter, dict[str, float]]):
     """
 
     def __init__(self, *, fast: bool = False) -> None:
-        super().__init__()
+        super().__init__(fast=fast)
         self.fast = fast
 
     def part(self, x: Float[Tensor, "n d"]) -> Scatter | None:
@@ -225,7 +236,7 @@ class Sampled(Accumulator[Drawn, R]):
     """
 
     def __init__(self, function: Callable[..., R], k: int, seed: int = 0) -> None:
-        super().__init__()
+        super().__init__(k=k, seed=seed)
         self.function, self.k, self.seed = function, k, seed
 
     def finite(self, *hooks: Tokens) -> tuple[Sequence[Any], int, int]:

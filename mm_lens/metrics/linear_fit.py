@@ -32,7 +32,15 @@ from mm_lens.metrics.intervals import (
     sample_groups,
 )
 from mm_lens.metrics.moments import Moments
-from mm_lens.metrics.regression import N_CHOICES, InSample, Ridge, Target, jacobi, least_squares
+from mm_lens.metrics.regression import (
+    N_CHOICES,
+    InSample,
+    Ridge,
+    Target,
+    jacobi,
+    least_squares,
+    varies,
+)
 from mm_lens.metrics.tokens import Tokens, centre
 
 FOLDS = 4
@@ -64,9 +72,7 @@ class LinearFit:
 
     def require(self, target: Target) -> None:
         """Refuse an update that is constant up to rounding."""
-        m = self.moments
-        rounding = (16 * torch.finfo(m.xx.dtype).eps) ** 2
-        if target == "update" and float(m.uu) <= rounding * float(m.yy + m.xx.trace()):
+        if target == "update" and not varies(self.moments, target):
             raise UndefinedError("the update is the same for all tokens")
 
     @cached_property

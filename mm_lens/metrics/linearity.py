@@ -34,21 +34,24 @@ import math
 
 from mm_lens.metrics.core import Estimate, Family, UndefinedError, estimate
 from mm_lens.metrics.linear_fit import LinearFit, Scored
-from mm_lens.metrics.regression import InSample, Target
+from mm_lens.metrics.moments import Moments
+from mm_lens.metrics.regression import InSample, Target, varies
 
 
-def from_fit(fit: InSample) -> dict[str, float]:
-    """The metrics in sample, from a fit to moments alone: values without intervals.
+def from_fit(fit: InSample, moments: Moments) -> dict[str, float]:
+    """The metrics in sample, from moments and the fit to them: values without intervals.
 
     Returns:
         By name of the metric, and ``chance``; NaN where the data do not determine it.
     """
+    states = fit.n > 2 and fit.rank > 0 and varies(moments, "state")
+    update = states and varies(moments, "update")
     return {
-        "linearity_paper": fit.r2("state"),
-        "linearity_adjusted": fit.adjusted("state"),
-        "linearity_update_paper": fit.r2("update"),
-        "linearity_update_adjusted": fit.adjusted("update"),
-        "chance": fit.rank / (fit.n - 1) if fit.n > 1 else math.nan,
+        "linearity_paper": fit.r2("state") if states else math.nan,
+        "linearity_adjusted": fit.adjusted("state") if states else math.nan,
+        "linearity_update_paper": fit.r2("update") if update else math.nan,
+        "linearity_update_adjusted": fit.adjusted("update") if update else math.nan,
+        "chance": fit.rank / (fit.n - 1) if states else math.nan,
     }
 
 

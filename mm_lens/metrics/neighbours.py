@@ -27,6 +27,8 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
+from mm_lens.metrics.products import keeps_float32
+
 SPARE = 2
 _BLOCK = 512
 _STRIDE = 16
@@ -70,7 +72,7 @@ def nearest(
     distance = x.new_empty(len(rows), k)
     index = rows.new_empty(len(rows), k)
     left = torch.arange(len(rows), device=x.device)
-    ladder = [torch.float32, torch.float64] if _keeps_float32(x.device) else [torch.float64]
+    ladder = [torch.float32, torch.float64] if keeps_float32(x.device) else [torch.float64]
     for dtype in ladder:
         if len(left) == 0:
             break
@@ -79,12 +81,6 @@ def nearest(
     if len(left):
         distance[left], index[left] = _by_difference(x, rows[left], k)
     return Neighbours(distance, index)
-
-
-def _keeps_float32(device: torch.device) -> bool:
-    """Whether float32 products keep all 24 bits here (TF32 and bfloat16 modes drop the last)."""
-    probe = torch.full((64, 64), 1 + 2.0**-20, device=device)
-    return torch.equal(probe @ torch.eye(64, device=device), probe)
 
 
 def _by_product(

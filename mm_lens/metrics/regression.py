@@ -53,6 +53,15 @@ class InSample:
         return 1 - (1 - self.r2(target)) * (self.n - 1) / free
 
 
+def varies(moments: Moments, target: Target) -> bool:
+    """Whether the target varies by more than its rounding."""
+    m, eps = moments, torch.finfo(moments.xx.dtype).eps
+    means = m.n * (m.x.square().sum() + m.y.square().sum())
+    if target == "update":
+        return bool(m.uu > (16 * eps) ** 2 * (m.yy + m.xx.trace() + means))
+    return bool(m.yy > m.n * (8 * eps) ** 2 * m.y.square().sum())
+
+
 def jacobi(moments: Moments) -> Float64[Tensor, " d"]:
     """One over the norm of each input column; zero for those constant up to rounding."""
     variance = moments.xx.diagonal()

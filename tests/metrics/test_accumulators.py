@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from metrics.made import normal, rotation, tokens_of
 
 from mm_lens.errors import InputError, MMLensWarning
-from mm_lens.metrics import METRICS, Tokens, evaluate
+from mm_lens.metrics import METRICS, Tokens, evaluate, products
 from mm_lens.metrics.accumulators import (
     GapMoments,
     LinearityMoments,
@@ -65,18 +65,22 @@ def test_exact_metrics_do_not_depend_on_order_batches_or_shards(make, rows, cuts
     found = stream(make, batches(cuts, *rows(order)), shards).compute()
     whole = make()
     whole.update(*rows(torch.arange(N)))
-    equal(found, whole.compute(), 1e-13 if make is not LinearityMoments else 1e-11)
+    equal(found, whole.compute(), 1e-13)
 
 
 @settings(max_examples=15, deadline=None)
 @given(cuts=splits, shards=st.integers(1, 4))
 def test_moments_merge_to_1e_13(cuts, shards):
     found = stream(LinearityMoments, batches(cuts, X, Y), shards).state
-    scale = (X - X.mean(0)).square().sum(0).sqrt()
-    exact = (X - X.mean(0)).T @ (X - X.mean(0))
+    x, y = X - X.mean(0), Y - Y.mean(0)
+    spread_x, spread_y = x.square().sum(0).sqrt(), y.square().sum(0).sqrt()
     assert found.n == N
-    assert float(((found.xx - exact) / scale / scale[:, None]).abs().max()) < 1e-13
-    assert float((found.x / X.mean(0) - 1).abs().max()) < 1e-13
+    assert float(((found.xx - x.T @ x) / spread_x / spread_x[:, None]).abs().max()) < 1e-13
+    assert float(((found.xy - x.T @ y) / spread_y / spread_x[:, None]).abs().max()) < 1e-13
+    for mean, exact in ((found.x, X.mean(0)), (found.y, Y.mean(0))):
+        assert float((mean / exact - 1).abs().max()) < 1e-13
+    assert float(found.yy) == pytest.approx(float(y.square().sum()), rel=1e-13)
+    assert float(found.uu) == pytest.approx(float((y - x).square().sum()), rel=1e-13)
 
 
 def test_exact_values_equal_those_of_one_call():
@@ -223,3 +227,62 @@ def test_split_mode_says_where_float32_is_not_enough():
     fast.update(*residual_layer(3000, 64, -5))
     with pytest.warns(MMLensWarning, match="Use fast=False"):
         fast.compute()
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e-10, 1e10, 1e25])
+def test_split_mode_at_any_scale(scale):
+    x, y = (t * scale for t in residual_layer(1000, 16, -1))
+    exact, fast = LinearityMoments(), LinearityMoments(fast=True)
+    exact.update(x, y)
+    fast.update(x, y)
+    equal(fast.compute(), exact.compute(), 1e-6)
+    perfect = LinearityMoments(fast=True)
+    perfect.update(x, x @ rotation(4, 16))
+    assert perfect.compute()["linearity_paper"] == pytest.approx(1, abs=1e-6)
+
+
+def test_split_mode_does_not_hear_of_autocast_or_rounded_products(monkeypatch):
+    x, y = residual_layer(1000, 16, -1)
+    exact, plain = LinearityMoments(), LinearityMoments(fast=True)
+    exact.update(x, y)
+    plain.update(x, y)
+    fast, rounded = LinearityMoments(fast=True), LinearityMoments(fast=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        fast.update(x, y)
+    assert fast.compute() == plain.compute()
+    monkeypatch.setattr(products, "keeps_float32", lambda device: False)
+    rounded.update(x, y)
+    assert rounded.compute() == exact.compute()
+
+
+@pytest.mark.parametrize("mean", [0.1, 1e6])
+@pytest.mark.parametrize("fast", [False, True])
+def test_what_does_not_vary_has_no_linearity(mean, fast):
+    """As in `evaluate`: no R² of rounding."""
+    constant, varied = torch.full((N, D), mean, dtype=torch.float64), X - 1000 + mean
+    for x, y, without in (
+        (constant, varied, ""),
+        (varied, constant, ""),
+        (varied, varied + 0.7, "update"),
+    ):
+        linear = LinearityMoments(fast=fast)
+        for rows in torch.arange(N).split(90):
+            linear.update(x[rows], y[rows])
+        one = evaluate(tokens_of(x), tokens_of(y), METRICS)
+        for name, value in linear.compute().items():
+            assert math.isnan(value) == (without in name), name
+            assert name == "chance" or math.isnan(one[name].value) == (without in name), name
+
+
+def test_different_accumulators_do_not_merge():
+    for one, other, both in (
+        (
+            Sampled(evaluate, 100),
+            Sampled(evaluate, 50, seed=1),
+            "k=100, seed=0.* and .*k=50, seed=1",
+        ),
+        (LinearityMoments(), LinearityMoments(fast=True), "fast=False.* and .*fast=True"),
+        (LinearityMoments(), SpectrumMoments(), "LinearityMoments.* and SpectrumMoments"),
+    ):
+        with pytest.raises(InputError, match=both):
+            one.merge(other)

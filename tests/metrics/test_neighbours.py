@@ -85,7 +85,7 @@ def test_only_some_rows():
 
 def test_rounded_products_are_noticed(monkeypatch):
     """Where float32 products are rounded (TF32, bfloat16), the float64 product is used."""
-    assert module._keeps_float32(torch.device("cpu"))
+    assert module.keeps_float32(torch.device("cpu"))
     used = []
     search = module._by_product
 
@@ -94,6 +94,6 @@ def test_rounded_products_are_noticed(monkeypatch):
         return search(x, rows, k, dtype)
 
     monkeypatch.setattr(module, "_by_product", spy)
-    monkeypatch.setattr(module, "_keeps_float32", lambda device: False)
+    monkeypatch.setattr(module, "keeps_float32", lambda device: False)
     nearest(normal(0, 50, 4))
     assert used == [torch.float64]
