@@ -86,7 +86,8 @@ def spelled(node: ast.expr, names: dict[str, list[ast.expr]]) -> list[str]:
         for part in node.values:
             inner = part.value if isinstance(part, ast.FormattedValue) else part
             fixed = inner is part or (isinstance(inner, ast.Name) and inner.id.isupper())
-            texts = [x + y for x in texts for y in (spelled(inner, names) if fixed else ["…"])]
+            pieces = spelled(inner, names) if fixed else []
+            texts = [text + piece for text in texts for piece in pieces or ["…"]]
         return texts
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
         ends = spelled(node.right, names)
@@ -179,7 +180,7 @@ def messages(sources: dict[str, str]) -> list[Message]:
         raised = known | (FOREIGN if "adapters" in file else set())
         for node in ast.walk(tree):
             for expression in shown_by(node, raised, file):
-                for text in spelled(expression, names):
+                for text in spelled(expression, names) or ["…"]:
                     message = Message(file, expression.lineno, ast.unparse(expression), text)
                     if message.constant or isinstance(node, ast.Call):
                         found.append(message)
@@ -240,11 +241,12 @@ class LayerError(InputError): ...
 
 class InputError(MMLensError, ValueError): ...
 
+MOST = 8
 REASON = f"the flux {x} is not aligned with the matrix"
 
 def f(notes):
     raise LayerError(f"The {x} was turned inside out by {y}. Turn it back.")
-    raise InputError(f"{x}: {REASON}.")
+    raise InputError(f"{x}, {MOST}: {REASON}.")
     return errors.InputError("A " "split text " f"of {x} pieces nobody wrote")
     warnings.warn(f"{x} was left as it is, upside down", MMLensWarning, stacklevel=2)
     notes.append(f"{x:.1f} of the tokens smell of roses")
@@ -259,7 +261,7 @@ def told(x) -> str:
 
 def test_a_new_message_without_section_is_found(page):
     found = messages({"new.py": NEW})
-    assert [message.line for message in found] == [9, 10, 11, 12, 13, 14, 15]
+    assert [message.line for message in found] == [10, 11, 12, 13, 14, 15, 16]
     assert without_section(found, page) == found
     # A piece of each is enough, in a symptom; the last one says nothing that can be looked for.
     shown = (
@@ -267,7 +269,7 @@ def test_a_new_message_without_section_is_found(page):
         "  matrix`; `… pieces nobody wrote`; `… was left as it is, upside down`\n- **Cause:** "
         "`of the tokens smell of roses`\n"
     )
-    assert [message.line for message in without_section(found, shown)] == [13, 14, 15]
+    assert [message.line for message in without_section(found, shown)] == [14, 15, 16]
 
 
 def test_every_section_has_symptom_cause_and_fix(page):
