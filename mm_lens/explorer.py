@@ -21,7 +21,7 @@ from matplotlib.colors import to_hex
 from PIL import Image
 
 from mm_lens.errors import InputError
-from mm_lens.image_values import SHINE, Part, parts, scale_of, values_table
+from mm_lens.image_values import Part, panel_names, parts, relief, scale_of, values_table
 from mm_lens.layout import TokenLayout
 
 LONGEST = 1024
@@ -45,8 +45,8 @@ const shown = x => Math.abs(x) >= 1e4 || (x && Math.abs(x) < 1e-3) ? x.toExponen
 const picture = new Image(), drawn = [];
 slider.max = data.layers.length - 1; slider.value = 0;
 document.getElementById("slide").hidden = data.layers.length < 2;
-document.getElementById("low").textContent = shown(data.low);
-document.getElementById("high").textContent = shown(data.high);
+document.getElementById("low").textContent = data.marks[0] + shown(data.low);
+document.getElementById("high").textContent = data.marks[1] + shown(data.high);
 document.getElementById("bar").style.background =
   "linear-gradient(to right," + data.colours.filter((c, i) => i % 15 == 0).join(",") + ")";
 function colour(v) {
@@ -62,7 +62,7 @@ function draw() {
   const k = +slider.value; name.textContent = data.layers[k];
   for (const p of drawn) {
     const g = p.canvas.getContext("2d"), s = p.scale;
-    g.globalAlpha = 1; g.filter = "none"; g.clearRect(0, 0, p.canvas.width, p.canvas.height);
+    g.clearRect(0, 0, p.canvas.width, p.canvas.height);
     g.fillStyle = hatch(g); g.fillRect(0, 0, data.width * s, data.height * s);
     p.cells.forEach((c, i) => {
       const v = p.values[k][i]; if (v === null) return;
@@ -70,10 +70,9 @@ function draw() {
       g.fillStyle = colour(v);
       g.fillRect(x, y, Math.round(c[2] * s) - x, Math.round(c[3] * s) - y);
     });
-    g.globalAlpha = data.shine; g.filter = "grayscale(1)";
     g.drawImage(picture, 0, 0, data.width * s, data.height * s);
     if (p.at >= 0) {
-      const c = p.cells[p.at]; g.globalAlpha = 1; g.filter = "none";
+      const c = p.cells[p.at];
       g.strokeStyle = "#D55E00"; g.lineWidth = 3;
       g.strokeRect(c[0] * s, c[1] * s, (c[2] - c[0]) * s, (c[3] - c[1]) * s);
     }
@@ -150,6 +149,7 @@ def explore(
     row: int = 0,
     index: int = 0,
     label: str = "value",
+    layers: Sequence[int] | None = None,
     names: Sequence[str] = (),
     words: Sequence[Sequence[Sequence[str]]] | None = None,
     limits: tuple[float, float] | None = None,
@@ -163,22 +163,25 @@ def explore(
         row: row of the batch.
         index: image of this row.
         label: what the values are, with the unit.
-        names: of the layers.
-        words: top words of each layer and position, as `Readout.words` returns them.
-        limits: of the colours, the same at all layers; None takes the range of all values.
+        layers: numbers of those to draw, as they stand in the values; None draws all.
+        names: of the layers drawn; without any, their numbers.
+        words: top words of each layer and position of the values, as `Readout.words` returns them.
+        limits: of the colours, the same at all layers; None takes the range of all values. The
+            ends of the colour bar say where values lie beyond.
 
     Raises:
         InputError: as `overlay`; or the words do not fit the values.
     """
-    table = values_table(image, layout, values, row, index)
-    layers = list(names) or [f"layer {k}" for k in range(len(table))]
-    if len(layers) != len(table):
-        raise InputError(f"There are {len(layers)} names for {len(table)} layers. Give one each.")
-    if words is not None and [len(layer) for layer in words] != [table.shape[1]] * len(table):
-        raise InputError(
-            f"The words are not those of {len(table)} layers × {table.shape[1]} positions. Read "
-            "the lens at the layers of the values: visual_logit_lens(..., layers=...)."
-        )
+    table = values_table(image, layout, values, row, index, layers)
+    names = panel_names(table, layers, names)
+    count = 1 if np.ndim(values) == 1 else len(values)
+    if words is not None:
+        if [len(layer) for layer in words] != [table.shape[1]] * count:
+            raise InputError(
+                f"The words are not those of {count} layers × {table.shape[1]} positions. Read "
+                "the lens at the layers of the values: visual_logit_lens(..., layers=...)."
+            )
+        words = [words[k] for k in (range(count) if layers is None else layers)]
     scale = scale_of(table, limits)
     cells = parts(layout, row, index)
     here = layout.row_of(row).to("cpu")
@@ -188,13 +191,13 @@ def explore(
     data = {
         "width": image.width,
         "height": image.height,
-        "picture": _encoded(image),
-        "layers": layers,
+        "picture": _encoded(relief(image)),
+        "layers": names,
         "label": label,
         "low": scale.low,
         "high": scale.high,
         "colours": [to_hex(colour) for colour in scale.colours(np.linspace(0, 1, 256))],
-        "shine": SHINE,
+        "marks": [mark if there else "" for mark, there in zip("≤≥", scale.beyond, strict=True)],
         "words": spelled,
         "parts": [
             {
@@ -243,8 +246,7 @@ def _place(layout: TokenLayout, position: int) -> str:
 
 
 def _encoded(image: Image.Image) -> str:
-    small = image.convert("RGB")
-    small.thumbnail((LONGEST, LONGEST))
+    image.thumbnail((LONGEST, LONGEST))
     buffer = BytesIO()
-    small.save(buffer, format="png")
+    image.save(buffer, format="png")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
-from matplotlib.colors import Colormap, ListedColormap, Normalize
-from PIL import Image
+from matplotlib.colors import Colormap, Normalize
+from PIL import Image, ImageFilter
 from torch import Tensor
 
 from mm_lens.errors import InputError
 from mm_lens.layout import TokenLayout
 
-SHINE = 0.25
-"""How much of the picture shines through the values."""
+BLUR = 0.015
+"""What the surrounding of a pixel is: standard deviation, in square roots of the picture's area."""
 STRIP = (0.02, 0.07)
 """Where newline tokens are drawn right of the image, in widths of it (at most two heights)."""
 
@@ -41,11 +42,18 @@ class Part:
 
 @dataclass(frozen=True)
 class Scale:
-    """Colours of values. `low` and `high` are the ends, beyond which colours stay the same."""
+    """Colours of values.
+
+    Attributes:
+        low: lower end, below which colours stay the same.
+        high: upper end.
+        beyond: whether there are values below, and above.
+        colours: the colour map.
+    """
 
     low: float
     high: float
-    extend: str
+    beyond: tuple[bool, bool]
     colours: Colormap
 
     @property
@@ -54,10 +62,11 @@ class Scale:
         return Normalize(self.low, self.high, clip=True)
 
     @property
-    def shown(self) -> ListedColormap:
-        """The colours as they look with a medium grey shining through, for the colour bar."""
-        solid = self.colours(np.linspace(0, 1, 256))[:, :3]
-        return ListedColormap((1 - SHINE) * solid + SHINE * 0.5)
+    def extend(self) -> str:
+        """Which ends of a colour bar are pointed."""
+        return {(True, True): "both", (True, False): "min", (False, True): "max"}.get(
+            self.beyond, "neither"
+        )
 
 
 def parts(layout: TokenLayout, row: int, index: int) -> list[Part]:
@@ -158,7 +167,33 @@ def scale_of(table: Any, limits: tuple[float, float] | None) -> Scale:
             raise InputError(f"limits={limits} leave no range of colours. Give (low, high).")
     low, high = ends if ends[0] < ends[1] else (ends[0] - 0.5, ends[1] + 0.5)
     beyond = (least < low, most > high)
-    extend = {(True, True): "both", (True, False): "min", (False, True): "max"}.get(
-        beyond, "neither"
+    return Scale(low, high, beyond, colormaps["RdBu_r" if signed else "cividis"])
+
+
+def panel_names(table: Any, layers: Sequence[int] | None, names: Sequence[str]) -> list[str]:
+    """Names of the layers of a table: those given, or the numbers of the layers.
+
+    Raises:
+        InputError: there are more or fewer names than layers.
+    """
+    numbers = range(len(table)) if layers is None else layers
+    found = list(names) or [f"layer {k}" for k in numbers]
+    if len(found) != len(table):
+        raise InputError(f"There are {len(found)} names for {len(table)} layers. Give one each.")
+    return found
+
+
+def relief(image: Image.Image) -> Image.Image:
+    """The picture as it lies over the values: black or white at its edges, transparent elsewhere.
+
+    The opacity is the contrast of a pixel with its surrounding, so that where the picture is flat,
+    dark or bright, the colours of the values stay those of the colour bar.
+    """
+    grey = image.convert("L")
+    surrounding = grey.filter(
+        ImageFilter.GaussianBlur(BLUR * math.sqrt(image.width * image.height))
     )
-    return Scale(low, high, extend, colormaps["RdBu_r" if signed else "cividis"])
+    contrast = np.asarray(grey, dtype=float) - np.asarray(surrounding, dtype=float)
+    alpha = np.abs(contrast).astype(np.uint8)
+    ink = np.where(contrast > 0, 255, 0).astype(np.uint8)
+    return Image.fromarray(np.stack([ink, ink, ink, alpha], -1))

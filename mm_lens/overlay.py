@@ -14,7 +14,16 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from mm_lens.errors import InputError
-from mm_lens.image_values import SHINE, Part, Scale, parts, scale_of, values_table
+from mm_lens.image_values import (
+    STRIP,
+    Part,
+    Scale,
+    panel_names,
+    parts,
+    relief,
+    scale_of,
+    values_table,
+)
 from mm_lens.inputs import Inputs
 from mm_lens.layout import TokenLayout
 from mm_lens.plots import DPI, Picture
@@ -128,7 +137,8 @@ def overlay(
     Every cell is the pixel box of one token; those of newline tokens stand right of the picture,
     beside the row that they end. Hatched is what has no value: NaN, or no token at all, as outside
     of a centre crop. Colours are told apart with any colour vision (cividis; a diverging map
-    around zero where values have both signs); a quarter of the picture, in grey, shines through.
+    around zero where values have both signs). Over them lie the edges of the picture, light and
+    dark; where it is flat, the colours are those of the colour bar.
 
     Args:
         image: the picture that was prepared.
@@ -154,12 +164,9 @@ def overlay(
             f"{len(table)} layers do not fit into one picture. Choose up to {MAX_LAYERS} "
             "(layers=[…]), or use mm_lens.plots.explore, which has a slider."
         )
-    if names and len(names) != len(table):
-        raise InputError(f"There are {len(names)} names for {len(table)} layers. Give one each.")
-    if not names:
-        numbers = range(len(table)) if layers is None else layers
-        names = [""] if layers is None and len(table) == 1 else [f"layer {k}" for k in numbers]
-    scale = scale_of(table, limits)
+    unnamed = not names and layers is None and len(table) == 1
+    names = [""] if unnamed else panel_names(table, layers, names)
+    scale, shade = scale_of(table, limits), np.asarray(relief(image))
     cells: list[Part | None] = [*parts(layout, row, index)]
     single, wide = len(table) == 1, image.height < image.width / 3
     if single:
@@ -167,34 +174,37 @@ def overlay(
     titles = ["picture" if part is None else part.title for part in cells]
     # Layers side by side and parts below each other; of wide pictures and of one layer the reverse.
     panels = [[(part, layer) for layer in table] for part in cells]
-    rows, columns = titles, list(names)
+    rows, columns = titles, names
     if single != wide:
         panels = [list(line) for line in zip(*panels, strict=True)]
         rows, columns = columns, rows
     figure, grid, bar = _grid(len(rows), len(columns), image.height / image.width)
     for i, line in enumerate(panels):
         for j, (part, layer) in enumerate(line):
-            _draw_values(grid[i][j], image, part, layer, scale)
+            _draw_values(grid[i][j], image, part, layer, scale, shade)
+            # All panels show the same pixels: the outer ones say which.
+            grid[i][j].tick_params(labelleft=j == 0, labelbottom=i == len(rows) - 1)
         grid[i][0].set_ylabel("\n".join(filter(None, [rows[i], "y in pixels"])))
     for axis, title in zip(grid[0], columns, strict=True):
         axis.set_title(title, fontsize=10)
     for axis in grid[-1]:
         axis.set_xlabel("x in pixels")
-    mappable = ScalarMappable(scale.norm, scale.shown)
+    mappable = ScalarMappable(scale.norm, scale.colours)
     figure.colorbar(mappable, cax=bar, extend=scale.extend, label=label)
     return figure
 
 
 def _grid(n_rows: int, n_columns: int, aspect: float) -> tuple[Picture, Any, Axes]:
     """Panels at fixed places, and the axes of a colour bar right of them."""
-    left, right, top, bottom = 0.95, 1.0, 0.5, 0.5  # inches
-    gap = 0.4
-    width = (WIDTH - left - right - n_columns * gap) / n_columns
-    width = min(width, 6.5 / aspect, 3.2 if aspect > 1 / 3 else width)
+    left, right, top, bottom, gap = 0.95, 1.0, 0.5, 0.5, 0.25  # inches
+    strip = STRIP[1] * min(1, 2 * aspect)  # newlines beside a panel, in widths of it
+    width = ((WIDTH - left - right) / n_columns - gap) / (1 + strip)
+    tallest = min(6.5, 9 / n_rows)
+    width = min(width, tallest / aspect, 3.2 if aspect > 1 / 3 else width)
     height = width * aspect
-    across = max(width + gap, 1.15)  # room for the titles of narrow panels
-    down = max(height, 0.8) + 0.4
-    size = (left + n_columns * across + right, top + n_rows * down - 0.4 + bottom)
+    across = max(width * (1 + strip) + gap, 1.0)  # room for the titles of narrow panels
+    down = max(height, 0.8) + gap
+    size = (left + n_columns * across + right, top + n_rows * down - gap + bottom)
     figure = Picture(figsize=size, dpi=DPI)
     FigureCanvasAgg(figure)
 
@@ -207,16 +217,18 @@ def _grid(n_rows: int, n_columns: int, aspect: float) -> tuple[Picture, Any, Axe
         for i in range(n_rows)
     ]
     whole = (n_rows - 1) * down + max(height, 0.8)
-    return figure, grid, place(left + n_columns * across - 0.1, top, 0.18, whole)
+    return figure, grid, place(left + n_columns * across, top, 0.18, whole)
 
 
 def _draw_values(
-    axis: Axes, image: Image.Image, part: Part | None, layer: Any, scale: Scale
+    axis: Axes, image: Image.Image, part: Part | None, layer: Any, scale: Scale, shade: Any
 ) -> None:
     width, height = image.size
     axis.set(xlim=(0, width), ylim=(height, 0))
     axis.tick_params(labelsize=8)
-    axis.locator_params(nbins=5)
+    inches = axis.get_window_extent().width / DPI
+    axis.locator_params("x", nbins=min(5, max(1, int(3.2 * inches))))
+    axis.locator_params("y", nbins=5)
     if part is None:
         axis.imshow(np.asarray(image.convert("RGB")), extent=(0, width, height, 0), aspect="auto")
         return
@@ -227,29 +239,17 @@ def _draw_values(
     x0, y0, x1, y1 = part.boxes.T
     corners = np.stack([x0, y0, x1, y0, x1, y1, x0, y1], 1).reshape(-1, 4, 2)
     finite = np.isfinite(values)
-    beside = np.arange(len(values)) >= len(values) - part.newlines
-    grey = np.asarray(image.convert("L"))
-    axis.imshow(
-        grey,
-        extent=(0, width, height, 0),
-        aspect="auto",
-        cmap="gray",
-        vmin=0,
-        vmax=255,
-        alpha=SHINE,
-        zorder=2,
+    cells = PolyCollection(
+        corners[finite],
+        array=values[finite],
+        cmap=scale.colours,
+        norm=scale.norm,
+        antialiased=False,  # else hairlines between the cells
+        linewidth=0,
+        clip_on=False,
     )
-    for where, colours in ((finite & ~beside, scale.colours), (finite & beside, scale.shown)):
-        cells = PolyCollection(
-            corners[where],
-            array=values[where],
-            cmap=colours,
-            norm=scale.norm,
-            antialiased=False,  # else hairlines between the cells
-            linewidth=0,
-            clip_on=False,
-        )
-        axis.add_collection(cells, autolim=False)
+    axis.add_collection(cells, autolim=False)
+    axis.imshow(shade, extent=(0, width, height, 0), aspect="auto", zorder=2)
     empty = PolyCollection(
         corners[~finite], facecolor="none", edgecolor="0.65", linewidth=0.5, clip_on=False
     )

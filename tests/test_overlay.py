@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
+from io import BytesIO
 
 import numpy as np
 import pytest
 import torch
 from conftest import FAMILIES
+from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from PIL import Image, ImageDraw
 from tiny import random_image
 
 from mm_lens import InputError
@@ -114,7 +118,7 @@ def test_layers_share_their_colours_and_tokens_may_be_the_visual_ones(each):
             if one.get_array() is not None:
                 assert np.array_equal(one.get_array(), two.get_array())
                 assert one.norm.vmin == pytest.approx(float(values[:, visual].min()))
-    drawn = [c.get_array() for axis in whole.axes[:-1] for c in axis.collections[:2]]
+    drawn = [c.get_array() for axis in whole.axes[:-1] for c in axis.collections[:1]]
     assert sum(map(len, drawn)) == 3 * int(visual.sum())
 
 
@@ -129,8 +133,107 @@ def test_chosen_layers_keep_their_numbers(each):
     titles = [axis.get_ylabel() for axis in overlay(image, layout, values, layers=[5]).axes]
     assert any("layer 5" in title for title in titles)
     for layers in ([9], [-1], []):
-        with pytest.raises(InputError, match="layers 0 to 8"):
-            overlay(image, layout, values, layers=layers)
+        for draw in (overlay, explore):
+            with pytest.raises(InputError, match="layers 0 to 8"):
+                draw(image, layout, values, layers=layers)
+    words = [[[f"{layer}.{p}"] for p in range(layout.shape[1])] for layer in range(9)]
+    data = data_of(explore(image, layout, values, layers=[0, 4, 8], words=words).html)
+    assert data["layers"] == ["layer 0", "layer 4", "layer 8"]
+    for k, layer in enumerate((0, 4, 8)):
+        base = layout.positions("base")[0]
+        drawn = data["parts"][0]
+        assert drawn["values"][k] == pytest.approx(values[layer, base].tolist(), rel=1e-3)
+        told = [data["words"][i] for (i,) in drawn["words"][k]]
+        assert told == [f"{layer}.{p}" for p in base.tolist()]
+
+
+def shades(kind, side=64):
+    """A picture in flat grey: "white", "black", or both halves."""
+    picture = Image.new("RGB", (side, side), "black" if kind == "black" else "white")
+    if kind == "halves":
+        ImageDraw.Draw(picture).rectangle((0, 0, side // 2 - 1, side), fill="black")
+    return picture
+
+
+def pixels_of(figure):
+    """The drawn figure, from 0 to 1."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3] / 255
+
+
+def colour_at(figure, pixels, axis, x, y):
+    """Of the pixel at coordinates of `axis`."""
+    across, up = axis.transData.transform((x, y))
+    return pixels[len(pixels) - 1 - int(up), int(across)]
+
+
+@pytest.mark.parametrize("kind", ["white", "black", "halves"])
+@pytest.mark.parametrize("value", [0.02, 0.25, 0.98])
+def test_colours_are_those_of_the_bar_whatever_is_below(model, kind, value):
+    image = shades(kind)
+    layout = model.prepare("What is it?", image).layout
+    values = torch.full((layout.shape[1],), value)
+    figure = overlay(image, layout, values, limits=(0.0, 1.0))
+    pixels = pixels_of(figure)
+    bar = figure.axes[-1]
+    want = colour_at(figure, pixels, bar, 0.5, value)
+    assert np.abs(want - colormaps["cividis"](value)[:3]).max() < 0.02
+    for axis in figure.axes[1:-1]:
+        for x in (2, 20, 44, 62):  # away from the edge in the middle
+            assert np.abs(colour_at(figure, pixels, axis, x, 30) - want).max() < 0.02
+        if kind == "halves":  # and its two sides are told apart
+            dark, light = (colour_at(figure, pixels, axis, x, 30).sum() for x in (31.2, 32.8))
+            assert light - dark > 0.2
+
+
+def test_the_interactive_picture_has_the_colours_of_its_bar(model):
+    image = shades("halves")
+    layout = model.prepare("What is it?", image).layout
+    values = torch.linspace(0, 1, layout.shape[1])
+    data = data_of(explore(image, layout, values, limits=(0.2, 1.0)).html)
+    assert data["colours"][64] == "#{:02x}{:02x}{:02x}".format(
+        *(round(255 * part) for part in colormaps["cividis"](64)[:3])
+    )
+    assert data["marks"] == ["≤", ""]  # below 0.2 colours stay the same
+    over = Image.open(BytesIO(base64.b64decode(data["picture"].split(",")[1])))
+    opacity = np.asarray(over)[..., 3] / 255
+    assert over.size == image.size
+    assert opacity[:, :20].max() == opacity[:, 44:].max() == 0  # flat: nothing over the values
+    assert opacity[:, 30:34].min() > 0.05
+    ink = np.asarray(over)[..., :3]
+    assert (ink[:, 31] == 0).all()
+    assert (ink[:, 32] == 255).all()
+
+
+@pytest.mark.parametrize(("height", "width", "layers"), [(64, 64, 3), (200, 20, 3), (20, 200, 1)])
+def test_newlines_cover_no_label(model, height, width, layers):
+    image = random_image(height, width)
+    layout = model.prepare("What is it?", image).layout
+    figure = overlay(image, layout, torch.rand(layers, layout.shape[1]))
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    bar = figure.axes[-1].get_tightbbox()
+    written = [bar]
+    for axis in figure.axes[:-1]:
+        for label in (*axis.get_xticklabels(), *axis.get_yticklabels()):
+            if label.get_visible() and label.get_text():
+                written.append(label.get_window_extent())
+    strips = 0
+    for axis in figure.axes[:-1]:
+        for cells in axis.collections:
+            for path in cells.get_paths():
+                box = path.get_extents(axis.transData)
+                if path.vertices[:, 0].min() > width:
+                    strips += 1
+                    assert not any(box.overlaps(other) for other in written)
+    assert strips == layers * int(layout.counts("newline")[0])
+    assert bar.x1 <= figure.bbox.x1
+
+
+def data_of(html):
+    """What a page draws."""
+    return json.loads(html.split("const data = ")[1].split(";\nconst panels")[0])
 
 
 def test_signs_limits_and_missing_values(each):
@@ -140,12 +243,11 @@ def test_signs_limits_and_missing_values(each):
     values = torch.zeros(layout.shape[1]).masked_scatter(layout.mask("visual")[0], values)
     values[layout.positions("base")[0, :4]] = torch.nan
     figure = overlay(image, layout, values)
-    solid, beside, empty = figure.axes[1].collections
+    solid, empty = figure.axes[1].collections
     assert solid.cmap.name == "RdBu_r"
     assert solid.norm.vmin == -solid.norm.vmax
     assert len(empty.get_paths()) == 4
     assert len(solid.get_array()) == int(layout.counts("base")[0]) - 4
-    assert not len(beside.get_array())
     assert figure.axes[1].patches[0].get_hatch()
     cut = overlay(image, layout, values.abs(), limits=(0.0, 1.0))
     assert cut.axes[1].collections[0].norm.vmax == 1
@@ -188,7 +290,7 @@ def test_the_interactive_picture_holds_values_words_and_places(each, tmp_path):
     assert not re.search(r'(src|href)="', html)
     assert html.count("</script>") == 1
     assert len(page._repr_html_()) < 200_000
-    data = json.loads(html.split("const data = ")[1].split(";\nconst panels")[0])
+    data = data_of(html)
     assert data["layers"] == [f"layer {k}" for k in range(4)]
     assert len(data["colours"]) == 256
     drawn = 0
