@@ -8,7 +8,7 @@ segments are of the same length.
 boxes in fractions of width and height: among overview tokens for an overview token, among tile
 tokens for a tile token, among all if there is none of its kind. A newline matches the newline at
 the nearest height. Where both images make the same tokens (tile, row, column) at the same place, to
-half a patch, they match one by one.
+half a patch, they match one by one. Of several that are as near, the first in the sequence.
 
 What has no match is -1, and an error only where it is asked for.
 """
@@ -27,6 +27,9 @@ from mm_lens.errors import InputError
 from mm_lens.layout import TEXT, TokenLayout
 from mm_lens.positions import Box, Rect, check_box, group_mask, in_box, under, which_image
 from mm_lens.regions import Axis, Regions, regions
+
+SAME_DISTANCE = 1e-6
+"""Squared distances, in fractions of the image, that boxes of 32 bits cannot tell apart."""
 
 
 def correspondence(
@@ -234,7 +237,9 @@ def _nearest(
 ) -> Tensor:
     if wanted.any() and candidates.any():
         distance = (at[wanted][:, None] - to[candidates][None]).square().sum(-1)
-        out[wanted] = there[candidates][distance.argmin(1)]
+        # The first of those that are as near: rounding is not to choose.
+        near = distance <= distance.amin(1, keepdim=True) + SAME_DISTANCE
+        out[wanted] = there[candidates][near.int().argmax(1)]
     return out
 
 

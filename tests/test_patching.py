@@ -336,16 +336,38 @@ def test_options_are_single_tokens_and_different():
             option_tokens(Words(), options)
 
 
-def test_hooks_of_the_corrupted_run_are_part_of_every_run(family):
-    """A corruption by a hook at block 0, patched at later layers with what it took away."""
+def test_hooks_of_the_corrupted_run_are_part_of_every_run(family, native):
+    """A corruption by a hook at block 0, a part of it patched with what it took away: the rest is
+    corrupted as in a native model with both hooks."""
     model = load_tiny(family, check=False)
     inputs = model.prepare("Eh?", random_image(31, 57))
-    logits, cache = model.run_with_cache(inputs, names_filter=mm_lens.names("resid_pre"))
+    _, cache = model.run_with_cache(inputs, names_filter=mm_lens.names("resid_pre"))
+    visual = inputs.layout.mask("visual")
+    some = visual & (torch.arange(visual.shape[1]) % 2 == 0)
     blind = ("blocks.0.visual.hook_resid_pre", lambda rows, hook: torch.zeros_like(rows))
-    with torch.no_grad():
-        want = metric(model.run_with_hooks(inputs, fwd_hooks=[blind]))
     result = patching.get_act_patch_resid_pre(
-        model, inputs, cache, metric, axis={"all": "all"}, corrupt_hooks=[blind], progress=False
+        model,
+        inputs,
+        cache,
+        metric,
+        axis={"some": some, "text": "text"},
+        corrupt_hooks=[blind],
+        progress=False,
     )
-    assert torch.equal(result.baseline, want)
-    assert torch.allclose(result.values[:, 0], metric(logits).expand(3, 1), atol=1e-5)
+    states = [native_states(native, inputs, layer)[0] for layer in range(3)]
+    # The native embeddings of the corrupted run: what enters block 0, zero where it is visual.
+    zero = native_patched(native, inputs, 0, visual, torch.zeros_like(states[0]))
+    assert (result.baseline - metric(zero)).abs().max() < 1e-5
+
+    def blinded(module, args, kwargs):
+        hidden = args[0] if args else kwargs["hidden_states"]
+        hidden = hidden.masked_fill(visual[..., None], 0)
+        return ((hidden, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": hidden})
+
+    handle = layers_of(native)[0].register_forward_pre_hook(blinded, with_kwargs=True)
+    for layer in range(3):
+        for k, mask in enumerate((some, inputs.layout.mask("text"))):
+            want = metric(native_patched(native, inputs, layer, mask, states[layer]))
+            assert (result.values[layer, k] - want).abs().max() < 1e-5
+    handle.remove()
+    assert result.effect().abs().max() > 1e-3
