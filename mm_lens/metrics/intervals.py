@@ -100,6 +100,13 @@ class Replicates:
     values: tuple[float, ...] = ()
     rest: float = 0.0
 
+    @property
+    def hang_on_one(self) -> bool:
+        """Whether one group makes half of the variance; of few groups one always may."""
+        mean = math.fsum(self.values) / max(len(self.values), 1)
+        parts = [(value - mean) ** 2 for value in self.values]
+        return len(parts) == GROUPS and max(parts) > math.fsum(parts) / 2
+
     @staticmethod
     def of(
         value: float,

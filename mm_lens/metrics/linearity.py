@@ -16,9 +16,10 @@ stream is linear almost by construction, since Y contains X; its update need not
 leave the same residual, so ``1 - R²_update = (1 - R²) |Y|² / |Y - X|²`` and one fit serves both.
 
 Intervals: the fit repeated without each of 16 groups of samples (holding the map fixed gives up to
-half the width), on the scale of log(1 - R²), so that an interval never passes one. Held out, the
-residuals summed within samples where that is a quarter wider. The held-out interval is about the
-score of a map fitted to *this many* tokens, which is below that of the best map.
+half the width), on the scale of log(1 - R²), so that an interval never passes one; those in sample
+end at zero. Where one group makes half of the variance, as a massive token may, a warning says so.
+Held out, the residuals summed within samples where that is a quarter wider. The held-out interval
+is about the score of a map fitted to *this many* tokens, which is below that of the best map.
 
 Limits: where nearly all states coincide, the held-out score may fall far below zero through a few
 tokens that a map fitted to others misses; a warning says how many. Below 10 tokens per rank every
@@ -33,6 +34,7 @@ from __future__ import annotations
 import math
 
 from mm_lens.metrics.core import Estimate, Family, UndefinedError, estimate
+from mm_lens.metrics.intervals import GROUPS
 from mm_lens.metrics.linear_fit import LinearFit, Scored
 from mm_lens.metrics.moments import Moments
 from mm_lens.metrics.regression import InSample, Target, varies
@@ -60,13 +62,17 @@ FAMILY = Family("linearity", arity=2, prepare=LinearFit)
 
 def _estimate(fit: LinearFit, scored: Scored, chance: float, warnings: list[str]) -> Estimate:
     *numbers, replicates = scored
+    if replicates.hang_on_one:
+        note = f"half of the interval hangs on one of {GROUPS} groups of samples"
+        warnings = [*warnings, note]
     return estimate(fit.tokens, *numbers, chance=chance, warnings=warnings, replicates=replicates)
 
 
 def _in_sample(fit: LinearFit, target: Target) -> Estimate:
     chance = fit.in_sample.rank / (len(fit.tokens) - 1)
-    numbers = fit.scored_in_sample(target, InSample.r2)
-    return _estimate(fit, numbers, chance, fit.warnings(target))
+    value, low, high, replicates = fit.scored_in_sample(target, InSample.r2)
+    scored = value, max(low, 0.0), high, replicates
+    return _estimate(fit, scored, chance, fit.warnings(target))
 
 
 def _adjusted(fit: LinearFit, target: Target) -> Estimate:

@@ -248,6 +248,27 @@ def test_a_column_that_varies_in_one_sample_only():
         assert refit.r2("state") == pytest.approx(svd_r2(x[keep], y[keep]), abs=1e-9)
 
 
+def test_one_token_that_makes_the_interval_is_said():
+    x = normal(0, 640, 6)
+    y = x @ rotation(1, 6) + normal(2, 640, 6)
+    note = "half of the interval hangs on one of 16 groups of samples"
+    clean = run(x, y, 64)
+    assert not any(note in estimate.warning for estimate in clean.values())
+    x[5] *= 300
+    y[5] *= 300
+    found = run(x, y, 64)
+    for name in ("linearity_paper", "linearity_adjusted"):
+        assert note in found[name].warning
+    for name in ("linearity_paper", "linearity_update_paper"):
+        assert 0 <= found[name].low <= found[name].value <= found[name].high <= 1
+    # Leaving out the group of that token takes the fit to what the others show.
+    sample = torch.arange(640) % 64
+    keep = min(left_out(sample), key=lambda keep: bool(keep[5]))
+    others = svd_r2(x[keep], y[keep])
+    assert found["linearity_paper"].low < others < found["linearity_paper"].value
+    assert found["linearity_adjusted"].low < 0  # noise scores below zero per degree of freedom
+
+
 def test_a_few_tokens_that_make_the_held_out_error_are_named():
     x = normal(0, 2000, 8)
     y = x @ normal(1, 8, 8)
