@@ -330,16 +330,32 @@ def test_decompose_resid_adds_up(model, one):
     assert (cache["embed.hook_out"] - parts[0]).abs().max() > 0.1  # what it took before
 
 
-# 6. hook_resid_mid reaches only the MLP branch.
+# 6. An edit at hook_resid_mid that returns a new tensor reaches only the MLP branch.
 
 
-def test_resid_mid_reaches_only_the_mlp_branch(model, one):
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("how", ["returned", "in place", "in place in a view"])
+def test_resid_mid_reaches_the_skip_connection_in_place_only(model, one, how, grad):
     names = ["blocks.1.hook_resid_mid", "blocks.1.hook_mlp_out", "blocks.1.hook_resid_post"]
-    _, before = model.run_with_cache(one, names_filter=names)
-    with model.hooks(fwd_hooks=[("blocks.1.hook_resid_mid", lambda x, hook: x * 0)]):
-        _, after = model.run_with_cache(one, names_filter=names)
-    skip = before["resid_mid", 1]
-    assert torch.allclose(after["resid_post", 1], skip + after["mlp_out", 1], atol=1e-5)
+    group = "visual" if "view" in how else "all"
+    name = "blocks.1.visual.hook_resid_mid" if "view" in how else names[0]
+
+    def zero(x, hook):
+        if how == "returned":
+            return x * 0
+        with torch.no_grad():
+            x.zero_()
+
+    with torch.set_grad_enabled(grad):
+        _, before = model.run_with_cache(one, names_filter=names)
+        with model.hooks(fwd_hooks=[(name, zero)]):
+            _, after = model.run_with_cache(one, names_filter=names)
+    skip = after["resid_post", 1] - after["mlp_out", 1]
+    want = before["resid_mid", 1] * (0 if how == "in place" else 1)
+    assert torch.allclose(skip, want, atol=1e-5)
+    edited = one.layout.mask(group)
+    change = (after["mlp_out", 1] - before["mlp_out", 1])[edited].abs().amax(-1)
+    assert change.min() > 1e-4
 
 
 # 7. The loss counts image targets.
