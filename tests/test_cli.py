@@ -129,6 +129,7 @@ def test_existing_directory_is_replaced_only_when_asked(no_pictures, profile, tm
         ({}, ("--tokens", "some"), 2, "--tokens"),
         ({}, ("--streams", "residual,stray"), 2, "residual, main"),
         ({}, ("--split", "dev"), 2, "--split"),
+        ({}, ("--metrics", "anisotropy,stray"), 1, "'stray'"),
         ({}, ("--sampels", "3"), 2, "--samples"),
     ],
 )
@@ -140,6 +141,12 @@ def test_what_is_wrong_is_named_in_one_line(profile, tmp_path, changed, extra, c
     assert message in err
     assert out == ""
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_metrics_by_name(profile, tmp_path, no_pictures):
+    assert profile("--metrics", "mean_cosine, anisotropy", "--quiet")[0] == 0
+    table = pd.read_parquet(tmp_path / "runs" / "one" / "profile.parquet")
+    assert {*table.metric} == {"anisotropy", "mean_cosine"}
 
 
 @pytest.mark.parametrize("kind", ["truncated", "not an image", "empty folder", "broken weights"])
@@ -291,7 +298,7 @@ def test_help_is_quick_and_explains_every_option():
     assert time.perf_counter() - start < 20
     options = ["model", "data", "out", "samples", "split", "seed", "streams", "presets", "tokens"]
     options += ["batch-size", "attention", "device", "dtype", "on-error", "overwrite", "no-check"]
-    options += ["states", "restart", "device-map"]
+    options += ["states", "restart", "device-map", "metrics"]
     for option in [*options, "quiet"]:
         assert f"--{option}" in done.stdout
 
