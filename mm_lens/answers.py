@@ -1,8 +1,9 @@
 """Answer metrics over a set of options: logit difference, probability, accuracy.
 
 Read at the last attended position of each row, where the model writes its first answer token. All
-take logits [batch, pos, d_vocab] and return one value for each row [batch], so they go wherever
-TransformerLens takes a metric.
+take logits [batch, pos, d_vocab] and return one value for each row [batch], for `mm_lens.patching`,
+knock-out and ablation tables. TransformerLens's tools that want a scalar, such as
+`attribution_patch`, take ``lambda logits: answers.logit_diff(logits).sum()``.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ Samples are resampled as wholes (rows of the inputs), so intervals and p-values 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from operator import index
 from os import PathLike
@@ -22,9 +23,10 @@ from transformer_lens.utilities.statistics import (
 )
 
 from mm_lens.bridge import VisionLanguageBridge
-from mm_lens.errors import InputError
+from mm_lens.errors import InputError, MMLensWarning
 from mm_lens.identity import _weights
 from mm_lens.inputs import Inputs
+from mm_lens.metrics.intervals import MIN_SAMPLES
 from mm_lens.reruns import Rerun
 from mm_lens.sweeps import chunks, fingerprint, probed, sweep
 
@@ -110,7 +112,8 @@ def effect_table(
         seed: of both.
 
     Returns:
-        The columns of the cells and metric, baseline, value, effect, low, high, p_value, n.
+        The columns of the cells and metric, baseline, value, effect, low, high, p_value, n. Fewer
+        than `MIN_SAMPLES` samples give no interval and no p-value (NaN), and a warning.
 
     Raises:
         InputError: there is no sample or no cell, or a metric does not return one value per row.
@@ -163,15 +166,7 @@ def effect_table(
     values = values.reshape(len(samples), len(cells), len(names), most)
     flat = torch.cat([values[k, ..., : rows[k]] for k in range(len(samples))], -1)
     effect = flat - baseline
-    low, high = bootstrap_ci(
-        effect,
-        n_resamples=n_resamples,
-        confidence=confidence,
-        generator=derive_generator(seed, "bootstrap"),
-    )
-    p = sign_flip_permutation_pvalue(
-        effect, n_permutations=n_resamples, generator=derive_generator(seed, "permutation")
-    )
+    low, high, p = _intervals(effect, confidence, n_resamples, seed)
     return pd.DataFrame(
         [
             {
@@ -189,6 +184,31 @@ def effect_table(
             for m, name in enumerate(names)
         ]
     )
+
+
+def _intervals(
+    effect: Float[Tensor, "cell metric row"], confidence: float, n_resamples: int, seed: int
+) -> tuple[Tensor, ...]:
+    """Low, high and p-value of the mean effect [cell, metric]; NaN of too few samples."""
+    if effect.shape[-1] < MIN_SAMPLES:
+        warnings.warn(
+            f"{effect.shape[-1]} sample(s) give no interval: low, high and p_value are NaN. Give "
+            f"at least {MIN_SAMPLES}.",
+            MMLensWarning,
+            stacklevel=4,
+        )
+        nan = torch.full(effect.shape[:-1], torch.nan)
+        return nan, nan, nan
+    low, high = bootstrap_ci(
+        effect,
+        n_resamples=n_resamples,
+        confidence=confidence,
+        generator=derive_generator(seed, "bootstrap"),
+    )
+    p = sign_flip_permutation_pvalue(
+        effect, n_permutations=n_resamples, generator=derive_generator(seed, "permutation")
+    )
+    return low, high, p
 
 
 def _named(metrics: Any) -> Mapping[str, Metric]:

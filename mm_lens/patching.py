@@ -233,6 +233,8 @@ class _Evaluation:
     def __init__(self, metrics: Metrics, batch: int) -> None:
         self.several = isinstance(metrics, Mapping)
         self.metrics = metrics if isinstance(metrics, Mapping) else {"metric": metrics}
+        if not self.metrics:
+            raise InputError("There is no metric: the mapping is empty. See mm_lens.answers.")
         self.batch = batch
         self.reduced = False
 
@@ -246,6 +248,12 @@ class _Evaluation:
                     f"a scalar, or one value for each of the {self.batch} row(s)."
                 )
             out.append(value)
+        if len({value.ndim for value in out}) > 1:
+            shapes = {name: tuple(x.shape) for name, x in zip(self.metrics, out, strict=True)}
+            raise InputError(
+                f"Some metrics return a scalar and others one value for each row: {shapes}. Let "
+                "all return [batch], or all a scalar."
+            )
         self.reduced = out[0].ndim == 0
         return torch.stack(out)
 

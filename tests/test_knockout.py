@@ -185,13 +185,14 @@ def test_edits_hold_for_the_inputs_they_were_made_for(model, edit):
 def test_table_of_windows_and_edges(model, native, family, tmp_path):
     """Each value is the native masked model's mean over samples."""
     native_inputs = [model.prepare("Eh?", image) for image in IMAGES]
-    samples = [(inputs, {"difference": metric}) for inputs in native_inputs]
+    # Twice: four samples have an interval, and the mean of two.
+    samples = 2 * [(inputs, {"difference": metric}) for inputs in native_inputs]
     save, edges = tmp_path / "table", EDGES[family][:2]
     options = {"window": 2, "save": save, "progress": False, "n_resamples": 50}
     table = knockout_table(model, samples, edges, batch_size=3, **options)
     assert len(table) == 2 * 2
     assert set(table["first_layer"]) == {0, 1}
-    assert (table["n"] == 2).all()
+    assert (table["n"] == 4).all()
     for row in table.itertuples():
         source, target = edges[list(dict.fromkeys(table["edge"])).index(row.edge)]
         layers = range(row.first_layer, row.last_layer + 1)
@@ -253,7 +254,7 @@ def test_ablations_equal_native_hooks(model, native, family):
 
 
 def test_ablation_table(model):
-    inputs = [model.prepare("Eh?", random_image(31, 57, seed)) for seed in range(3)]
+    inputs = [model.prepare("Eh?", random_image(31, 57, seed)) for seed in range(4)]
     samples = [(x, metric) for x in inputs]
     options = {"layers": [2]}
     for how in ("zero", "mean", "resample"):

@@ -235,6 +235,11 @@ def test_what_cannot_be_patched_is_refused(model):
         patch(model, corrupted, cache, metric, axis="colour", layers=[0], progress=False)
     with pytest.raises(InputError, match="scalar"):
         patch(model, corrupted, cache, lambda x: x, layers=[0], progress=False)
+    mixed = {"a": metric, "b": lambda logits: metric(logits).mean()}
+    with pytest.raises(InputError, match=r"'a': \(2,\), 'b': \(\)"):
+        patch(model, corrupted, cache, mixed, layers=[0], progress=False)
+    with pytest.raises(InputError, match="no metric"):
+        patch(model, corrupted, cache, {}, layers=[0], progress=False)
     longer = model.prepare(["What is it now?", "Why?"], OTHER[1])
     with pytest.raises(InputError, match="token"):
         patch(model, longer, cache, metric, axis=["text"], layers=[0], progress=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from conftest import load_tiny
@@ -141,6 +143,21 @@ def test_another_table_is_refused(answers, tmp_path):
             table(answers("a").metrics)
         weight.data.copy_(before)
     assert table(answers("a").metrics).equals(want)
+
+
+def test_few_samples_give_no_interval(model):
+    """Not one of zero width: three rows are too few, four are enough."""
+    for rows, enough in (([0, 1, 0], False), ([0, 1, 0, 1], True)):
+        inputs = model.prepare(*([part[i] for i in rows] for part in BATCH))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            table = knockout_table(
+                model, [(inputs, metric)], [("visual", "last")], window=3, progress=False
+            )
+        found = table[["low", "high", "p_value"]].notna().all(axis=None)
+        assert (found, table["n"][0]) == (enough, len(rows))
+        assert table["effect"].notna().all()
+        assert any("give no interval" in str(w.message) for w in caught) != enough
 
 
 def test_what_repr_leaves_out_is_told():
