@@ -25,7 +25,7 @@ from mm_lens.hooks import PARENTS, running
 from mm_lens.inputs import Inputs
 from mm_lens.knockout import group_name, named_apart, told
 from mm_lens.layout import TokenLayout
-from mm_lens.moves import Move
+from mm_lens.moves import Move, held
 from mm_lens.regions import group_mask, regions
 from mm_lens.reruns import Rerun
 
@@ -94,8 +94,8 @@ def edits(
         raise InputError('how="resample" needs donor=, the cache of another input.')
     found = regions(layout, {group_name(group): group})
     if donor is not None and how == "resample":
-        held, move = donor, Move(*sources(found, layout, donor.layout)[0])
-        return lambda k: Edit(move.row, move.target, move.values(held[_point(hook, k)]))
+        source, move = donor, Move(*sources(found, layout, donor.layout)[0])
+        return lambda k: Edit(move.row, move.target, move.values(held(source, _point(hook, k))))
     row, position = found.masks[0].nonzero(as_tuple=True)
 
     def edit(k: int) -> Edit:
@@ -160,8 +160,8 @@ def mean_activation(
         with torch.no_grad():
             _, cache = model.run_with_cache(inputs, names_filter=names)
         for k, name in zip(layers, names, strict=True):
-            held = cache[name]
-            total = held[mask.to(held.device)].double().sum(0)
+            states = cache[name]
+            total = states[mask.to(states.device)].double().sum(0)
             totals[k] = totals.get(k, torch.zeros_like(total)) + total
         count += int(mask.sum())
     if not count:

@@ -90,19 +90,25 @@ class LayoutCache(ActivationCache):
             KeyError: nothing of this name was cached; the message says if nothing ever can be.
             InputError: `model.bound(…)` holds inputs of another layout.
         """
-        if key in self.cache_dict:
-            return self._noted(self.cache_dict[key])
-        name = canonical(self._name(key))
-        if name not in self.cache_dict and (remedy := cast(Any, self.model)._remedy_if_dead(name)):
-            raise KeyError(f"{name} never fires in this model. {remedy}")
-        return self._noted(self.cache_dict[name])
-
-    def _noted(self, tensor: Tensor) -> Tensor:
+        tensor = self.read(key)
         binding: Binding | None = cast(Any, self.model).__dict__.get("_bound")
         if binding is not None:
             binding.check_read(self.frame)
         READ[tensor] = self.frame  # for tools that are given the tensor alone
         return tensor
+
+    def read(self, key: Any) -> Tensor:
+        """As ``cache[key]``, whatever is bound: for tools that match positions themselves.
+
+        Raises:
+            KeyError: as there.
+        """
+        if key in self.cache_dict:
+            return self.cache_dict[key]
+        name = canonical(self._name(key))
+        if name not in self.cache_dict and (remedy := cast(Any, self.model)._remedy_if_dead(name)):
+            raise KeyError(f"{name} never fires in this model. {remedy}")
+        return self.cache_dict[name]
 
     def _name(self, key: Any) -> str:
         if isinstance(key, str):

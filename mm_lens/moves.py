@@ -23,7 +23,7 @@ def held(cache: LayoutCache, name: str) -> Float[Tensor, "batch pos ..."]:
         InputError: only some of the positions were cached.
     """
     try:
-        found = cache[name].detach()
+        found = cache.read(name).detach()
     except KeyError as error:
         raise HookError(
             f"The clean cache does not hold {name}. Run model.run_with_cache(clean, "

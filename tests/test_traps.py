@@ -120,6 +120,26 @@ def test_bound_refuses_tokens_of_other_prepared_inputs(model, one):
         assert torch.equal(model(other.input_ids), model(other))
 
 
+def test_tools_that_match_positions_themselves_work_under_bound(model, one):
+    other = model.prepare("Why?", random_image(57, 31, 9))
+    _, clean = model.run_with_cache(other, names_filter=mm_lens.names("resid_pre"))
+
+    def sweep():
+        return mm_lens.patching.get_act_patch_resid_pre(
+            model, one, clean, logit, axis=["visual"], layers=[1], progress=False
+        ).values
+
+    want = sweep()
+    with model.bound(one):
+        assert torch.equal(sweep(), want)
+        hooks = mm_lens.ablation.ablation_hooks(
+            model, one, "visual", layers=[1], hook="resid_pre", how="resample", donor=clean
+        )
+        assert torch.allclose(logit(model.run_with_hooks(one, fwd_hooks=hooks)), want, atol=1e-5)
+        with pytest.raises(InputError, match="another layout"):
+            clean["resid_pre", 1]
+
+
 def test_tokens_are_remembered_as_long_as_they_live(model):
     known = len(mm_lens.inputs._STORAGES)
     for k in range(5):
