@@ -99,19 +99,19 @@ class Evaluation:
         """The metrics of a cell by name; those of two hooks stand at the later one."""
         pairs = layer - 1 in self.states.layers
         doubles = [m for m in self.metrics if m.arity == 2 and pairs]
-        singles = [m for m in self.metrics if m.arity == 1 and m.family != "dimension"]
-        dimension = [m for m in self.metrics if m.family == "dimension"]
+        singles = [m for m in self.metrics if m.arity == 1 and not m.equal_n]
+        equal = [m for m in self.metrics if m.arity == 1 and m.equal_n]
         before = self._tokens(stream, modality, layer - 1) if doubles else None
         tokens = self._tokens(stream, modality, layer)
         if tokens is None:
-            return {m.name: _missing(modality) for m in (*doubles, *singles, *dimension)}
+            return {m.name: _missing(modality) for m in (*doubles, *singles, *equal)}
         results: dict[str, Estimate] = {}
         if before is not None:
             results |= evaluate(before, tokens, doubles, self.seed)
         results |= evaluate(tokens, None, singles, self.seed)
         # The first tokens of the sample are a smaller sample of the same kind.
         fewer = torch.arange(min(equal_number(self.states), len(tokens)), device=self.device)
-        return results | evaluate(tokens.take(fewer), None, dimension, self.seed)
+        return results | evaluate(tokens.take(fewer), None, equal, self.seed)
 
     def _tokens(self, stream: str, modality: Modality, layer: int) -> Tokens | None:
         """The tokens of a cell; those that were asked for last are at hand."""
@@ -123,7 +123,7 @@ class Evaluation:
 
 
 def equal_number(states: States) -> int:
-    """Tokens for the intrinsic dimension: what every modality that has any can give."""
+    """Tokens for metrics that need equal numbers: what every modality that has any can give."""
     counts = [states.tokens.count(modality) for modality in states.tokens.modalities]
     return min((count for count in counts if count), default=0)
 

@@ -33,8 +33,6 @@ STYLES = {
 }
 """Colour, marker and line style of each modality."""
 STREAM_NAMES = {"residual": "residual stream", "main": "main stream (no skip connections)"}
-FAMILIES = ("linearity", "dimension", "anisotropy")
-"""Order of the pictures."""
 DPI = 110
 
 
@@ -126,12 +124,14 @@ def metrics(profile: Profile) -> list[str]:
 
 
 def headline(profile: Profile) -> list[str]:
-    """The metrics that stand for their family: honest ones, then the paper's."""
+    """The metrics that stand for their family: honest ones, then the paper's, as in the paper."""
     table = profile.table
+    first = ("linearity", "dimension", "anisotropy")
+    families = dict.fromkeys([*first, *(metric.family for metric in METRICS.values())])
     return [
         name
         for preset in ("honest", "paper")
-        for family in FAMILIES
+        for family in families
         for name, metric in METRICS.items()
         if preset in metric.headline and metric.family == family and name in set(table.metric)
     ]

@@ -113,13 +113,18 @@ class Metric:
 
     @property
     def family(self) -> str:
-        """Name of the family: "linearity", "dimension" or "anisotropy"."""
+        """Name of the family, as "linearity", "dimension" or "anisotropy"."""
         return self._family.name
 
     @property
     def arity(self) -> int:
         """Number of consecutive hooks the metric needs."""
         return self._family.arity
+
+    @property
+    def equal_n(self) -> bool:
+        """Whether a profile gives it as many tokens of every modality; see :class:`Family`."""
+        return self._family.equal_n
 
     @property
     def description(self) -> str:
@@ -159,11 +164,14 @@ class Family:
         name: Name of the family.
         arity: Number of consecutive hooks.
         prepare: ``(tokens, seed)`` or ``(tokens, tokens_next, seed)`` to the shared intermediates.
+        equal_n: Whether its values depend on the number of tokens so much that a profile gives it
+            the same number for every hook and modality.
     """
 
     name: str
     arity: int
     prepare: Callable[..., Any]
+    equal_n: bool = False
 
     def metric(
         self,

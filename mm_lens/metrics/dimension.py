@@ -144,7 +144,7 @@ class Neighbourhood:
         return notes
 
 
-FAMILY = Family("dimension", arity=1, prepare=Neighbourhood)
+FAMILY = Family("dimension", arity=1, prepare=Neighbourhood, equal_n=True)
 
 
 def interval(

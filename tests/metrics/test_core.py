@@ -8,10 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_profiles import planted
 from metrics.made import normal, rotation, tokens_of
 from torch import Tensor
 
 import mm_lens.metrics.dimension as dimension_module
+from mm_lens import plots
 from mm_lens.errors import InputError, MMLensWarning
 from mm_lens.metrics import (
     METRICS,
@@ -44,6 +46,19 @@ def test_every_metric_explains_itself_and_each_family_has_one_headline_per_prese
     for name in ("paper", "honest"):
         heads = [m.family for m in preset(name) if name in m.headline]
         assert sorted(heads) == ["anisotropy", "dimension", "linearity"]
+
+
+def test_a_family_says_whether_it_needs_equal_numbers():
+    assert {metric.family for metric in METRICS.values() if metric.equal_n} == {"dimension"}
+
+
+def test_the_headline_of_a_new_family_reaches_the_pictures(monkeypatch):
+    monkeypatch.setitem(METRICS, "newest", None)
+    del METRICS["newest"]
+    family = Family("new", arity=1, prepare=lambda tokens, seed: tokens)
+    family.metric("newest", label="New", presets=("honest",), headline=("honest",))(str)
+    profile = planted(metrics=("newest", "anisotropy_trimmed", "linearity_heldout"))
+    assert plots.headline(profile) == ["linearity_heldout", "anisotropy_trimmed", "newest"]
 
 
 def test_honest_is_the_default_and_presets_share_a_pass():
