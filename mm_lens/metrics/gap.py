@@ -163,13 +163,15 @@ def _refits(
     if _few_samples(*sides) or min(int(keep.sum()) for keeps in stay for keep in keeps) < 2:
         return []
     whole = [Scatter.of(side.x) for side in sides]
+    norms = sides[1].x.square().sum(1).sqrt()
     refits = []
     for keeps in stay:
         left = [
             all_ if bool(keep.all()) else all_ - Scatter.of(side.x[~keep])
             for all_, side, keep in zip(whole, sides, keeps, strict=True)
         ]
-        refits.append(frechet_distance(*left))
+        unit = float(norms[keeps[1]].mean() / norms.mean())  # the text's norm is another, too
+        refits.append(frechet_distance(*left) / unit**2)
     return refits
 
 

@@ -14,6 +14,10 @@ without each of the groups. Groups follow from the ids of the samples alone, so 
 several values (a difference between two models, a trend over layers) has its interval from the
 replicates of the function, with whatever correlation there is between the values.
 
+An interval is about the choice of samples at this number of tokens. It does not contain the bias of
+few tokens: where an estimator is biased, as most counts are, it misses the value of infinitely many
+tokens far more often than one time in 20. The tables of bias are in docs/metrics.
+
 Limits: fewer than :data:`MIN_SAMPLES` samples give no interval (NaN), and a metric that hangs on
 one token per sample (massive activations) has longer tails than Student's t.
 """
