@@ -42,10 +42,10 @@ def test_every_metric_explains_itself_and_each_family_has_one_headline_per_prese
         assert metric.description
         assert metric.headline <= metric.presets
         assert metric.presets <= {"paper", "honest"}
-        assert metric.arity == (2 if metric.family == "linearity" else 1)
+        assert metric.arity in (1, 2)
     for name in ("paper", "honest"):
         heads = [m.family for m in preset(name) if name in m.headline]
-        assert sorted(heads) == ["anisotropy", "dimension", "linearity"]
+        assert len(heads) == len({*heads}) >= 3
 
 
 def test_a_family_says_whether_it_needs_equal_numbers():
@@ -65,7 +65,7 @@ def test_honest_is_the_default_and_presets_share_a_pass():
     a, b = pair()
     assert list(evaluate(a, b)) == [m.name for m in preset("honest")]
     both = evaluate(a, b, preset("paper") + preset("honest"))
-    assert set(both) == set(METRICS)
+    assert set(both) == {name for name, metric in METRICS.items() if metric.presets}
     assert both["linearity_paper"] == METRICS["linearity_paper"].compute(a, b)
 
 
@@ -118,7 +118,18 @@ def close(found: dict[str, Estimate], expected: dict[str, Estimate], names: list
             ), (name, part)
 
 
-CENTRED = [name for name in METRICS if name != "mean_cosine"]
+# What holds for every metric but these: a new one for which it does not is named here.
+EXCEPTIONS: dict[str, tuple[str, ...]] = {
+    "rotation": (),
+    "translation": ("mean_cosine", "anisotropy_trimmed"),  # angles and norms about zero
+    "needs spread": (),
+}
+
+
+def all_but_exceptions(what: str) -> list[str]:
+    return [name for name in METRICS if name not in EXCEPTIONS[what]]
+
+
 # The hash that picks half of the tokens knows samples and positions, not values: all stay.
 
 
@@ -136,7 +147,7 @@ def test_rotation_and_scale_do_not_matter(seed, scale):
     a, b = pair()
     turn = rotation(seed, a.d) * scale
     turned = (Tokens(t.x @ turn, t.sample, t.position, t.token_id) for t in (a, b))
-    close(everything(*turned), everything(a, b), list(METRICS))
+    close(everything(*turned), everything(a, b), all_but_exceptions("rotation"))
 
 
 @settings(max_examples=5, deadline=None)
@@ -145,8 +156,7 @@ def test_translation_does_not_matter_to_centred_metrics(seed):
     a, b = pair()
     shift = 50 * normal(seed, a.d)
     moved = (Tokens(t.x + shift, t.sample, t.position, t.token_id) for t in (a, b))
-    names = [name for name in CENTRED if name != "anisotropy_trimmed"]  # trims by raw norm
-    close(everything(*moved), everything(a, b), names)
+    close(everything(*moved), everything(a, b), all_but_exceptions("translation"))
 
 
 def test_half_precision_is_computed_on_in_float64():
@@ -235,7 +245,11 @@ def degenerate() -> dict[str, Tensor]:
 @pytest.mark.parametrize("name", degenerate())
 def test_degenerate_inputs_give_nan_with_a_reason(name):
     tokens = tokens_of(degenerate()[name])
-    for metric, estimate in everything(tokens, tokens).items():
+    found = everything(tokens, tokens)
+    for metric in EXCEPTIONS["needs spread"]:
+        assert math.isfinite(found[metric].value) or found[metric].warning
+    for metric in all_but_exceptions("needs spread"):
+        estimate = found[metric]
         if metric == "mean_cosine" and ("row" in name or "constant" in name):
             assert estimate.value == pytest.approx(1)  # not centred: one direction
             continue
