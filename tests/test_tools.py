@@ -1,260 +1,28 @@
 """TransformerLens's own tools with the image, each against a plain loop over the native model.
 
-`MATRIX` is printed into docs/tools.md: ``python tests/test_tools.py``.
+What a test compares is a row of the matrix in `tool_matrix`, which docs/tools.md prints.
 """
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 from conftest import FAMILIES
-from tiny import random_image, tiny_llava_next
-from tiny_omnifusion import _build as omnifusion
-from tiny_omnifusion import tiny_omnifusion
+from native_case import Case, metric
+from tiny import random_image
+from tool_matrix import BLIND, BY_POSITION, DOCS, MATRIX, compared, compares, table, tools
 from transformer_lens import patching
 from transformer_lens.tools import analysis
 from transformer_lens.tools.analysis.jacobian_lens import JacobianLens
-from transformers import MistralConfig
+from transformer_lens.tools.analysis.jacobian_lens_decomposition import estimate_occupancy
 
-import mm_lens
 from mm_lens import InputError
 from mm_lens.binding import rows
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-DOCS = Path(__file__).parents[1] / "docs" / "tools.md"
-
-BY_POSITION = {
-    "resid_pre": ("layer", "pos"),
-    "resid_mid": ("layer", "pos"),
-    "attn_out": ("layer", "pos"),
-    "mlp_out": ("layer", "pos"),
-    "attn_head_out_by_pos": ("layer", "pos", "head"),
-    "attn_head_q_by_pos": ("layer", "pos", "head"),
-    "attn_head_k_by_pos": ("layer", "pos", "head"),
-    "attn_head_v_by_pos": ("layer", "pos", "head"),
-    "attn_head_pattern_by_pos": ("layer", "head_index", "dest_pos"),
-    "attn_head_pattern_dest_src_pos": ("layer", "head_index", "dest_pos", "src_pos"),
-    "attn_head_out_all_pos": ("layer", "head"),
-    "attn_head_q_all_pos": ("layer", "head"),
-    "attn_head_k_all_pos": ("layer", "head"),
-    "attn_head_v_all_pos": ("layer", "head"),
-    "attn_head_pattern_all_pos": ("layer", "head_index"),
-}
-EVERY = ("attn_head_all_pos_every", "attn_head_by_pos_every", "block_every")
-
-PAIR = "`bound(corrupted, clean)`"
-ONE = "`bound(inputs)`"
-EQUAL = "equal"
-MATRIX = {  # tool: (what to bind, result, remark)
-    "patching.generic_activation_patch": (PAIR, EQUAL, "through every function below"),
-    **{
-        f"patching.get_act_patch_{name}": (
-            PAIR,
-            EQUAL,
-            'needs `attention="eager"`'
-            if "pattern" in name or ("head_" in name and "every" in name)
-            else "",
-        )
-        for name in (*BY_POSITION, *EVERY)
-    },
-    "patching.get_act_patch_resid_mid": (
-        PAIR,
-        EQUAL,
-        "under `torch.no_grad()`; with gradients only the MLP branch has the edit, not the skip",
-    ),
-    "analysis.get_act_patch_direct_path": (
-        PAIR,
-        EQUAL,
-        'component "q"; "k" and "v" are refused by TransformerLens where heads share keys; eager',
-    ),
-    "analysis.get_act_patch_direct_path_all_sources": (PAIR, EQUAL, "as above"),
-    "analysis.attribution_patch": (PAIR, EQUAL, "nodes; edges need eager and a key per head"),
-    "analysis.faithfulness": (PAIR, EQUAL, "eager; refused where heads share keys"),
-    "analysis.logit_lens": (ONE, EQUAL, ""),
-    "analysis.logit_readout": ("nothing", EQUAL, "takes vectors"),
-    "analysis.direct_logit_attribution": (ONE, EQUAL, "in compatibility mode, as always"),
-    "analysis.JacobianLens.readout": (ONE, EQUAL, ""),
-    "analysis.JacobianLens.fit": (
-        "–",
-        "refused",
-        "takes strings, which hold no image; fit it on text",
-    ),
-    "analysis.collect_activations": (ONE, EQUAL, ""),
-    "analysis.run_with_intervention": (ONE, EQUAL, ""),
-    "analysis.intervened_logits": (ONE, EQUAL, ""),
-    "analysis.fit_das": (
-        "nothing",
-        EQUAL,
-        "draws batches: give row numbers, and `lambda i: model(mm_lens.binding.rows(inputs, i))`",
-    ),
-    "analysis.attention_head_subspace_affinity, projection_kernel, sparse probes, bases": (
-        "nothing",
-        "no forward pass",
-        "weights or given activations only",
-    ),
-}
-
-
-def table() -> str:
-    """The matrix in Markdown."""
-    head = ["| Tool | Bind | " + " | ".join(FAMILIES) + " | Remark |"]
-    head.append("|---" * (3 + len(FAMILIES)) + "|")
-    lines = [
-        f"| `{tool}` | {bind} | " + " | ".join([result] * len(FAMILIES)) + f" | {remark} |"
-        for tool, (bind, result, remark) in MATRIX.items()
-    ]
-    return "\n".join([*head, *lines])
-
-
-class Case:
-    """One family: bridge and native model of the same weights, clean and corrupted inputs."""
-
-    def __init__(self, family, layers=2, kv_heads=1, attention="eager"):
-        language = {
-            "num_hidden_layers": layers,
-            "num_attention_heads": 2,
-            "num_key_value_heads": kv_heads,
-        }
-        if family == "llava-next":
-            native, processor = tiny_llava_next(language=language)
-            model, _ = tiny_llava_next(language=language)
-        else:
-            config = tiny_omnifusion()[0].config.text_config.to_dict() | language
-            config.pop("head_dim", None)
-            build = omnifusion.__wrapped__
-            (native, processor), (model, _) = (
-                build(0, (("text_config", MistralConfig(**config)),)) for _ in range(2)
-            )
-        native.set_attn_implementation("eager")
-        self.native = native
-        self.model = mm_lens.load(
-            hf_model=model, processor=processor, attention=attention, check=False
-        )
-        self.clean, self.corrupted = (
-            self.model.prepare("Eh", random_image(8, 12, seed)) for seed in (0, 1)
-        )
-        assert torch.equal(self.clean.input_ids, self.corrupted.input_ids)
-        self.blocks = native.model.language_model.layers
-        self.n_layers, self.n_heads, self.n_kv = layers, 2, kv_heads
-        self.scale = self.logits(self.corrupted).abs().max().item()
-
-    def logits(self, inputs, *hooks, grad=False, **options):
-        """Native logits under (module, "in" or "out", function) hooks."""
-        handles = []
-        for module, side, change in hooks:
-            if side == "in":
-
-                def pre(m, args, kwargs, change=change):
-                    if args:
-                        new = change(args[0])
-                        return None if new is None else ((new, *args[1:]), kwargs)
-                    new = change(kwargs["hidden_states"])
-                    return None if new is None else (args, {**kwargs, "hidden_states": new})
-
-                handles.append(module.register_forward_pre_hook(pre, with_kwargs=True))
-            else:
-
-                def post(m, args, out, change=change):
-                    whole = isinstance(out, tuple)
-                    new = change(out[0] if whole else out)
-                    return None if new is None else ((new, *out[1:]) if whole else new)
-
-                handles.append(module.register_forward_hook(post))
-        with torch.set_grad_enabled(grad):
-            out = self.native(**inputs, **options)
-        for handle in handles:
-            handle.remove()
-        return out if options else out.logits
-
-    def read(self, inputs, *places):
-        """What the native model has at (module, side)."""
-        held = {}
-        self.logits(
-            inputs,
-            *(
-                (m, side, lambda x, i=i: held.__setitem__(i, x))
-                for i, (m, side) in enumerate(places)
-            ),
-        )
-        return [held[i] for i in range(len(places))]
-
-    def patched(self, place, mask):
-        """Metric with the clean run's values put in at a place where `mask` is set."""
-        clean = self.read(self.clean, place)[0]
-        change = (*place, lambda x: torch.where(mask.expand_as(x), clean, x))
-        return metric(self.logits(self.corrupted, change))
-
-    def patched_pattern(self, layer, head, mask):
-        """Metric with a head's attention weights of the clean run where `mask` [dest, src]."""
-        attention = self.blocks[layer].self_attn
-        both = [
-            self.logits(x, output_attentions=True).attentions[layer][:, head]
-            for x in (self.clean, self.corrupted)
-        ]
-        pattern = torch.where(mask, *both)
-        values = self.read(self.corrupted, (attention.v_proj, "out"))[0]
-        d = values.shape[-1] // self.n_kv
-        kv = head * self.n_kv // self.n_heads
-        z = pattern @ values[..., kv * d : (kv + 1) * d]
-
-        def change(x):
-            x = x.clone()
-            x[..., head * d : (head + 1) * d] = z
-            return x
-
-        return metric(self.logits(self.corrupted, (attention.o_proj, "in", change)))
-
-    def cell(self, name, index):
-        """The value of one cell of a sweep of `transformer_lens.patching`."""
-        block = self.blocks[index[0]]
-        n = self.corrupted.input_ids.shape[1]
-        if "pattern" in name:
-            mask = torch.zeros(n, n, dtype=torch.bool)
-            dest = index[2] if len(index) > 2 else slice(None)
-            mask[dest, index[3] if len(index) > 3 else slice(None)] = True
-            return self.patched_pattern(index[0], index[1], mask)
-        attention = block.self_attn
-        if name == "resid_mid":  # TransformerLens edits in place: the skip connection has it too
-            place = (block.post_attention_layernorm, "in")
-            clean, own = (self.read(x, place)[0] for x in (self.clean, self.corrupted))
-            change = torch.zeros_like(own)
-            change[:, index[1]] = (clean - own)[:, index[1]]
-            return metric(self.logits(self.corrupted, (attention, "out", lambda x: x + change)))
-        kind = name.removeprefix("attn_head_").removesuffix("_by_pos").removesuffix("_all_pos")
-        place = {
-            "resid_pre": (block, "in"),
-            "attn_out": (attention, "out"),
-            "mlp_out": (block.mlp, "out"),
-            "out": (attention.o_proj, "in"),
-            "q": (attention.q_proj, "out"),
-            "k": (attention.k_proj, "out"),
-            "v": (attention.v_proj, "out"),
-        }[kind]
-        width = self.read(self.corrupted, place)[0].shape[-1]
-        mask = torch.zeros(1, n, width, dtype=torch.bool)
-        heads = {"out": self.n_heads, "q": self.n_heads, "k": self.n_kv, "v": self.n_kv}.get(kind)
-        if heads is None:
-            mask[:, index[1]] = True
-        else:
-            d = width // heads
-            where = index[1] if name.endswith("by_pos") else slice(None)
-            mask[:, where, index[-1] * d : (index[-1] + 1) * d] = True
-        return self.patched(place, mask)
-
-    def cache(self, inputs):
-        return self.model.run_with_cache(inputs)[1]
-
-    def close(self, got, want):
-        """1e-6 of the largest logit: what float32 can tell."""
-        assert (torch.as_tensor(got) - torch.as_tensor(want)).abs().max() <= 1e-6 * self.scale
-
-
-def metric(logits):
-    return logits[0, -1, 3] - logits[0, -1, 5]
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -271,6 +39,7 @@ def bound(case):
     return case.model.bound(case.corrupted, case.clean)
 
 
+@compares("patching.generic_activation_patch", "patching.get_act_patch_{name}")
 @torch.no_grad()
 @pytest.mark.parametrize("name", BY_POSITION)
 def test_patching(case, clean_cache, name):
@@ -326,6 +95,7 @@ def test_patching_resid_mid_with_gradients_reaches_the_mlp_only(case, clean_cach
     case.close(got[0], metric(case.logits(case.corrupted, change)))
 
 
+@compares("patching.get_act_patch_{name}")
 @torch.no_grad()
 @pytest.mark.parametrize(
     "name",
@@ -359,6 +129,12 @@ def test_wrappers(case, name, request):
         case.close(got[at], case.cell(f"attn_head_{kind}{tail}", index))
 
 
+@compares(
+    "patching.get_act_patch_direct_path",
+    "patching.get_act_patch_direct_path_all_sources",
+    "analysis.get_act_patch_direct_path",
+    "analysis.get_act_patch_direct_path_all_sources",
+)
 @torch.no_grad()
 def test_direct_paths(case, clean_cache):
     corrupted_cache = case.cache(case.corrupted)
@@ -370,22 +146,26 @@ def test_direct_paths(case, clean_cache):
         with pytest.raises(ValueError, match="GQA"):
             patching.get_act_patch_direct_path(*arguments, 0, 1, component="k")
     assert torch.equal(every[0, 1], got)
-    source, reader = case.blocks[0].self_attn, case.blocks[1]
-    z = [case.read(x, (source.o_proj, "in"))[0] for x in (case.clean, case.corrupted)]
-    d = z[0].shape[-1] // 2
-    delta = (z[0] - z[1])[..., d:] @ source.o_proj.weight[:, d:].T
+    assert analysis.get_act_patch_direct_path is patching.get_act_patch_direct_path
+    reader = case.blocks[1]
+    projection = case.blocks[0].self_attn.o_proj
+    z = [case.read(x, (projection, "in"))[0] for x in (case.clean, case.corrupted)]
+    d = z[0].shape[-1] // case.n_heads
     hidden = case.read(case.corrupted, (reader, "in"))[0]
-    q = reader.self_attn.q_proj(reader.input_layernorm(hidden + delta))
-    for head in range(2):
-        columns = slice(head * d, (head + 1) * d)
+    for source in range(case.n_heads):
+        columns = slice(source * d, (source + 1) * d)
+        delta = (z[0] - z[1])[..., columns] @ projection.weight[:, columns].T
+        q = reader.self_attn.q_proj(reader.input_layernorm(hidden + delta))
+        for head in range(case.n_heads):
 
-        def change(x, columns=columns):
-            x = x.clone()
-            x[..., columns] = q[..., columns]
-            return x
+            def change(x, head=head, q=q):
+                x = x.clone()
+                x[..., head * d : (head + 1) * d] = q[..., head * d : (head + 1) * d]
+                return x
 
-        want = metric(case.logits(case.corrupted, (reader.self_attn.q_proj, "out", change)))
-        case.close(got[1, head], want)
+            want = metric(case.logits(case.corrupted, (reader.self_attn.q_proj, "out", change)))
+            case.close(every[0, source, 1, head], want)
+    assert case.n_layers == 2  # there are no other paths
 
 
 def native_node_scores(case):
@@ -424,11 +204,11 @@ def check_scores(case, scores):
     want = expected_scores(case)
     got = {(n.kind, n.layer, n.head, n.position): s for n, s in scores.items()}
     assert got.keys() == want.keys()
-    size = max(map(abs, want.values()))
-    assert max(abs(got[k] - want[k]) for k in want) < 1e-5 * size
-    assert size > 1e-3
+    case.close([got[k] for k in want], list(want.values()))
+    assert max(map(abs, want.values())) > 1e-3
 
 
+@compares("analysis.attribution_patch")
 def test_attribution_patch(case):
     tokens = case.clean.input_ids, case.corrupted.input_ids
     with case.model.bound(case.clean, case.corrupted):
@@ -440,23 +220,142 @@ def test_attribution_patch(case):
             analysis.faithfulness(case.model, *tokens, metric, [])
 
 
+def by_edges(case, inputs, reader, grad=False):
+    """Metric of a native pass in which every reader is handed its own input, and all that was
+    written.
+
+    Writers are the embedding, heads and MLPs; readers each head's q, k and v, MLPs, and the logits:
+    (kind, layer, head). `reader(key, x, written)` gives the input; x is the residual stream.
+    """
+    written, entering, hooks = {}, {}, []
+    width = case.blocks[0].self_attn.o_proj.weight.shape[1] // case.n_heads
+    columns = [slice(h * width, (h + 1) * width) for h in range(case.n_heads)]
+
+    def enter(x, k):
+        entering[k] = x
+        if k == 0:
+            written["embed", None, None] = x
+
+    def project(k, kind, projection):
+        heads = []
+        for head, own in enumerate(columns):
+            x = case.blocks[k].input_layernorm(reader((kind, k, head), entering[k], written))
+            heads.append(torch.nn.functional.linear(x, projection.weight[own]))
+        return torch.cat(heads, -1)
+
+    def attend(z, k):
+        weight = case.blocks[k].self_attn.o_proj.weight
+        for head, own in enumerate(columns):
+            written["attn_head_out", k, head] = z[..., own] @ weight[:, own].T
+
+    for k, block in enumerate(case.blocks):
+        attention = block.self_attn
+        hooks.append((block, "in", lambda x, k=k: enter(x, k)))
+        for kind in "qkv":
+            projection = getattr(attention, f"{kind}_proj")
+            assert projection.bias is None
+            edit = lambda x, k=k, kind=kind, p=projection: project(k, f"{kind}_input", p)  # noqa: E731
+            hooks.append((projection, "out", edit))
+        hooks += [
+            (attention.o_proj, "in", lambda z, k=k: attend(z, k)),
+            (
+                block.post_attention_layernorm,
+                "in",
+                lambda x, k=k: reader(("mlp_in", k, None), x, written),
+            ),
+            (block.mlp, "out", lambda x, k=k: written.__setitem__(("mlp_out", k, None), x)),
+        ]
+    last = ("logits", case.n_layers - 1, None)
+    norm = case.native.model.language_model.norm
+    hooks.append((norm, "in", lambda x: reader(last, x, written)))
+    return metric(case.logits(inputs, *hooks, grad=grad)), written
+
+
+def name_of(node):
+    return node.kind, node.layer, node.head
+
+
+@compares("analysis.attribution_patch", "analysis.faithfulness")
 def test_edges_and_faithfulness_where_every_head_has_its_key(request, case):
-    """A writer's edges add up to its native score; keeping all or no edges gives both ends."""
     case = Case(request.node.callspec.params["case"], kv_heads=2)
     tokens = case.clean.input_ids, case.corrupted.input_ids
     with case.model.bound(case.clean, case.corrupted):
         edges = analysis.EdgeAttributionConfig(granularity="edge")
         found = analysis.attribution_patch(case.model, *tokens, metric, edges)
-        check_scores(case, found.node_scores)
         every = list(found.edge_scores)
-        whole = analysis.faithfulness(case.model, *tokens, metric, every)
-        none = analysis.faithfulness(case.model, *tokens, metric, [])
-    for x, inputs in (("full_metric", case.clean), ("corrupt_metric", case.corrupted)):
-        case.close(getattr(whole, x), metric(case.logits(inputs)))
-    assert whole.recovered == pytest.approx(1, abs=1e-4)
-    assert none.recovered == pytest.approx(0, abs=1e-4)
+        drawn = torch.rand(len(every), generator=torch.Generator().manual_seed(0)) < 0.5
+        circuits = {
+            "all": every,
+            "half": [edge for edge, kept in zip(every, drawn.tolist(), strict=True) if kept],
+            "none": [],
+        }
+        kept = {
+            name: analysis.faithfulness(case.model, *tokens, metric, circuit)
+            for name, circuit in circuits.items()
+        }
+        mean = analysis.FaithfulnessConfig(ablation="mean")
+        with pytest.raises(ValueError, match="endpoint"):
+            analysis.faithfulness(
+                case.model, *tokens, metric, [], mean, mean_tokens=tokens[0].clone()
+            )
+    check_scores(case, found.node_scores)
+
+    # Scores: what a writer changes, times the gradient at what the reader gets.
+    held = {}
+
+    def keep(key, x, written):
+        held[key] = x + 0
+        held[key].retain_grad()
+        return held[key]
+
+    with torch.no_grad():
+        _, clean = by_edges(case, case.clean, lambda key, x, written: x)
+    value, corrupted = by_edges(case, case.corrupted, keep, grad=True)
+    value.backward()
+    change = {key: (clean[key] - corrupted[key]).detach()[0] for key in clean}
+    pairs = {(name_of(w), name_of(r)) for w, r in every}
+    want = {(w, r): (change[w] * held[r].grad[0]).sum(-1) for w, r in pairs}
+    case.close(
+        list(found.edge_scores.values()),
+        [want[name_of(w), name_of(r)][r.position] for w, r in every],
+    )
+    heads, layers = case.n_heads, case.n_layers
+    before = [1 + k * (heads + 1) for k in range(layers + 1)]
+    per_position = sum(b * 3 * heads + b + heads for b in before[:-1]) + before[-1]
+    assert len(every) == per_position * len(change["embed", None, None])
+    assert all(w.position == r.position for w, r in every)
+
+    # Circuits: at every other edge the reader gets what the corrupted run wrote.
+    ends = [metric(case.logits(x)) for x in (case.clean, case.corrupted)]
+    recovered = {}
+    for name, circuit in circuits.items():
+        dropped = {}
+        for writer, reader in set(every) - set(circuit):
+            dropped.setdefault(name_of(reader), []).append((name_of(writer), reader.position))
+
+        def ablate(key, x, written, dropped=dropped):
+            x = x.clone()
+            for writer, position in dropped.get(key, ()):
+                x[:, position] -= (written[writer] - corrupted[writer].detach())[:, position]
+            return x
+
+        with torch.no_grad():
+            recovered[name], _ = by_edges(case, case.clean, ablate)
+        got = kept[name]
+        case.close(got.full_metric, ends[0])
+        case.close(got.corrupt_metric, ends[1])
+        case.close(got.corrupt_metric + got.recovered * (ends[0] - ends[1]), recovered[name])
+    case.close(recovered["all"], ends[0])
+    case.close(recovered["none"], ends[1])
+    assert min((recovered["half"] - end).abs() for end in ends) > 1e-3
 
 
+@compares(
+    "analysis.logit_lens",
+    "analysis.logit_readout",
+    "analysis.JacobianLens.readout",
+    "analysis.JacobianLens.fit",
+)
 @torch.no_grad()
 def test_lenses(case):
     model, head = case.model, case.native.lm_head
@@ -482,6 +381,63 @@ def test_lenses(case):
 
 
 @torch.no_grad()
+@compares(
+    "analysis.JacobianLens.decompose",
+    "analysis.JacobianLens.coordinate_patch",
+    "analysis.JacobianLens.occupancy",
+    "analysis.JacobianLens.fraction_of_variance",
+)
+def test_jacobian_lens_of_tokens(case):
+    """TransformerLens's solvers, given what the native model has: its states and unembedding."""
+    jacobian = torch.randn(24, 24, generator=torch.Generator().manual_seed(0)) / 5
+    lens = JacobianLens({0: jacobian}, n_prompts=1, d_model=24)
+    dictionary = case.native.lm_head.weight @ jacobian
+    image, n = int(case.clean.layout.positions("visual")[0, 3]), case.clean.layout.shape[1]
+    states = {
+        name: case.read(inputs, (case.blocks[0], "out"))[0][0]
+        for name, inputs in (("clean", case.clean), ("corrupted", case.corrupted))
+    }
+    assert (states["clean"] - states["corrupted"])[image].abs().max() > 1e-3
+    model, k, fractions = case.model, 4, []
+    with bound(case):
+        for (name, state), inputs in zip(states.items(), (case.clean, case.corrupted), strict=True):
+            at = {"position": image}
+            want = analysis.get_sparse_decomposition(state[image], dictionary, k)
+            got = lens.decompose(model, inputs.input_ids, 0, k=k, **at)
+            assert got.support.tolist() == want.support.tolist(), name
+            case.close(got.coordinates, want.coordinates)
+            case.close(got.reconstruction, want.reconstruction)
+            edge = want.support[0].item(), want.support[1].item()
+            patch = lens.coordinate_patch(model, inputs.input_ids, 0, *edge, k=k, **at)
+            case.close(
+                patch.patched,
+                analysis.solve_coordinate_patch(state[image], dictionary, *edge, k=k).patched,
+            )
+            options = {"max_atoms": 3, "num_control_dictionaries": 2}
+            found = lens.occupancy(model, inputs.input_ids, 0, **at, **options)
+            estimate = estimate_occupancy(state[image], dictionary, **options)
+            assert found.support.tolist() == estimate.support.tolist()
+            case.close(found.marginal_captured_variance, estimate.marginal_captured_variance)
+            for position in (image, n - 1):
+                part = analysis.get_sparse_decomposition(state[position], dictionary, k)
+                fractions.append(
+                    part.j_space_component.square().sum() / state[position].square().sum()
+                )
+        both = [case.clean.input_ids, case.corrupted.input_ids]
+        profile = lens.fraction_of_variance(model, both, k=k, positions=[image, n - 1])
+    case.close(profile.per_position[0], torch.stack(fractions))
+    with pytest.raises(InputError, match="answer blind"):
+        lens.decompose(model, case.clean.input_ids, 0, position=image)
+
+
+@compares("analysis.reinitialized")
+def test_reinitialized_is_refused(case):
+    with pytest.raises(ValueError, match="cannot reset"):
+        analysis.reinitialized(case.model, 0)
+
+
+@compares("analysis.direct_logit_attribution")
+@torch.no_grad()
 def test_direct_logit_attribution(request, case):
     model = Case(request.node.callspec.params["case"], attention="sdpa").model
     model.enable_compatibility_mode()
@@ -506,6 +462,12 @@ def test_direct_logit_attribution(request, case):
     case.close(sum(by_label.values()), metric(case.logits(case.clean)) - bias)
 
 
+@compares(
+    "analysis.collect_activations",
+    "analysis.run_with_intervention",
+    "analysis.intervened_logits",
+    "analysis.fit_das",
+)
 def test_interchange(case):
     model, answers = case.model, [3, 5, 7]
     both = model.prepare(["Eh", "Oh"], [random_image(8, 12, 0), random_image(8, 12, 1)])
@@ -624,21 +586,19 @@ def test_same_number_of_tokens_but_another_layout_is_refused(case):
         # Rows, copies and pieces of the bound inputs are not other inputs.
         _, twice = model.run_with_cache(b.input_ids.repeat(2, 1))
         assert twice["z", 0].shape[0] == 2
-        twice = own["z", 0]
     assert torch.equal(cache["z", 0], values)  # outside everything is read
 
 
-def test_matrix_is_complete_and_in_the_docs():
-    named = " ".join(MATRIX)
-    sweeps = [name for name in dir(patching) if name.startswith("get_act_patch")]
-    for name in [*sweeps, "logit_lens", "attribution_patch", "faithfulness", "fit_das"]:
-        assert name in named
+def test_matrix_is_complete_and_in_the_docs(request):
+    rows = [tool for names in MATRIX for tool in names.split(", ")]
+    assert set(rows) == tools()
+    assert len(rows) == len(tools())
+    ran = [item for item in request.session.items if item.path == Path(__file__)]
+    names = {name for name in globals() if name.startswith("test_")}
+    chosen = request.config.option.markexpr or request.config.option.keyword
+    if names <= {item.originalname for item in ran} and not chosen:  # all of this file
+        tested = {pair for item in ran for pair in compared(item)}
+        for row, (_, claimed, *_) in MATRIX.items():
+            for tool in row.split(", ") if claimed != BLIND else ():
+                assert {(tool, family) for family in FAMILIES} <= tested, f"{tool} has no test"
     assert table() in DOCS.read_text("utf-8")
-
-
-if __name__ == "__main__":
-    text = DOCS.read_text("utf-8")
-    start = text.index("| Tool |")
-    end = text.index("\n\n", start)
-    DOCS.write_text(text[:start] + table() + text[end:], "utf-8")
-    sys.stdout.write(table() + "\n")
