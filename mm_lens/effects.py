@@ -24,7 +24,7 @@ from transformer_lens.utilities.statistics import (
 
 from mm_lens.bridge import VisionLanguageBridge
 from mm_lens.errors import InputError, MMLensWarning
-from mm_lens.identity import _weights
+from mm_lens.identity import weights_digest
 from mm_lens.inputs import Inputs
 from mm_lens.metrics.intervals import MIN_SAMPLES
 from mm_lens.reruns import Rerun
@@ -161,7 +161,7 @@ def effect_table(
             baseline[:, ends[k] : ends[k + 1]] = _evaluate(named[k], logits, rows[k])
             probes.append(probed(named[k], logits))
         told = [sorted(inputs.tensors.items()) for inputs, _ in samples]
-        origin = fingerprint(about, cells, rows, told, _weights(model), baseline, probes)
+        origin = fingerprint(about, cells, rows, told, weights_digest(model), baseline, probes)
     values = sweep(work, evaluate, origin=origin, save=save, progress=progress, desc="effects")
     values = values.reshape(len(samples), len(cells), len(names), most)
     flat = torch.cat([values[k, ..., : rows[k]] for k in range(len(samples))], -1)

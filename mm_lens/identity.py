@@ -37,7 +37,7 @@ def manifest(
     return {
         "model": {
             **about,
-            "weights": _weights(model),
+            "weights": weights_digest(model),
             "config": _digest([model.original_model.config.to_dict()]),
             "inputs": _inputs(model),
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
@@ -48,8 +48,8 @@ def manifest(
     }
 
 
-def _weights(model: Any) -> str:
-    """Of all weights; those that transformers keeps on disk count with their shape alone."""
+def weights_digest(model: Any) -> str:
+    """Digest of all weights and buffers; of those on the meta device (kept on disk), the shapes."""
     native = model.original_model
     return _digest(
         (name, tuple(weight.shape) if weight.is_meta else tensor_checksum(weight))

@@ -44,7 +44,7 @@ from mm_lens.cache import LayoutCache
 from mm_lens.correspondence import counterparts, sources
 from mm_lens.effects import checked_layers
 from mm_lens.errors import HookError, InputError
-from mm_lens.identity import _weights
+from mm_lens.identity import weights_digest
 from mm_lens.inputs import Inputs
 from mm_lens.moves import Move, held, means, patch
 from mm_lens.regions import Axis, Box, Grid, Regions, regions
@@ -155,7 +155,7 @@ def generic_activation_patch(
             [activation_name, cells, found, [name for name, _ in corrupt_hooks]],
             [(move.row, move.target, move.source, move.groups) for move in moves],
             [baseline, rerun.logits, clean, probed(evaluate.metrics, rerun.logits)],
-            _weights(model),
+            weights_digest(model),
         )
     values = sweep(
         chunks(cells, [cell[0] for cell in cells], batch_size),
