@@ -128,8 +128,9 @@ def test_what_cannot_be_read_is_refused(model):
         visual_logit_lens(model, inputs, layers=[4])
     with pytest.raises(InputError, match="no token"):
         visual_logit_lens(model, inputs, targets=[" "])
-    with pytest.raises(InputError, match="mask"):
-        visual_logit_lens(model, inputs, torch.ones(1, 2, dtype=torch.bool))
+    single = model.prepare("What is it?", random_image(31, 57))
+    with pytest.raises(InputError, match="mask of shape"):
+        visual_logit_lens(model, single, torch.ones(1, 2, dtype=torch.bool))
 
 
 def test_a_changed_path_to_the_logits_is_noticed(fresh):
