@@ -120,10 +120,11 @@ class VisionLanguageBridge(TransformerBridge):
         """Give tools that take only tokens the image of `inputs`.
 
         Inside, every call with tokens that hold image placeholders and comes without pixels gets
-        the pixels (and, where the shape fits, the attention mask) of `inputs`. Tokens may differ in
-        their text; each row must hold as many placeholders as the row of `inputs`. A batch of
-        copies of one bound row is filled by repeating its images. Calls that start from embeddings
-        (`start_at_layer`) take the layout of `inputs`.
+        the pixels (and, where the shape fits, the attention mask) of `inputs`. Copies of the tokens
+        may differ in their text; each row must hold as many placeholders as the row of `inputs`.
+        Tokens of other prepared inputs are refused: bind these. A batch of copies of one bound row
+        is filled by repeating its images. Calls that start from embeddings (`start_at_layer`) take
+        the layout of `inputs`.
 
         Tools that run two inputs, clean and corrupted, are given both; they must be of one layout.
         Pass them `input_ids` itself: it tells which image is meant (see `mm_lens.binding`).

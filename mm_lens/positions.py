@@ -76,6 +76,11 @@ def group_mask(
     mask = torch.as_tensor(what).bool().to(layout.device)
     if mask.shape == layout.shape:
         return mask
+    if not any(tuple(mask.shape) in images for images in layout.image_sizes):
+        raise InputError(
+            f"A mask of shape {tuple(mask.shape)} fits neither the batch {layout.shape} [batch, "
+            f"pos] nor an image (height, width): {layout.image_sizes}."
+        )
     k = which_image(layout, image)
     sizes = {images[k] for images in layout.image_sizes}
     if wrong := [size for size in sizes if size != tuple(mask.shape)]:
