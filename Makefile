@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 PIP_NO_INDEX=1
 SOURCES := mm_lens adapters/mm_lens_adapters
 
-.PHONY: demo test tests test-slow lint bench constraints clean
+.PHONY: demo test test-slow lint bench constraints clean
 
 demo: $(VENV)/.installed
 	for model in llava-next omnifusion; do \
@@ -21,11 +21,7 @@ demo: $(VENV)/.installed
 	done
 	$(OFFLINE) $(BIN)/mm-lens compare runs/llava-next runs/omnifusion --out runs/compare --overwrite
 
-# Side by side: the type checker takes a core for more than a minute.
-test: $(VENV)/.installed
-	$(MAKE) --no-print-directory --jobs 2 lint tests
-
-tests: $(VENV)/.installed
+test: lint
 	$(OFFLINE) $(BIN)/pytest -n 2 --dist worksteal -m "not slow"
 
 test-slow: $(VENV)/.installed

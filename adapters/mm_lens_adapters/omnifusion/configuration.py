@@ -43,7 +43,7 @@ class OmniFusionConfig(LlavaConfig):
 
     vision_config: Any = None
     text_config: Any = None
-    image_token_index: int | None = None  # type: ignore[assignment]
+    image_token_index: int | None = None
     projector_num_heads: int = 4
     projector_intermediate_size: int = 2048
 

@@ -56,7 +56,7 @@ class AnswerNGrams(GenerationMixin):
         *args: Any,
         **kwargs: Any,
     ) -> LogitsProcessorList:
-        make: Any = super()._get_logits_processor  # type: ignore[misc]
+        make: Any = super()._get_logits_processor
         processors = make(generation_config, input_ids_seq_length, *args, **kwargs)
         return LogitsProcessorList(
             _From(input_ids_seq_length or 0, processor)

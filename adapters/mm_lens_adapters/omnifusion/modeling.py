@@ -96,7 +96,7 @@ class OmniFusionModel(OmniFusionPreTrainedModel, LlavaModel):
 
     def __init__(self, config: OmniFusionConfig) -> None:
         super().__init__(config)
-        self.multi_modal_projector = OmniFusionProjector(config)  # type: ignore[assignment]
+        self.multi_modal_projector = OmniFusionProjector(config)
         words = self.language_model.get_input_embeddings()
         std = config.text_config.initializer_range
         self.language_model.set_input_embeddings(OmniFusionEmbedding(words, std))
@@ -121,7 +121,7 @@ class OmniFusionForConditionalGeneration(
         self.post_init()
 
     @wraps(LlavaForConditionalGeneration.forward, assigned=())  # `generate` reads the signature
-    def forward(  # type: ignore[override]
+    def forward(
         self, *args: Any, labels: Int[Tensor, "batch pos"] | None = None, **kwargs: Any
     ) -> Any:
         """As `LlavaForConditionalGeneration.forward`.
