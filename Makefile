@@ -8,6 +8,7 @@
 PYTHON ?= $(firstword $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p"; done))
 VENV ?= .venv
+SAMPLES ?= 500
 BIN := $(VENV)/bin
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 PIP_NO_INDEX=1
 SOURCES := mm_lens adapters/mm_lens_adapters
@@ -16,7 +17,7 @@ SOURCES := mm_lens adapters/mm_lens_adapters
 
 demo: $(VENV)/.installed
 	for model in llava-next omnifusion; do \
-		$(OFFLINE) $(BIN)/mm-lens profile --model demo/$$model --data easy-vqa --samples 500 \
+		$(OFFLINE) $(BIN)/mm-lens profile --model demo/$$model --data easy-vqa --samples $(SAMPLES) \
 			--out runs/$$model --overwrite || exit; \
 	done
 	$(OFFLINE) $(BIN)/mm-lens compare runs/llava-next runs/omnifusion --out runs/compare --overwrite
