@@ -274,6 +274,7 @@ def _interrupt(*args, **kwargs):
     raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_libraries_do_not_chatter(model, images, tmp_path):
     """In a process of its own, nothing but our own lines and progress bars reaches the terminal."""
     command = [sys.executable, "-m", "mm_lens", "profile", "--model", model, "--data", images]

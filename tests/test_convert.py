@@ -717,9 +717,8 @@ MEASURE = """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
-@pytest.mark.parametrize(
-    "binary", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["safetensors", "bin"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("binary", [False, True], ids=["safetensors", "bin"])
 def test_memory_holds_one_shard_not_the_model(binary, tmp_path):
     parts = random_parts()
     write_tower(tmp_path / "tower", parts)
