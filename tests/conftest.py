@@ -40,6 +40,12 @@ def family() -> str:
 
 
 @pytest.fixture(scope="module")
+def native(family: str) -> torch.nn.Module:
+    """The native model, untouched."""
+    return FAMILIES[family]()[0]
+
+
+@pytest.fixture(scope="module")
 def model(family: str) -> VisionLanguageBridge:
     """One tiny sdpa model for a module's tests, which must leave no hook behind."""
     return load_tiny(family, check=False)

@@ -26,12 +26,6 @@ def family(request):
     return request.param
 
 
-@pytest.fixture(scope="module")
-def native(family):
-    """The native model, untouched."""
-    return FAMILIES[family]()[0]
-
-
 def metric(logits):
     return logits[:, -1, 3] - logits[:, -1, 5]
 

@@ -33,12 +33,6 @@ def family(request):
 
 
 @pytest.fixture(scope="module")
-def native(family):
-    """The native model, untouched."""
-    return FAMILIES[family]()[0]
-
-
-@pytest.fixture(scope="module")
 def pair(model):
     """(clean, corrupted)"""
     return tuple(

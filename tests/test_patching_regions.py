@@ -20,12 +20,6 @@ def family(request):
     return request.param
 
 
-@pytest.fixture(scope="module")
-def native(family):
-    """The native model, untouched."""
-    return FAMILIES[family]()[0]
-
-
 def layout_of(model, height, width, text="Eh?"):
     return model.prepare(text, random_image(height, width)).layout
 
