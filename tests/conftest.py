@@ -26,10 +26,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 FAMILIES = {"llava-next": tiny_llava_next, "omnifusion": tiny_omnifusion}
 
 
-def load_tiny(family: str = "llava-next", **options: object) -> VisionLanguageBridge:
+def load_tiny(
+    family: str = "llava-next", dtype: torch.dtype = torch.float32, **options: object
+) -> VisionLanguageBridge:
     """A fresh tiny model; `attention`, `check`, or anything the family's builder takes."""
     load_options = {k: options.pop(k) for k in ("attention", "check") if k in options}
     model, processor = FAMILIES[family](**options)  # type: ignore[operator]
+    model.to(dtype)
     return mm_lens.load(hf_model=model, processor=processor, **load_options)  # type: ignore[arg-type]
 
 
