@@ -32,6 +32,7 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy $(SOURCES)
+	$(BIN)/lint-imports
 
 bench: $(VENV)/.installed
 	$(OFFLINE) $(BIN)/python benchmarks/hooks.py

@@ -19,8 +19,9 @@ from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_f
 from transformers import AutoModelForImageTextToText
 
 import mm_lens
-from mm_lens import datasets, demo
-from mm_lens.families import family_for
+from mm_lens import demo
+from mm_lens.data import datasets
+from mm_lens.model.families import family_for
 
 PATH = demo.path("demo/llava-next")
 ARCHITECTURE = "LlavaNextForConditionalGeneration"

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 
 import mm_lens
-from mm_lens import datasets, patching
-from mm_lens.correspondence import sources
-from mm_lens.moves import Move, patch
-from mm_lens.regions import Grid, regions
+from mm_lens.causal import patching
+from mm_lens.causal.transfer import Move, patch
+from mm_lens.data import datasets
+from mm_lens.layout.matching import match_regions
+from mm_lens.layout.regions import Grid, find_regions
 
 
 def seconds(run: Callable[[], Any], repeats: int) -> float:
@@ -34,8 +35,8 @@ def one_by_one(
     model: Any, corrupted: Any, cache: Any, metric: Callable[..., Any], axis: Any
 ) -> torch.Tensor:
     """What TransformerLens's loop does: a whole forward pass for each patch."""
-    found = regions(corrupted.layout, axis)
-    moves = [Move(*x) for x in sources(found, corrupted.layout, cache.layout)]
+    found = find_regions(corrupted.layout, axis)
+    moves = [Move(*x) for x in match_regions(found, corrupted.layout, cache.layout)]
     values = []
     for layer in range(model.cfg.n_layers):
         name = f"blocks.{layer}.hook_resid_pre"

@@ -42,11 +42,12 @@ from transformers.models.llava_next.image_processing_pil_llava_next import (
 )
 
 import mm_lens
-from mm_lens import datasets, demo
-from mm_lens.datasets import Sample
-from mm_lens.distributed import Processes
-from mm_lens.rundir import open_run
-from mm_lens.states import collect
+from mm_lens import demo
+from mm_lens.data import datasets
+from mm_lens.data.datasets import Sample
+from mm_lens.profiling.processes import Processes
+from mm_lens.profiling.run_directory import open_run
+from mm_lens.profiling.states import collect
 
 GOAL_CPU, GOAL_GPU = 1.25, 1.10
 PHOTOS = ((640, 480), (480, 640), (640, 427), (500, 375), (1024, 683), (768, 1024))

@@ -23,8 +23,8 @@ from mm_lens.metrics import METRICS, Tokens, evaluate
 from mm_lens.metrics.cka import cka
 from mm_lens.metrics.dimension import Neighbourhood
 from mm_lens.metrics.gap import integration_estimate
-from mm_lens.metrics.neighbours import nearest
-from mm_lens.metrics.ratios import fit_gride, fit_line, fit_mle, log_ratios
+from mm_lens.metrics.numerics.neighbours import nearest
+from mm_lens.metrics.numerics.ratios import fit_gride, fit_line, fit_mle, log_ratios
 from mm_lens.metrics.spectrum import effective_rank
 
 DOCS = Path(__file__).parent

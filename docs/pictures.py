@@ -8,8 +8,8 @@ from pathlib import Path
 from PIL import Image
 
 import mm_lens
-from mm_lens import datasets, plots
-from mm_lens.lens import visual_logit_lens
+from mm_lens.data import datasets
+from mm_lens.looking.logit_lens import visual_logit_lens
 
 IMAGES = Path(__file__).parent / "images"
 SAMPLE = "test/0/1"  # a red triangle
@@ -20,10 +20,10 @@ wide = Image.new("RGB", (128, 64), picture.getpixel((0, 0)))
 wide.paste(picture, (40, 0))
 
 inputs = model.prepare("what color is the triangle?", wide)
-mm_lens.overlay.draw_layout(inputs).savefig(IMAGES / "layout.png")
+mm_lens.drawing.draw_layout(inputs).savefig(IMAGES / "layout.png")
 
 inputs = model.prepare("what color is the triangle?", picture)
 red = visual_logit_lens(model, inputs, targets=["red"]).targets["red"][:, 0].log10()
-plots.overlay(
+drawing.draw_values(
     picture, inputs.layout, red, layers=[0, 2, 4, 6, 8], label="log₁₀ probability of “red”"
 ).savefig(IMAGES / "overlay.png")

@@ -1,5 +1,5 @@
 """`python -m mm_lens` is `mm-lens`."""
 
-from mm_lens.cli import main
+from mm_lens.cli.commands import main
 
 main()

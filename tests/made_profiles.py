@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from mm_lens.metrics import METRICS
-from mm_lens.profile import COLUMNS, Profile
+from mm_lens.profiling.result import COLUMNS, Profile
 
 GROUPS = 16
 T = 2.131449545559323  # 0.975 quantile of Student's t with 15 degrees of freedom, from tables
@@ -65,7 +65,7 @@ def planted(
         for modality in modalities:
             for metric in metrics:
                 known = METRICS[metric]
-                keys = (metric, f"{known.family}@{stream}", known.family)
+                keys = (metric, f"{known.kind}@{stream}", known.kind)
                 shape = next((shapes[key] for key in keys if key in shapes), 0.5)
                 for layer in range(known.arity - 1, n_layers + 1):
                     depth = np.array((layer - (known.arity - 1) / 2) / n_layers)

@@ -112,7 +112,8 @@ MATRIX = {  # tool, or several of a kind: (what to bind, result, what is compare
         NONE,
         EQUAL,
         "the first loss",
-        "draws batches: give row numbers, and `lambda i: model(mm_lens.binding.rows(inputs, i))`",
+        "draws batches: give row numbers, and "
+        "`lambda i: model(mm_lens.model.take_rows(inputs, i))`",
     ),
     "analysis.reinitialized": (
         "–",
@@ -272,7 +273,7 @@ def tools():
 def main():
     """Run all tests of the tools, and print their results into the docs."""
     results = Results()
-    tests = Path(__file__).with_name("test_tools.py")
+    tests = Path(__file__).parent / "model" / "test_binding.py"
     # Without checks of types, which want to be the first to import mm_lens.
     options = ["-q", "-o", "addopts=--import-mode=importlib"]
     pytest.main([str(tests), *options], plugins=[results])

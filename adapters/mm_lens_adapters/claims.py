@@ -9,7 +9,7 @@ intrinsic dimension throughout; OmniFusion's anisotropy stays low.
 TILED = "LlavaNextForConditionalGeneration"
 WHOLE = "OmniFusionForConditionalGeneration"
 
-# Statement (`mm_lens.findings.STATEMENTS`), then architectures: whether it is claimed to be so.
+# Statement (`mm_lens.comparing.statements`), then architectures: whether it is claimed to be so.
 CLAIMS: dict[str, dict[tuple[str, ...], bool]] = {
     "linear": {(TILED,): True, (WHOLE,): True},
     "declines": {(TILED,): True, (WHOLE,): False},

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from PIL import Image
 
-from mm_lens.layout import TokenLayout
+from mm_lens.layout.layout import TokenLayout
 from mm_lens_adapters import llava_next_layout as geometry
 from mm_lens_adapters.llava_style import LlavaStyleFamily
 

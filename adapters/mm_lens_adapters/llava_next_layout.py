@@ -36,7 +36,7 @@ from transformers.models.llava_next.modeling_llava_next import (
 )
 
 from mm_lens.errors import InputError
-from mm_lens.layout import ImageGeometry, TokenLayout
+from mm_lens.layout.layout import ImageGeometry, TokenLayout
 
 Size = tuple[int, int]
 """(height, width)."""

@@ -15,8 +15,8 @@ from transformer_lens.model_bridge.generalized_components.clip_vision_encoder im
     CLIPVisionEncoderLayerBridge,
 )
 
-from mm_lens.families import Family
-from mm_lens.layout import TokenLayout
+from mm_lens.layout.layout import TokenLayout
+from mm_lens.model.families import Family
 
 USE_EAGER = 'Load the model with mm_lens.load(..., attention="eager").'
 

@@ -8,16 +8,16 @@ _PREFIX = "demo/"
 
 
 def available() -> list[str]:
-    """Names of the shipped models, each as ``demo/<directory>``."""
+    """Names of the shipped models, each as `demo/<directory>`."""
     here = Path(__file__).parent
     return sorted(_PREFIX + config.parent.name for config in here.glob("*/config.json"))
 
 
 def path(name: str) -> Path:
-    """Directory of a shipped model, ready for ``from_pretrained``.
+    """Directory of a shipped model, ready for `from_pretrained`.
 
     Args:
-        name: One of `available()`, e.g. ``"demo/llava-next"``.
+        name: One of `available()`, e.g. `"demo/llava-next"`.
 
     Raises:
         InputError: No model of that name ships with the package.

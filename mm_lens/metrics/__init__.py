@@ -1,12 +1,14 @@
 """Linearity, intrinsic dimension, anisotropy and their relatives at the hook points of a model.
 
-``evaluate`` computes any number of metrics and shares what they have in common::
+`evaluate` computes any number of metrics and shares what they have in common:
 
-    tokens = Tokens(x, sample, position, token_id)
-    estimates = evaluate(tokens, tokens_next, preset("honest") + preset("paper"), seed=0)
-    estimates["dimension_mle"].value
+```python
+tokens = Tokens(x, sample, position, token_id)
+estimates = evaluate(tokens, tokens_next, preset("honest") + preset("paper"), seed=0)
+estimates["dimension_mle"].value
+```
 
-Metrics of one or two hooks register themselves in :data:`METRICS` and are in every profile. What
+Metrics of one or two hooks register themselves in `METRICS` and are in every profile. What
 compares two sets of tokens (layers × layers, modality × modality) are functions: `cka`, `gap`.
 Streams and shards: `accumulators`. To add a metric, write one file: docs/adding_a_metric.md.
 """
@@ -14,24 +16,24 @@ Streams and shards: `accumulators`. To add a metric, write one file: docs/adding
 from importlib import import_module
 from pkgutil import iter_modules
 
+from mm_lens._storage.hashing import sampling_key
 from mm_lens.metrics.core import (
     METRICS,
     PRESETS,
     Estimate,
-    Family,
+    Kind,
     Metric,
     UndefinedError,
     estimate,
     evaluate,
     preset,
 )
-from mm_lens.metrics.neighbours import Neighbours, nearest
+from mm_lens.metrics.numerics.neighbours import Neighbours, nearest
 from mm_lens.metrics.tokens import (
     Tokens,
     concatenate,
     deduplicate,
     finite,
-    sampling_key,
     subsample,
 )
 from mm_lens.plugins import plugins
@@ -54,7 +56,7 @@ __all__ = [
     "METRICS",
     "PRESETS",
     "Estimate",
-    "Family",
+    "Kind",
     "Metric",
     "Neighbours",
     "Tokens",
@@ -70,3 +72,7 @@ __all__ = [
     "sampling_key",
     "subsample",
 ]
+
+
+def __dir__() -> list[str]:
+    return [*__all__]

@@ -2,21 +2,21 @@
 
 Two kinds, both independent of the order and the size of batches and of the number of shards:
 
-- *exact* ones add up second moments (:mod:`~mm_lens.metrics.moments`): every token counts, memory
+- *exact* ones add up second moments (`numerics.moments`): every token counts, memory
   d² per hook (use them up to d ≈ 2,000), values equal to 1e-13, no intervals;
-- :class:`Sampled` keeps the k tokens with the smallest keys and computes anything from them,
+- `Sampled` keeps the k tokens with the smallest keys and computes anything from them,
   intervals included: memory k·d per hook, results identical bit for bit.
 
-::
+```python
+shards = [LinearityMoments(), LinearityMoments()]
+for shard, (x, y) in zip(shards, batches):
+    shard.update(x, y)                         # states at two consecutive hooks, [n, d]
+shards[0].merge(shards[1])
+shards[0].compute()["linearity_paper"]
+```
 
-    shards = [LinearityMoments(), LinearityMoments()]
-    for shard, (x, y) in zip(shards, batches):
-        shard.update(x, y)                         # states at two consecutive hooks, [n, d]
-    shards[0].merge(shards[1])
-    shards[0].compute()["linearity_paper"]
-
-An accumulator is its ``state`` (None before the first update), a plain value that can be saved,
-sent and added, and the number of rows it ``dropped`` because they were not finite. A shard without
+An accumulator is its `state` (None before the first update), a plain value that can be saved,
+sent and added, and the number of rows it `dropped` because they were not finite. A shard without
 any token merges as nothing.
 """
 
@@ -34,8 +34,8 @@ from torch import Tensor
 
 from mm_lens.errors import InputError, MMLensWarning
 from mm_lens.metrics import anisotropy, gap, linearity, spectrum
-from mm_lens.metrics.moments import Moments, Scatter
-from mm_lens.metrics.regression import jacobi, least_squares
+from mm_lens.metrics.numerics.moments import Moments, Scatter
+from mm_lens.metrics.numerics.regression import jacobi, least_squares
 from mm_lens.metrics.tokens import Tokens, concatenate, finite, finite_rows, not_finite
 
 _FAST_PIVOT = 3e-6  # above it, the split float32 mode was within 1e-6 on every input tried
@@ -107,7 +107,7 @@ class Accumulator(ABC, Generic[S, R]):
 
 
 class LinearityMoments(Accumulator[Moments, dict[str, float]]):
-    """In-sample linearity of two consecutive hooks, exactly, from ``update(x, y)``.
+    """In-sample linearity of two consecutive hooks, exactly, from `update(x, y)`.
 
     Args:
         fast: Products in float32; see `Moments.of`.
@@ -122,7 +122,7 @@ class LinearityMoments(Accumulator[Moments, dict[str, float]]):
         return Moments.of(x.double(), y.double(), fast=self.fast) if len(x) else None
 
     def result(self, state: Moments) -> dict[str, float]:
-        """``linearity_paper`` and ``_adjusted``, of state and update, and ``chance``."""
+        """`linearity_paper` and `_adjusted`, of state and update, and `chance`."""
         fit = least_squares(state, jacobi(state))
         if self.fast and fit.pivot < _FAST_PIVOT:
             warnings.warn(
@@ -135,7 +135,7 @@ class LinearityMoments(Accumulator[Moments, dict[str, float]]):
 
 
 class SpectrumMoments(Accumulator[Scatter, dict[str, float]]):
-    """Anisotropy and the counts of directions at one hook, exactly, from ``update(x)``.
+    """Anisotropy and the counts of directions at one hook, exactly, from `update(x)`.
 
     Args:
         fast: Products in float32; see `Moments.of`.
@@ -150,7 +150,7 @@ class SpectrumMoments(Accumulator[Scatter, dict[str, float]]):
         return Scatter.of(x.double(), fast=self.fast) if len(x) else None
 
     def result(self, state: Scatter) -> dict[str, float]:
-        """``anisotropy``, ``participation_ratio``, ``effective_rank``, ``dimensions_95``."""
+        """`anisotropy`, `participation_ratio`, `effective_rank`, `dimensions_95`."""
         return {"anisotropy": anisotropy.from_scatter(state), **spectrum.from_scatter(state)}
 
 
@@ -169,7 +169,7 @@ class _Pair:
 
 
 class GapMoments(Accumulator[_Pair, dict[str, float]]):
-    """Distance between the modalities at one hook, exactly, from ``update(visual, text)``."""
+    """Distance between the modalities at one hook, exactly, from `update(visual, text)`."""
 
     def finite(self, *batch: Any) -> tuple[Sequence[Any], int, int]:
         """The finite rows of either side: they are no pairs."""
@@ -184,7 +184,7 @@ class GapMoments(Accumulator[_Pair, dict[str, float]]):
         return _Pair(*sides)
 
     def result(self, state: _Pair) -> dict[str, float]:
-        """``modality_gap`` and ``frechet_distance`` (in the units of the states, squared).
+        """`modality_gap` and `frechet_distance` (in the units of the states, squared).
 
         Raises:
             InputError: A modality has fewer than two tokens.
@@ -199,7 +199,7 @@ class GapMoments(Accumulator[_Pair, dict[str, float]]):
 
 @dataclass(frozen=True)
 class Drawn:
-    """The same tokens at some hooks: those ``k`` with the smallest keys, in the order of the keys.
+    """The same tokens at some hooks: those `k` with the smallest keys, in the order of the keys.
 
     Attributes:
         hooks: Tokens at each hook.
@@ -216,7 +216,7 @@ class Drawn:
         return Drawn(tuple(joined), self.k, self.seed).cut()
 
     def cut(self) -> Drawn:
-        """Only the ``k`` with the smallest keys."""
+        """Only the `k` with the smallest keys."""
         order = self.hooks[0].keys(self.seed).argsort(stable=True)[: self.k]
         return Drawn(tuple(hook.take(order) for hook in self.hooks), self.k, self.seed)
 
@@ -224,10 +224,10 @@ class Drawn:
 class Sampled(Accumulator[Drawn, R]):
     """Any function of the same tokens at one or more hooks, from a bounded sample.
 
-    ::
-
-        Sampled(evaluate, k=2000)                             # every metric of one or two hooks
-        Sampled(lambda *hooks: cka_matrix([t.x for t in hooks]), k=2000)      # layers × layers
+    ```python
+    Sampled(evaluate, k=2000)                             # every metric of one or two hooks
+    Sampled(lambda *hooks: cka_matrix([t.x for t in hooks]), k=2000)      # layers × layers
+    ```
 
     Args:
         function: Of the sampled `Tokens` at each hook.

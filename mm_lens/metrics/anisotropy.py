@@ -1,18 +1,18 @@
 """Anisotropy: how much of the variance of the tokens lies along one direction.
 
-``anisotropy`` is the largest eigenvalue of the centred covariance over its trace (Razzhigaev et al.
+`anisotropy` is the largest eigenvalue of the centred covariance over its trace (Razzhigaev et al.
 2024). It reads as "all tokens point one way", but a handful of tokens with massive activations,
 mostly at position 0, is enough to drive it to one (a real layer: 0.997 with position 0, 0.090
-without). So it never stands alone: the same value ``_without_first`` and ``_trimmed`` of the 1 %
-largest norms, and the number of tokens that hold half of the trace. ``mean_cosine`` is the older
+without). So it never stands alone: the same value `_without_first` and `_trimmed` of the 1 %
+largest norms, and the number of tokens that hold half of the trace. `mean_cosine` is the older
 definition, the mean cosine between two tokens *without* centring (Ethayarajh 2019).
 
-The ``chance`` column is the largest eigenvalue share of isotropic noise with the same number of
-tokens and dimensions, ``(1 + sqrt(d / n))² / d`` (Marchenko & Pastur 1967).
+The `chance` column is the largest eigenvalue share of isotropic noise with the same number of
+tokens and dimensions, `(1 + sqrt(d / n))² / d` (Marchenko & Pastur 1967).
 
-Intervals: the influence function ``((v·x)² - a |x|²) / trace``, summed within samples; trimming is
+Intervals: the influence function `((v·x)² - a |x|²) / trace`, summed within samples; trimming is
 taken as given. Cost: one float64 Gram matrix on the smaller side of the n × d matrix for all
-variants together, and its largest eigenvalue (:mod:`~mm_lens.metrics.eigen`) for each.
+variants together, and its largest eigenvalue (`numerics.eigen`) for each.
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ import torch
 from jaxtyping import Bool, Float64
 from torch import Tensor
 
-from mm_lens.metrics.core import Estimate, Family, UndefinedError, estimate
-from mm_lens.metrics.eigen import largest
+from mm_lens.metrics.core import Estimate, Kind, UndefinedError, estimate
 from mm_lens.metrics.intervals import (
     Replicates,
     clustered_error,
@@ -34,7 +33,8 @@ from mm_lens.metrics.intervals import (
     left_out,
     margin,
 )
-from mm_lens.metrics.moments import Scatter
+from mm_lens.metrics.numerics.eigen import largest
+from mm_lens.metrics.numerics.moments import Scatter
 from mm_lens.metrics.tokens import Tokens, centre
 
 
@@ -147,39 +147,37 @@ def principal_share(cloud: Cloud, keep: Bool[Tensor, " n"]) -> Estimate:
 
 
 def from_scatter(scatter: Scatter) -> float:
-    """``anisotropy`` from the second moment alone; NaN if there is no variance."""
+    """`anisotropy` from the second moment alone; NaN if there is no variance."""
     return float(largest(scatter.xx)[0] / scatter.xx.trace())
 
 
-FAMILY = Family("anisotropy", arity=1, prepare=Cloud)
+KIND = Kind("anisotropy", arity=1, prepare=Cloud)
 
 
-@FAMILY.metric("anisotropy", label="Anisotropy", presets=("paper", "honest"), headline=("paper",))
+@KIND.metric("anisotropy", label="Anisotropy", presets=("paper", "honest"), headline=("paper",))
 def anisotropy(cloud: Cloud) -> Estimate:
     """Largest eigenvalue of the centred covariance over its trace, all tokens."""
     return principal_share(cloud, cloud.everyone)
 
 
-@FAMILY.metric(
-    "anisotropy_without_first", label="Anisotropy without position 0", presets=("honest",)
-)
+@KIND.metric("anisotropy_without_first", label="Anisotropy without position 0", presets=("honest",))
 def anisotropy_without_first(cloud: Cloud) -> Estimate:
-    """``anisotropy`` without the tokens at position 0, where massive activations gather."""
+    """`anisotropy` without the tokens at position 0, where massive activations gather."""
     return principal_share(cloud, cloud.not_first)
 
 
-@FAMILY.metric(
+@KIND.metric(
     "anisotropy_trimmed",
     label="Anisotropy, trimmed",
     presets=("honest",),
     headline=("honest",),
 )
 def anisotropy_trimmed(cloud: Cloud) -> Estimate:
-    """``anisotropy`` without the 1 % of tokens (at least one) with the largest norms."""
+    """`anisotropy` without the 1 % of tokens (at least one) with the largest norms."""
     return principal_share(cloud, cloud.not_largest)
 
 
-@FAMILY.metric(
+@KIND.metric(
     "half_trace_tokens",
     label="Tokens that hold half the trace",
     unit="tokens",
@@ -202,7 +200,7 @@ def _half_share(squares: Float64[Tensor, " n"]) -> float:
     return (int((held < 0.5 * held[-1]).sum()) + 1) / len(squares)
 
 
-@FAMILY.metric("mean_cosine", label="Mean cosine", presets=("honest",))
+@KIND.metric("mean_cosine", label="Mean cosine", presets=("honest",))
 def mean_cosine(cloud: Cloud) -> Estimate:
     """Mean cosine between two different tokens, not centred; zero states are left out."""
     norms = cloud.squares.sqrt()

@@ -1,13 +1,13 @@
 """Centred kernel alignment: do two sets of states arrange the same things in the same way?
 
-Linear CKA (Kornblith et al. 2019) compares the n × n matrices of inner products ``K = X Xᵀ`` and
-``L = Y Yᵀ`` of the same n rows: one if they agree up to rotation and scale, zero if unrelated. The
+Linear CKA (Kornblith et al. 2019) compares the n × n matrices of inner products `K = X Xᵀ` and
+`L = Y Yᵀ` of the same n rows: one if they agree up to rotation and scale, zero if unrelated. The
 plain form is biased: unrelated states of many dimensions score near one at n <= d. Here all parts
 of the quotient use the unbiased HSIC (Song et al. 2012, eq. 5), so that unrelated rows score zero
 *on average* at any n, and a single value may be below it.
 
 Which rows: layers × layers compares the same tokens at two hooks; modality × modality compares the
-means of each sample's visual and text tokens (:func:`paired_means`), since single tokens have no
+means of each sample's visual and text tokens (`paired_means`), since single tokens have no
 partner in the other modality.
 
 Limits. The correction takes rows for independent: tokens of one image are not, so for tokens the
@@ -68,7 +68,7 @@ def cka(x: Float[Tensor, "n c"], y: Float[Tensor, "n d"]) -> float:
 
 
 def cka_estimate(a: Tokens, b: Tokens, seed: int = 0) -> Estimate:
-    """:func:`cka` with a 95 % interval: the value without each of 16 groups of samples.
+    """`cka` with a 95 % interval: the value without each of 16 groups of samples.
 
     Raises:
         InputError: The two do not hold rows of the same samples in the same order.

@@ -1,14 +1,16 @@
 """What a metric is, what it returns, and the one call that computes many of them.
 
-A :class:`Family` turns tokens into *shared intermediates* (one neighbour search, one set of
-moments) that are computed when first asked for; a :class:`Metric` is one short function of them
-that returns an :class:`Estimate`. Metrics register themselves::
+A `Kind` turns tokens into *shared intermediates* (one neighbour search, one set of
+moments) that are computed when first asked for; a `Metric` is one short function of them
+that returns an `Estimate`. Metrics register themselves:
 
-    @FAMILY.metric("linearity_paper", label="R², in sample", presets=("paper",))
-    def linearity_paper(fit: LinearFit) -> Estimate: ...
+```python
+@KIND.metric("linearity_paper", label="R², in sample", presets=("paper",))
+def linearity_paper(fit: LinearFit) -> Estimate: ...
+```
 
 Degenerate inputs (fewer than three tokens, constant states) make the value NaN with the reason in
-``warning``, and so does a metric that fails. They never raise: the metrics run for hours inside a
+`warning`, and so does a metric that fails. They never raise: the metrics run for hours inside a
 profile, and one empty modality must not end it. Wrong use and a lack of memory are raised.
 """
 
@@ -74,7 +76,7 @@ def estimate(
     warnings: Iterable[str] = (),
     replicates: Replicates | None = None,
 ) -> Estimate:
-    """An :class:`Estimate` resting on the given tokens.
+    """An `Estimate` resting on the given tokens.
 
     Raises:
         UndefinedError: The value is not finite.
@@ -94,13 +96,13 @@ class Metric:
     """One number about the tokens at one hook, or at two consecutive hooks.
 
     Attributes:
-        name: Key in :data:`METRICS` and in the ``metric`` column of a profile.
+        name: Key in `METRICS` and in the `metric` column of a profile.
         label: For axes and legends.
         unit: "" for a pure number.
-        family: Metrics of one family share intermediates and a figure.
+        kind: Metrics of one kind share intermediates and a figure.
         arity: 1: one hook. 2: two consecutive hooks.
         presets: The presets it belongs to.
-        headline: The presets in which it stands for its family.
+        headline: The presets in which it stands for its kind.
     """
 
     name: str
@@ -108,23 +110,23 @@ class Metric:
     unit: str
     presets: frozenset[str]
     headline: frozenset[str]
-    _family: Family = field(repr=False, compare=False)
+    _kind: Kind = field(repr=False, compare=False)
     _function: Callable[[Any], Estimate] = field(repr=False, compare=False)
 
     @property
-    def family(self) -> str:
-        """Name of the family, as "linearity", "dimension" or "anisotropy"."""
-        return self._family.name
+    def kind(self) -> str:
+        """Name of the kind, as "linearity", "dimension" or "anisotropy"."""
+        return self._kind.name
 
     @property
     def arity(self) -> int:
         """Number of consecutive hooks the metric needs."""
-        return self._family.arity
+        return self._kind.arity
 
     @property
     def equal_n(self) -> bool:
-        """Whether a profile gives it as many tokens of every modality; see :class:`Family`."""
-        return self._family.equal_n
+        """Whether a profile gives it as many tokens of every modality; see `Kind`."""
+        return self._kind.equal_n
 
     @property
     def description(self) -> str:
@@ -142,7 +144,7 @@ class Metric:
             seed: Of everything random inside (groups of samples, subsets, null draws).
 
         Raises:
-            InputError: ``tokens_next`` is missing, or holds other tokens.
+            InputError: `tokens_next` is missing, or holds other tokens.
         """
         if self.arity == 2 and tokens_next is None:
             raise InputError(
@@ -157,13 +159,13 @@ METRICS: dict[str, Metric] = {}
 
 
 @dataclass(frozen=True)
-class Family:
+class Kind:
     """Metrics that are functions of the same intermediates.
 
     Attributes:
-        name: Name of the family.
+        name: Name of the kind.
         arity: Number of consecutive hooks.
-        prepare: ``(tokens, seed)`` or ``(tokens, tokens_next, seed)`` to the shared intermediates.
+        prepare: `(tokens, seed)` or `(tokens, tokens_next, seed)` to the shared intermediates.
         equal_n: Whether its values depend on the number of tokens so much that a profile gives it
             the same number for every hook and modality.
     """
@@ -235,15 +237,15 @@ def evaluate(
     if tokens_next is not None:
         _check_pair(tokens, tokens_next)
     results: dict[str, Estimate] = {}
-    for family in dict.fromkeys(metric._family for metric in chosen):
-        if family.arity > 1 and tokens_next is None:
+    for kind in dict.fromkeys(metric._kind for metric in chosen):
+        if kind.arity > 1 and tokens_next is None:
             continue
-        given = [tokens] if family.arity == 1 or tokens_next is None else [tokens, tokens_next]
-        members = [metric for metric in chosen if metric._family is family]
+        given = [tokens] if kind.arity == 1 or tokens_next is None else [tokens, tokens_next]
+        members = [metric for metric in chosen if metric._kind is kind]
         # Autocast would turn the float32 products below into bfloat16 without a word.
         with torch.no_grad(), torch.autocast(tokens.x.device.type, enabled=False):
             kept, dropped = finite(*given)
-            shared = or_nan(kept[0], family.prepare, *kept, seed)
+            shared = or_nan(kept[0], kind.prepare, *kept, seed)
             note = not_finite(dropped, len(tokens))
             for metric in members:
                 failed = isinstance(shared, Estimate)

@@ -1,31 +1,31 @@
 r"""Intrinsic dimension by TwoNN: how many coordinates the tokens really use, locally.
 
 Theory (Facco et al. 2017). If the density is constant up to the second neighbour, the ratio
-``mu = r2 / r1`` of the distances to the second and first neighbour follows a Pareto law whose
-exponent is the dimension: ``-log(1 - F(mu)) = D log mu``. Three estimators of ``D`` differ only in
+`mu = r2 / r1` of the distances to the second and first neighbour follows a Pareto law whose
+exponent is the dimension: `-log(1 - F(mu)) = D log mu`. Three estimators of `D` differ only in
 how they use the sorted ratios:
 
-- ``dimension_mle``: maximum likelihood ``(N - 1) / sum(log mu)``, every ratio.
-- ``dimension_fit90``: line through the origin over the smallest 90 % (scikit-dimension's default).
-- ``dimension_paper``: the same line over the *first fifth* of the kept ratios, duplicates included,
-  as in ``llm-microscope``; about twice the standard error of the others.
+- `dimension_mle`: maximum likelihood `(N - 1) / sum(log mu)`, every ratio.
+- `dimension_fit90`: line through the origin over the smallest 90 % (scikit-dimension's default).
+- `dimension_paper`: the same line over the *first fifth* of the kept ratios, duplicates included,
+  as in `llm-microscope`; about twice the standard error of the others.
 
-Farther neighbours than the nearest two: :mod:`~mm_lens.metrics.gride`.
+Farther neighbours than the nearest two: `gride`.
 
 Limits. Repeated states are points at distance zero and wreck every variant (26.9 for a true 10
 with a fifth of copies): all but the paper's are computed on distinct states, and near-copies are
-reported. The dimension depends on the number of tokens: compare hooks at equal ``n``, and read
-``dimension_mle_half`` and ``_quarter`` beside it; a value that moves with ``n`` is a statement
+reported. The dimension depends on the number of tokens: compare hooks at equal `n`, and read
+`dimension_mle_half` and `_quarter` beside it; a value that moves with `n` is a statement
 about a scale, not about a manifold. Above ~20 dimensions all variants underestimate.
 
-The ``chance`` column is what a Gaussian cloud with the same covariance and as many tokens scores:
+The `chance` column is what a Gaussian cloud with the same covariance and as many tokens scores:
 linear structure without a curved or clustered one. Real states lie far *below* it.
 
 Intervals: the influence function of each estimator, summed within samples, plus the product of the
 influences of each token and its neighbours, because they share distances. Without that term, as in
 a bootstrap over samples, 95 % intervals cover 88 %.
 
-Cost: one neighbour search (:mod:`~mm_lens.metrics.neighbours`) for all estimators, a quarter and a
+Cost: one neighbour search (`numerics.neighbours`) for all estimators, a quarter and a
 sixteenth of one for the scale check, and 2,000 rows of one for the null.
 """
 
@@ -39,10 +39,10 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 from transformer_lens.utilities.statistics import derive_generator
 
-from mm_lens.metrics.core import Estimate, Family, UndefinedError, estimate
+from mm_lens.metrics.core import Estimate, Kind, UndefinedError, estimate
 from mm_lens.metrics.intervals import Replicates, clustered_error, margin
-from mm_lens.metrics.neighbours import Neighbours, nearest
-from mm_lens.metrics.ratios import Fit, fit_line, fit_mle, log_ratios
+from mm_lens.metrics.numerics.neighbours import Neighbours, nearest
+from mm_lens.metrics.numerics.ratios import Fit, fit_line, fit_mle, log_ratios
 from mm_lens.metrics.tokens import Tokens, subsample, unique_rows
 
 _NULL_ROWS = 2000  # enough for the null's value to 3 %, whatever the number of tokens around
@@ -104,13 +104,13 @@ class Neighbourhood:
         return rows, nearest(self.points, min(FAR, len(distinct) - 1), rows)
 
     def part(self, divisor: int) -> Neighbourhood:
-        """The same for one in ``divisor`` of the distinct tokens."""
+        """The same for one in `divisor` of the distinct tokens."""
         distinct = self.distinct
         return Neighbourhood(subsample(distinct, len(distinct) // divisor, self.seed), self.seed)
 
     @cached_property
     def null(self) -> Float64[Tensor, " m"]:
-        """``log mu`` of a Gaussian cloud with the covariance and the number of the points."""
+        """`log mu` of a Gaussian cloud with the covariance and the number of the points."""
         x = self.points - self.points.mean(0)
         n, d = x.shape
         generator = derive_generator(self.seed, "dimension_null")
@@ -144,7 +144,7 @@ class Neighbourhood:
         return notes
 
 
-FAMILY = Family("dimension", arity=1, prepare=Neighbourhood, equal_n=True)
+KIND = Kind("dimension", arity=1, prepare=Neighbourhood, equal_n=True)
 
 
 def interval(
@@ -185,7 +185,7 @@ def _estimate(points: Neighbourhood, fit: Fit, chance: float = math.nan) -> Esti
     )
 
 
-@FAMILY.metric(
+@KIND.metric(
     "dimension_mle",
     label="Intrinsic dimension",
     unit="dimensions",
@@ -198,7 +198,7 @@ def dimension_mle(points: Neighbourhood) -> Estimate:
     return _estimate(points, fit, fit_mle(points.null).value)
 
 
-@FAMILY.metric(
+@KIND.metric(
     "dimension_fit90",
     label="Intrinsic dimension, line fit",
     unit="dimensions",
@@ -213,31 +213,31 @@ def dimension_fit90(points: Neighbourhood) -> Estimate:
     return _estimate(points, fit, null.value)
 
 
-@FAMILY.metric(
+@KIND.metric(
     "dimension_mle_half",
     label="Intrinsic dimension, half of the tokens",
     unit="dimensions",
     presets=("honest",),
 )
 def dimension_mle_half(points: Neighbourhood) -> Estimate:
-    """``dimension_mle`` on half of the distinct tokens: does the value depend on the scale?"""
+    """`dimension_mle` on half of the distinct tokens: does the value depend on the scale?"""
     part = points.part(2)
     return _estimate(part, fit_mle(log_ratios(part.neighbours)))
 
 
-@FAMILY.metric(
+@KIND.metric(
     "dimension_mle_quarter",
     label="Intrinsic dimension, quarter of the tokens",
     unit="dimensions",
     presets=("honest",),
 )
 def dimension_mle_quarter(points: Neighbourhood) -> Estimate:
-    """``dimension_mle`` on a quarter of the distinct tokens."""
+    """`dimension_mle` on a quarter of the distinct tokens."""
     part = points.part(4)
     return _estimate(part, fit_mle(log_ratios(part.neighbours)))
 
 
-@FAMILY.metric(
+@KIND.metric(
     "dimension_paper",
     label="Intrinsic dimension (paper)",
     unit="dimensions",

@@ -1,17 +1,17 @@
 """The gap between two modalities: how far apart their tokens lie at one hook.
 
-- ``modality_gap``: distance of the centroids over the root mean square distance of a token from
+- `modality_gap`: distance of the centroids over the root mean square distance of a token from
   the centroid of its own modality. One: as far apart as a modality is wide.
-- ``integration_distance``: squared Fréchet distance between Gaussians of the means and covariances,
-  ``|m - m'|² + tr(C + C' - 2 (C C')^½)``, in units of the mean norm of the text tokens, without
+- `integration_distance`: squared Fréchet distance between Gaussians of the means and covariances,
+  `|m - m'|² + tr(C + C' - 2 (C C')^½)`, in units of the mean norm of the text tokens, without
   tokens whose norm is 3 standard deviations off. This is one layer's term of the Modality
-  Integration Rate (Huang et al. 2024); :func:`integration_rate` makes the rate of all layers.
+  Integration Rate (Huang et al. 2024); `integration_rate` makes the rate of all layers.
 
 Differences to the paper's script: outlying tokens are left out instead of replaced by the median,
 and covariances are in float64. Its estimate is biased upwards by few tokens (d of each modality
-at least; without that, ``chance`` is most of the value).
+at least; without that, `chance` is most of the value).
 
-``chance`` is what two modalities of one distribution would score: for the gap, from the sampling
+`chance` is what two modalities of one distribution would score: for the gap, from the sampling
 error of the centroids, tokens taken for independent; for the distance, from that between two halves
 of each modality, samples kept whole, scaled to the whole since the bias falls as 1/n.
 
@@ -40,7 +40,7 @@ from mm_lens.metrics.intervals import (
     margin,
     sample_groups,
 )
-from mm_lens.metrics.moments import Scatter
+from mm_lens.metrics.numerics.moments import Scatter
 from mm_lens.metrics.tokens import Tokens, centre, concatenate, finite, not_finite
 
 
@@ -61,7 +61,7 @@ def frechet_distance(a: Scatter, b: Scatter) -> float:
 
 
 def integration_rate(distances: Iterable[float]) -> float:
-    """Modality Integration Rate: log10 of the sum of ``integration_distance`` over layers.
+    """Modality Integration Rate: log10 of the sum of `integration_distance` over layers.
 
     Minus infinity if all are zero.
 
@@ -76,12 +76,12 @@ def integration_rate(distances: Iterable[float]) -> float:
 
 
 def gap_estimate(visual: Tokens, text: Tokens, seed: int = 0) -> Estimate:
-    """:func:`modality_gap` with its interval; NaN with a reason where it is undefined."""
+    """`modality_gap` with its interval; NaN with a reason where it is undefined."""
     return _compared(_gap, visual, text, seed)
 
 
 def integration_estimate(visual: Tokens, text: Tokens, seed: int = 0) -> Estimate:
-    """``integration_distance`` of one hook with its interval; NaN where it is undefined."""
+    """`integration_distance` of one hook with its interval; NaN where it is undefined."""
     return _compared(_integration, visual, text, seed)
 
 
@@ -176,7 +176,7 @@ def _refits(
 
 
 def _without_outliers(tokens: Tokens, unit: float) -> Tokens:
-    """In units of ``unit``, without the tokens whose norm is 3 standard deviations off."""
+    """In units of `unit`, without the tokens whose norm is 3 standard deviations off."""
     x = tokens.x.double() / unit
     norms = x.square().sum(1).sqrt()
     rounding = 8 * torch.finfo(norms.dtype).eps * norms.max()  # where all norms are equal

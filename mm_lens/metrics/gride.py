@@ -1,8 +1,8 @@
 """Intrinsic dimension at larger scales: GRIDE, farther neighbours than the nearest two.
 
-``dimension_gride_2``, ``_4`` and ``_8`` fit the ratio of the distances to neighbours ``2 n1`` and
-``n1`` (Denti et al. 2022). Where TwoNN sees noise or near-copies between the nearest, they look
-past them, with all tokens in place: unlike ``dimension_mle_half``, which makes the cloud thinner. A
+`dimension_gride_2`, `_4` and `_8` fit the ratio of the distances to neighbours `2 n1` and
+`n1` (Denti et al. 2022). Where TwoNN sees noise or near-copies between the nearest, they look
+past them, with all tokens in place: unlike `dimension_mle_half`, which makes the cloud thinner. A
 value that falls with n1 says that the small scale is noise; one that rises, that the space is
 curved or in clusters.
 
@@ -15,14 +15,14 @@ from __future__ import annotations
 import torch
 
 from mm_lens.metrics.core import Estimate, UndefinedError, estimate
-from mm_lens.metrics.dimension import FAMILY, FAR, Neighbourhood, interval
-from mm_lens.metrics.ratios import fit_gride, log_ratios
+from mm_lens.metrics.dimension import FAR, KIND, Neighbourhood, interval
+from mm_lens.metrics.numerics.ratios import fit_gride, log_ratios
 
 SCALES = (2, 4, FAR // 2)
 
 
 def _register(n1: int) -> None:
-    @FAMILY.metric(
+    @KIND.metric(
         f"dimension_gride_{n1}",
         label=f"Intrinsic dimension, neighbours {n1} and {2 * n1}",
         unit="dimensions",

@@ -3,13 +3,13 @@
 Tokens of one image are correlated, and a resampled point sits at distance zero from itself, so
 neither tokens nor points are ever drawn again. Two routes, both deterministic:
 
-- :func:`clustered_error`: the statistic has an influence function; its values are summed within
+- `clustered_error`: the statistic has an influence function; its values are summed within
   each sample, and the samples are independent. Costs one pass.
-- :func:`jackknife_error`: the statistic is refitted without each of :data:`GROUPS` groups of
+- `jackknife_error`: the statistic is refitted without each of `GROUPS` groups of
   samples. Costs that many refits; needed where the fit adapts to the data, because holding the fit
   fixed gives intervals up to two times too small.
 
-:class:`Replicates` are the same error in a form that can be combined: what the value would be
+`Replicates` are the same error in a form that can be combined: what the value would be
 without each of the groups. Groups follow from the ids of the samples alone, so that any function of
 several values (a difference between two models, a trend over layers) has its interval from the
 replicates of the function, with whatever correlation there is between the values.
@@ -18,7 +18,7 @@ An interval is about the choice of samples at this number of tokens. It does not
 few tokens: where an estimator is biased, as most counts are, it misses the value of infinitely many
 tokens far more often than one time in 20. The tables of bias are in docs/metrics.
 
-Limits: fewer than :data:`MIN_SAMPLES` samples give no interval (NaN), and a metric that hangs on
+Limits: fewer than `MIN_SAMPLES` samples give no interval (NaN), and a metric that hangs on
 one token per sample (massive activations) has longer tails than Student's t.
 """
 
@@ -32,7 +32,7 @@ import torch
 from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
-from mm_lens.metrics.tokens import sampling_key
+from mm_lens._storage.hashing import sampling_key
 
 GROUPS = 16
 MIN_SAMPLES = 4
@@ -83,7 +83,7 @@ def clustered_error(
 
 
 def jackknife_error(refits: Sequence[float]) -> tuple[float, int]:
-    """Standard error from the values for each of :func:`left_out`, and its degrees of freedom."""
+    """Standard error from the values for each of `left_out`, and its degrees of freedom."""
     count = len(refits)
     if not count:
         return math.nan, 0
@@ -97,7 +97,7 @@ class Replicates:
     """What a value would be without each group of samples (delete-a-group jackknife).
 
     Attributes:
-        values: One per group, in the order of :func:`sample_groups`; none if samples are too few.
+        values: One per group, in the order of `sample_groups`; none if samples are too few.
         rest: Standard error that the groups do not show, since it lies between samples.
     """
 

@@ -1,19 +1,19 @@
 """Linearity: how well a linear map carries the tokens from one hook to the next.
 
-All metrics are a share of variance explained, ``1 - |Y - XA|² / |Y|²`` with centred X and Y (n × d,
+All metrics are a share of variance explained, `1 - |Y - XA|² / |Y|²` with centred X and Y (n × d,
 the same tokens at two consecutive hooks) and all outputs pooled. The papers call it Procrustes
 similarity; it is the multi-output R² of ordinary least squares (Razzhigaev et al. 2024).
 
-- ``linearity_paper``: fitted and scored on the same tokens. With n tokens and an input of rank r,
-  *independent noise* scores r / (n - 1): one at n <= r + 1. That is the ``chance`` column.
-- ``linearity_adjusted``: corrected for it, as if tokens were independent.
-- ``linearity_heldout``: scored on samples (images, documents) the map has not seen, in
-  four folds, by a ridge map or no map at all (:mod:`~mm_lens.metrics.linear_fit`); the zero is the
+- `linearity_paper`: fitted and scored on the same tokens. With n tokens and an input of rank r,
+  *independent noise* scores r / (n - 1): one at n <= r + 1. That is the `chance` column.
+- `linearity_adjusted`: corrected for it, as if tokens were independent.
+- `linearity_heldout`: scored on samples (images, documents) the map has not seen, in
+  four folds, by a ridge map or no map at all (`numerics.linear_fit`); the zero is the
   mean of the training folds. So noise scores zero at any n.
 
-``linearity_update_*`` is the same for the *update* Y - X: what a residual stream adds. A residual
+`linearity_update_*` is the same for the *update* Y - X: what a residual stream adds. A residual
 stream is linear almost by construction, since Y contains X; its update need not be. In sample both
-leave the same residual, so ``1 - R²_update = (1 - R²) |Y|² / |Y - X|²`` and one fit serves both.
+leave the same residual, so `1 - R²_update = (1 - R²) |Y|² / |Y - X|²` and one fit serves both.
 
 Intervals: the fit repeated without each of 16 groups of samples (holding the map fixed gives up to
 half the width), on the scale of log(1 - R²), so that an interval never passes one; those in sample
@@ -26,25 +26,25 @@ tokens that a map fitted to others misses; a warning says how many. Below 10 tok
 value carries a warning, below 3 the held-out one is NaN.
 Cost: 3 n d² operations for all moments, 16 Cholesky factors for the intervals; held out, ten
 eigendecompositions of d × d and 8 n d². Memory: 16 pairs of d × d matrices.
-Numerics: :mod:`~mm_lens.metrics.regression`.
+Numerics: `numerics.regression`.
 """
 
 from __future__ import annotations
 
 import math
 
-from mm_lens.metrics.core import Estimate, Family, UndefinedError, estimate
+from mm_lens.metrics.core import Estimate, Kind, UndefinedError, estimate
 from mm_lens.metrics.intervals import GROUPS
-from mm_lens.metrics.linear_fit import LinearFit, Scored
-from mm_lens.metrics.moments import Moments
-from mm_lens.metrics.regression import InSample, Target, varies
+from mm_lens.metrics.numerics.linear_fit import LinearFit, Scored
+from mm_lens.metrics.numerics.moments import Moments
+from mm_lens.metrics.numerics.regression import InSample, Target, varies
 
 
 def from_fit(fit: InSample, moments: Moments) -> dict[str, float]:
     """The metrics in sample, from moments and the fit to them: values without intervals.
 
     Returns:
-        By name of the metric, and ``chance``; NaN where the data do not determine it.
+        By name of the metric, and `chance`; NaN where the data do not determine it.
     """
     states = fit.n > 2 and fit.rank > 0 and varies(moments, "state")
     update = states and varies(moments, "update")
@@ -57,7 +57,7 @@ def from_fit(fit: InSample, moments: Moments) -> dict[str, float]:
     }
 
 
-FAMILY = Family("linearity", arity=2, prepare=LinearFit)
+KIND = Kind("linearity", arity=2, prepare=LinearFit)
 
 
 def _estimate(fit: LinearFit, scored: Scored, chance: float, warnings: list[str]) -> Estimate:
@@ -93,37 +93,37 @@ def _heldout(fit: LinearFit, target: Target) -> Estimate:
     return _estimate(fit, numbers, 0.0, fit.warnings(target) + notes)
 
 
-@FAMILY.metric("linearity_paper", label="R², in sample", presets=("paper",), headline=("paper",))
+@KIND.metric("linearity_paper", label="R², in sample", presets=("paper",), headline=("paper",))
 def linearity_paper(fit: LinearFit) -> Estimate:
     """R² of the best linear map, on the tokens it was fitted to."""
     return _in_sample(fit, "state")
 
 
-@FAMILY.metric("linearity_adjusted", label="R², adjusted", presets=("honest",))
+@KIND.metric("linearity_adjusted", label="R², adjusted", presets=("honest",))
 def linearity_adjusted(fit: LinearFit) -> Estimate:
     """R² of the best linear map per degree of freedom, as if tokens were independent."""
     return _adjusted(fit, "state")
 
 
-@FAMILY.metric("linearity_heldout", label="R², held out", presets=("honest",), headline=("honest",))
+@KIND.metric("linearity_heldout", label="R², held out", presets=("honest",), headline=("honest",))
 def linearity_heldout(fit: LinearFit) -> Estimate:
     """R² of a ridge map on samples it was not fitted to."""
     return _heldout(fit, "state")
 
 
-@FAMILY.metric("linearity_update_paper", label="R² of the update, in sample", presets=("paper",))
+@KIND.metric("linearity_update_paper", label="R² of the update, in sample", presets=("paper",))
 def linearity_update_paper(fit: LinearFit) -> Estimate:
     """R² of the best linear map to the update Y - X, on the tokens it was fitted to."""
     return _in_sample(fit, "update")
 
 
-@FAMILY.metric("linearity_update_adjusted", label="R² of the update, adjusted", presets=("honest",))
+@KIND.metric("linearity_update_adjusted", label="R² of the update, adjusted", presets=("honest",))
 def linearity_update_adjusted(fit: LinearFit) -> Estimate:
     """R² of the best linear map to the update per degree of freedom."""
     return _adjusted(fit, "update")
 
 
-@FAMILY.metric("linearity_update_heldout", label="R² of the update, held out", presets=("honest",))
+@KIND.metric("linearity_update_heldout", label="R² of the update, held out", presets=("honest",))
 def linearity_update_heldout(fit: LinearFit) -> Estimate:
     """R² of a ridge map to the update on samples it was not fitted to."""
     return _heldout(fit, "update")

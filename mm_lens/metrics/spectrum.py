@@ -1,21 +1,21 @@
 """Spectrum: over how many directions the variance of the tokens is spread.
 
-Three counts from the eigenvalues ``l_1 >= l_2 >= …`` of the centred covariance, with shares
-``p_k = l_k / sum(l)``:
+Three counts from the eigenvalues `l_1 >= l_2 >= …` of the centred covariance, with shares
+`p_k = l_k / sum(l)`:
 
-- ``participation_ratio`` = (sum l)² / sum l²: directions, if all carried the same. Led by the
+- `participation_ratio` = (sum l)² / sum l²: directions, if all carried the same. Led by the
   largest eigenvalues.
-- ``effective_rank`` = exp(-sum q_k log q_k) with ``q_k`` the shares of the *singular* values, the
+- `effective_rank` = exp(-sum q_k log q_k) with `q_k` the shares of the *singular* values, the
   square roots (Roy & Vetterli 2007; RankMe, Garrido et al. 2023). RankMe does not centre; here the
   mean is taken out, as everywhere in this family. Led by the long tail.
-- ``dimensions_95``: the fewest directions that hold 95 % of the variance.
+- `dimensions_95`: the fewest directions that hold 95 % of the variance.
 
 They count *linear* directions: a curve that winds through all of them is one-dimensional to
-:mod:`~mm_lens.metrics.dimension` and full here. None exceeds the number of tokens or of dimensions:
+`dimension` and full here. None exceeds the number of tokens or of dimensions:
 few tokens lower all three, and isotropic noise of n tokens has a participation ratio of only
-``n d / (n + d)``, which is the ``chance`` column (a ceiling). A massive token lowers them to one.
+`n d / (n + d)`, which is the `chance` column (a ceiling). A massive token lowers them to one.
 
-Intervals: the influence of a token through the eigenvalues, ``(v_k·x)² - l_k`` each, summed within
+Intervals: the influence of a token through the eigenvalues, `(v_k·x)² - l_k` each, summed within
 samples. Cost: one eigendecomposition of the smaller side, and the tokens in its basis.
 """
 
@@ -27,10 +27,10 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from mm_lens.metrics.anisotropy import FAMILY, Cloud
+from mm_lens.metrics.anisotropy import KIND, Cloud
 from mm_lens.metrics.core import Estimate, estimate
 from mm_lens.metrics.intervals import Replicates, clustered_error, margin
-from mm_lens.metrics.moments import Scatter
+from mm_lens.metrics.numerics.moments import Scatter
 
 
 def participation_ratio(values: Float64[Tensor, " k"]) -> Float64[Tensor, ""]:
@@ -84,7 +84,7 @@ def _estimate(
     )
 
 
-@FAMILY.metric(
+@KIND.metric(
     "participation_ratio", label="Participation ratio", unit="dimensions", presets=("honest",)
 )
 def _participation_ratio(cloud: Cloud) -> Estimate:
@@ -96,7 +96,7 @@ def _participation_ratio(cloud: Cloud) -> Estimate:
     return _estimate(cloud, float(value), slope, chance=n * d / (n + d))
 
 
-@FAMILY.metric("effective_rank", label="Effective rank", unit="dimensions", presets=("honest",))
+@KIND.metric("effective_rank", label="Effective rank", unit="dimensions", presets=("honest",))
 def _effective_rank(cloud: Cloud) -> Estimate:
     """Exponential of the entropy of the singular values of the centred tokens."""
     values, _ = cloud.eigen
@@ -108,7 +108,7 @@ def _effective_rank(cloud: Cloud) -> Estimate:
     return _estimate(cloud, float(value), torch.where(values > 0, slope, 0.0))
 
 
-@FAMILY.metric("dimensions_95", label="Dimensions for 95 %", unit="dimensions", presets=("honest",))
+@KIND.metric("dimensions_95", label="Dimensions for 95 %", unit="dimensions", presets=("honest",))
 def _dimensions_95(cloud: Cloud) -> Estimate:
     """The fewest directions that hold 95 % of the variance."""
     values, _ = cloud.eigen

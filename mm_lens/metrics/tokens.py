@@ -2,16 +2,16 @@
 
 Three operations keep a sample of tokens honest before any number is computed from it:
 
-- :func:`subsample` keeps the ``n`` rows with the smallest key, a hash of (seed, sample, position).
+- `subsample` keeps the `n` rows with the smallest key, a hash of (seed, sample, position).
   The choice depends on nothing else: not on the order of the rows, the batch size, the layer or the
   number of processes, and a smaller sample is always part of a larger one. Sequences that share a
   sample (questions about one image) would share their keys: they bring keys of their own.
-- :func:`deduplicate` keeps one row of every exact repetition. Newline embeddings repeat, and a
+- `deduplicate` keeps one row of every exact repetition. Newline embeddings repeat, and a
   causal model gives an identical prefix identical states at every layer; a nearest-neighbour
   statistic sees each repetition as a point at distance zero.
-- :func:`finite` drops rows that hold an infinity or a NaN, and says how many.
+- `finite` drops rows that hold an infinity or a NaN, and says how many.
 
-Cost: one pass over the rows each, plus a sort of ``n`` integers.
+Cost: one pass over the rows each, plus a sort of `n` integers.
 """
 
 from __future__ import annotations
@@ -22,14 +22,13 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
+from mm_lens._storage.hashing import sampling_key
 from mm_lens.errors import InputError
-
-_GOLDEN = 0x9E3779B97F4A7C15
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """Hidden states of ``n`` tokens and where each of them comes from.
+    """Hidden states of `n` tokens and where each of them comes from.
 
     Attributes:
         x: Hidden states, any float dtype, any device.
@@ -74,7 +73,7 @@ class Tokens:
         return replace(self, **{name: column.to(device) for name, column in self._columns.items()})
 
     def keys(self, seed: int = 0) -> Int64[Tensor, " n"]:
-        """``key``, or the :func:`sampling_key` where there is none."""
+        """`key`, or the `sampling_key` where there is none."""
         return sampling_key(self.sample, self.position, seed) if self.key is None else self.key
 
     @property
@@ -96,37 +95,10 @@ def concatenate(*parts: Tokens) -> Tokens:
     return Tokens(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
 
 
-def _signed(value: int) -> int:
-    """The int64 with the same 64 bits as ``value``."""
-    return (value + (1 << 63)) % (1 << 64) - (1 << 63)
-
-
-def _scramble(z: Int64[Tensor, " n"]) -> Int64[Tensor, " n"]:
-    """SplitMix64's finaliser (Steele et al. 2014): every input bit reaches every output bit."""
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
-        # int64 shifts copy the sign bit; the mask makes them the unsigned shifts of the original.
-        z = (z ^ ((z >> shift) & ((1 << (64 - shift)) - 1))) * _signed(factor)
-    return z
-
-
-def sampling_key(
-    sample: Int64[Tensor, " n"], position: Int64[Tensor, " n"], seed: int = 0
-) -> Int64[Tensor, " n"]:
-    """Pseudo-random key of each token: a function of (seed, sample, position) and nothing else.
-
-    The ``n`` smallest keys are a uniform sample without replacement, known before the forward pass;
-    merging the smallest keys of several processes gives those of one.
-    """
-    z = torch.full_like(sample, _signed(_GOLDEN * (seed + 1)))
-    for part in (sample, position):
-        z = _scramble(z + part * _signed(_GOLDEN))
-    return z
-
-
 def subsample(tokens: Tokens, n: int, seed: int = 0) -> Tokens:
-    """The ``n`` tokens with the smallest keys (`Tokens.keys`), in their order.
+    """The `n` tokens with the smallest keys (`Tokens.keys`), in their order.
 
-    All tokens (still in that order) when there are no more than ``n``.
+    All tokens (still in that order) when there are no more than `n`.
     """
     order = tokens.keys(seed).argsort(stable=True)
     return tokens.take(order[:n])

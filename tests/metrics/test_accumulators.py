@@ -8,10 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from metrics.made import normal, rotation, tokens_of
+from made_tokens import normal, rotation, tokens_of
 
 from mm_lens.errors import InputError, MMLensWarning
-from mm_lens.metrics import METRICS, Tokens, evaluate, products
+from mm_lens.metrics import METRICS, Tokens, evaluate
 from mm_lens.metrics.accumulators import (
     GapMoments,
     LinearityMoments,
@@ -19,6 +19,7 @@ from mm_lens.metrics.accumulators import (
     SpectrumMoments,
 )
 from mm_lens.metrics.cka import cka_matrix
+from mm_lens.metrics.numerics import products
 from mm_lens.metrics.tokens import sampling_key, subsample
 
 N, D = 300, 8

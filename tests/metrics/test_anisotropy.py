@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-from metrics.made import microscope, normal, rotation, tokens_of
+from made_tokens import microscope, normal, rotation, tokens_of
 
 from mm_lens.metrics import METRICS, Tokens, evaluate
 
-NAMES = [name for name, metric in METRICS.items() if metric.family == "anisotropy"]
+NAMES = [name for name, metric in METRICS.items() if metric.kind == "anisotropy"]
 
 
 @pytest.mark.parametrize(("n", "d"), [(400, 30), (50, 60), (61, 60)])

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from metrics.made import clustered, normal, rotation, tokens_of
+from made_tokens import clustered, normal, rotation, tokens_of
 
 from mm_lens.errors import InputError
 from mm_lens.metrics import Tokens

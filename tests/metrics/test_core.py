@@ -9,16 +9,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_profiles import planted
-from metrics.made import normal, rotation, tokens_of
+from made_tokens import normal, rotation, tokens_of
 from torch import Tensor
 
 import mm_lens.metrics.dimension as dimension_module
-from mm_lens import plots
+from mm_lens.drawing import curves as plots
 from mm_lens.errors import InputError, MMLensWarning
 from mm_lens.metrics import (
     METRICS,
     Estimate,
-    Family,
+    Kind,
     Tokens,
     UndefinedError,
     evaluate,
@@ -44,19 +44,19 @@ def test_every_metric_explains_itself_and_each_family_has_one_headline_per_prese
         assert metric.presets <= {"paper", "honest"}
         assert metric.arity in (1, 2)
     for name in ("paper", "honest"):
-        heads = [m.family for m in preset(name) if name in m.headline]
+        heads = [m.kind for m in preset(name) if name in m.headline]
         assert len(heads) == len({*heads}) >= 3
 
 
 def test_a_family_says_whether_it_needs_equal_numbers():
-    assert {metric.family for metric in METRICS.values() if metric.equal_n} == {"dimension"}
+    assert {metric.kind for metric in METRICS.values() if metric.equal_n} == {"dimension"}
 
 
 def test_the_headline_of_a_new_family_reaches_the_pictures(monkeypatch):
     monkeypatch.setitem(METRICS, "newest", None)
     del METRICS["newest"]
-    family = Family("new", arity=1, prepare=lambda tokens, seed: tokens)
-    family.metric("newest", label="New", presets=("honest",), headline=("honest",))(str)
+    kind = Kind("new", arity=1, prepare=lambda tokens, seed: tokens)
+    kind.metric("newest", label="New", presets=("honest",), headline=("honest",))(str)
     profile = planted(metrics=("newest", "anisotropy_trimmed", "linearity_heldout"))
     assert plots.headline(profile) == ["linearity_heldout", "anisotropy_trimmed", "newest"]
 
@@ -276,10 +276,10 @@ def failing(monkeypatch, error: Exception, in_prepare: bool) -> dict[str, Estima
     def fail(*_: object) -> Estimate:
         raise error
 
-    family = Family("failing", arity=1, prepare=fail if in_prepare else lambda *given: given)
+    kind = Kind("failing", arity=1, prepare=fail if in_prepare else lambda *given: given)
     for name in ("first", "second"):
         METRICS.pop(name)
-        family.metric(name, label=name, presets=())(fail)
+        kind.metric(name, label=name, presets=())(fail)
     return evaluate(pair()[0], None, ["first", "second", "anisotropy"])
 
 

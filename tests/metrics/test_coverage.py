@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from metrics.made import clustered, rotation, tokens_of
+from made_tokens import clustered, rotation, tokens_of
 from torch import Tensor
 
 from mm_lens.metrics import METRICS, Estimate

@@ -6,14 +6,14 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from metrics.made import in_float64, microscope, normal, rotation, tokens_of
+from made_tokens import in_float64, microscope, normal, rotation, tokens_of
 from scipy import optimize
 from skdim.id import TwoNN
 
 from mm_lens.metrics import METRICS, Tokens, evaluate, nearest, sampling_key
 from mm_lens.metrics.dimension import Neighbourhood
 from mm_lens.metrics.gride import SCALES
-from mm_lens.metrics.ratios import fit_gride, fit_line, fit_mle, log_ratios
+from mm_lens.metrics.numerics.ratios import fit_gride, fit_line, fit_mle, log_ratios
 
 
 def value(name: str, tokens: Tokens, seed: int = 0) -> float:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from metrics.made import clustered, normal, rotation, tokens_of
+from made_tokens import clustered, normal, rotation, tokens_of
 from scipy import linalg
 
 from mm_lens.errors import InputError
@@ -19,7 +19,7 @@ from mm_lens.metrics.gap import (
     modality_gap,
 )
 from mm_lens.metrics.intervals import sample_groups
-from mm_lens.metrics.moments import Scatter
+from mm_lens.metrics.numerics.moments import Scatter
 
 
 def two(seed: int = 0, n: int = 400, m: int = 300, d: int = 6) -> tuple[torch.Tensor, torch.Tensor]:

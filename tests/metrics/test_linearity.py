@@ -5,15 +5,15 @@ import math
 import numpy as np
 import pytest
 import torch
-from metrics.made import clustered, microscope, normal, rotation, tokens_of
+from made_tokens import clustered, microscope, normal, rotation, tokens_of
 from torch import Tensor
 
 from mm_lens.metrics import METRICS, Estimate, Tokens, evaluate
 from mm_lens.metrics.intervals import left_out, sample_groups
-from mm_lens.metrics.linear_fit import TARGETS, LinearFit
-from mm_lens.metrics.regression import _STRENGTHS, Moments, Ridge
+from mm_lens.metrics.numerics.linear_fit import TARGETS, LinearFit
+from mm_lens.metrics.numerics.regression import _STRENGTHS, Moments, Ridge
 
-NAMES = [name for name, metric in METRICS.items() if metric.family == "linearity"]
+NAMES = [name for name, metric in METRICS.items() if metric.kind == "linearity"]
 
 
 def run(x: Tensor, y: Tensor, samples: int | None = None) -> dict[str, Estimate]:

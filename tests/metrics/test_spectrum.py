@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from metrics.made import normal, rotation, tokens_of
+from made_tokens import normal, rotation, tokens_of
 
 from mm_lens.metrics import METRICS, evaluate
 from mm_lens.metrics.spectrum import dimensions_for, effective_rank, participation_ratio

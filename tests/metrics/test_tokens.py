@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from metrics.made import normal, tokens_of
+from made_tokens import normal, tokens_of
 
 from mm_lens.errors import InputError
-from mm_lens.layout import TokenLayout
+from mm_lens.layout.layout import TokenLayout
 from mm_lens.metrics import Tokens, concatenate, deduplicate, finite, sampling_key, subsample
 from mm_lens.metrics.intervals import clustered_error, sample_groups, student_quantile
 from mm_lens.metrics.tokens import centre, unique_rows
-from mm_lens.sampling import MergedSample, TokenSample
+from mm_lens.profiling.token_sample import MergedSample, TokenSample
 
 
 def same(a: Tokens, b: Tokens) -> bool:

@@ -1,7 +1,7 @@
 """OmniFusion (AIRI, 2024): the model in the transformers way, its processor and its family.
 
 Importing this package registers configuration, models and processor with transformers' Auto
-classes; `mm_lens` imports it through the entry point group ``mm_lens.adapters``.
+classes; `mm_lens` imports it through the entry point group `mm_lens.adapters`.
 """
 
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor

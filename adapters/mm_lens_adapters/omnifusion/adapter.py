@@ -15,7 +15,7 @@ from transformer_lens.model_bridge.generalized_components.base import Generalize
 from transformer_lens.model_bridge.supported_architectures.llava import LlavaArchitectureAdapter
 
 from mm_lens.errors import InputError
-from mm_lens.layout import PAD, VISUAL, ImageGeometry, TokenLayout
+from mm_lens.layout.layout import PAD, VISUAL, ImageGeometry, TokenLayout
 from mm_lens_adapters.llava_style import LlavaStyleFamily
 
 from .configuration import MARKERS

@@ -1,7 +1,7 @@
 """From OmniFusion's published files to a transformers directory.
 
-The layout: a Mistral checkpoint (``tuned-model/``) with its tokenizer (``tokenizer/``), and beside
-them two files of `torch.save`: ``projection.pt``, a pickled module, and ``special_embeddings.pt``,
+The layout: a Mistral checkpoint (`tuned-model/`) with its tokenizer (`tokenizer/`), and beside
+them two files of `torch.save`: `projection.pt`, a pickled module, and `special_embeddings.pt`,
 a dict of four vectors. The CLIP tower is not among them; it was never trained and is OpenAI's.
 """
 
@@ -15,11 +15,11 @@ from typing import Any, ClassVar
 import torch
 from transformers import CLIPVisionConfig, MistralConfig
 
-from mm_lens import hub
+from mm_lens.checkpoints import hub
+from mm_lens.checkpoints.formats import CheckpointFormat
+from mm_lens.checkpoints.shards import ConversionPlan, TensorSource
+from mm_lens.checkpoints.weights import MemoryFile, names_of_weights, read_json, weight_files
 from mm_lens.errors import MMLensError
-from mm_lens.formats import CheckpointFormat
-from mm_lens.shards import Part, Plan
-from mm_lens.weights import MemoryFile, names_of_weights, read_json, weight_files
 
 from .configuration import OmniFusionConfig
 from .generation import published_generation
@@ -64,7 +64,7 @@ class OmniFusionFormat(CheckpointFormat):
         return []
 
     @classmethod
-    def plan(cls, source: Path, *, vision_tower: str | None) -> Plan:
+    def plan(cls, source: Path, *, vision_tower: str | None) -> ConversionPlan:
         """Read all that is small, and find out what lies where."""
         root = _root(source)
         tower = _tower(vision_tower or VISION_TOWER)
@@ -78,11 +78,11 @@ class OmniFusionFormat(CheckpointFormat):
         special = special_embeddings(root / SPECIAL)
         parts = [
             *_tower_parts(tower),
-            Part(
+            TensorSource(
                 MemoryFile(root / PROJECTION, projection.tensors),
                 {f"model.multi_modal_projector.{name}": name for name in projection.tensors},
             ),
-            Part(special, {"model.language_model.embed_tokens.special": "special"}),
+            TensorSource(special, {"model.language_model.embed_tokens.special": "special"}),
             *_language_parts(root / "tuned-model"),
         ]
         sources = {
@@ -96,7 +96,7 @@ class OmniFusionFormat(CheckpointFormat):
             processor.save_pretrained(out)
             published_generation(processor.tokenizer).save_pretrained(out)
 
-        return Plan(parts, shapes(config), sources, write_rest)
+        return ConversionPlan(parts, shapes(config), sources, write_rest)
 
 
 def shapes(config: OmniFusionConfig) -> dict[str, tuple[int, ...]]:
@@ -190,7 +190,7 @@ def _tower(name: str) -> Path:
         raise MMLensError(f"The vision tower (--vision-tower) cannot be had: {error}") from error
 
 
-def _tower_parts(tower: Path) -> list[Part]:
+def _tower_parts(tower: Path) -> list[TensorSource]:
     parts = []
     for file in weight_files(tower):
         names = {
@@ -198,21 +198,21 @@ def _tower_parts(tower: Path) -> list[Part]:
             for name in file.specs
             if not _NOT_WEIGHTS.fullmatch(name) and not _CLIP_TEXT.fullmatch(name)
         }
-        parts.append(Part(file, names, foreign=True))
+        parts.append(TensorSource(file, names, foreign=True))
     return parts
 
 
-def _language_parts(model: Path) -> list[Part]:
+def _language_parts(model: Path) -> list[TensorSource]:
     def renamed(name: str) -> str:
         return re.sub(r"^model\.", "model.language_model.", name)
 
     return [
-        Part(file, {renamed(n): n for n in file.specs if not _NOT_WEIGHTS.fullmatch(n)})
+        TensorSource(file, {renamed(n): n for n in file.specs if not _NOT_WEIGHTS.fullmatch(n)})
         for file in weight_files(model)
     ]
 
 
-def _read(directory: Path, parts: list[Part]) -> list[Path]:
+def _read(directory: Path, parts: list[TensorSource]) -> list[Path]:
     """The files of a directory that a conversion reads."""
     weights = [part.file.path for part in parts if part.file.path.is_relative_to(directory)]
     small = [directory / name for name in ("config.json", "preprocessor_config.json")]

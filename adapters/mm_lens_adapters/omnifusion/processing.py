@@ -101,7 +101,7 @@ class OmniFusionProcessor(LlavaProcessor):
         pipeline: a tokenizer that puts a space in front of a text does so for each of them.
 
         Args:
-            images: of all prompts, one for each ``<image>``.
+            images: of all prompts, one for each `<image>`.
             text: rendered prompts.
             kwargs: as for any processor (`padding`, `padding_side`, `return_tensors`, …).
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mm_lens import pickles
+from mm_lens.checkpoints import pickles
 from mm_lens.errors import MMLensError
 
 # Inert stand-ins may take the place of torch's modules and of the classes of upstream's models.py.

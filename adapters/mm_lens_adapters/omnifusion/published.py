@@ -16,9 +16,9 @@ from tokenizers.normalizers import Prepend, Replace, Sequence
 from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from mm_lens import pickles
+from mm_lens.checkpoints import pickles
+from mm_lens.checkpoints.weights import MemoryFile, read_json
 from mm_lens.errors import MMLensError
-from mm_lens.weights import MemoryFile, read_json
 
 from .configuration import MARKERS, OmniFusionConfig
 from .processing import OmniFusionProcessor, add_markers

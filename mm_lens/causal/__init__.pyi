@@ -1,0 +1,19 @@
+from . import ablation as ablation
+from . import answers as answers
+from . import knockout as knockout
+from . import patching as patching
+from .ablation import (
+    ablation_hooks as ablation_hooks,
+)
+from .ablation import (
+    ablation_table as ablation_table,
+)
+from .ablation import (
+    mean_activation as mean_activation,
+)
+from .ablation import (
+    mean_embedding_hooks as mean_embedding_hooks,
+)
+from .answers import Answers as Answers
+from .effects import EffectTable as EffectTable
+from .knockout import knockout_table as knockout_table

@@ -1,0 +1,288 @@
+"""Zero, mean and resample ablation of groups of positions.
+
+*Zero* puts zeros, *mean* the mean over a data set (per group; `mean_activation`), *resample* what
+another input has at the matching positions (`mm_lens.layout.matching`). Zeros are far from anything
+the model has seen; prefer mean or resample, and say which (Zhang and Nanda 2024, arXiv 2309.16042).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformer_lens.utilities.components_utils import get_act_name
+
+from mm_lens.causal.effects import (
+    EffectTable,
+    LogitMetrics,
+    effect_table,
+    make_windows,
+    resolve_layers,
+)
+from mm_lens.causal.knockout import describe_group, group_name, name_apart
+from mm_lens.causal.rerun import Rerun
+from mm_lens.causal.transfer import Move, read_clean
+from mm_lens.errors import HookError, InputError
+from mm_lens.layout.layout import TokenLayout
+from mm_lens.layout.matching import match_regions
+from mm_lens.layout.regions import find_regions, group_mask
+from mm_lens.model.bridge import VisionLanguageBridge
+from mm_lens.model.cache import LayoutCache
+from mm_lens.model.hooks import PARENTS, NamedHook, find_frame
+from mm_lens.model.inputs import Inputs
+
+How: TypeAlias = Literal["zero", "mean", "resample"]
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What the positions of a group get at one hook point; `value` None puts zeros."""
+
+    row: Int[Tensor, " n"]
+    position: Int[Tensor, " n"]
+    value: Tensor | None
+
+
+def ablation_hooks(
+    model: VisionLanguageBridge,
+    inputs: Inputs,
+    group: Any,
+    *,
+    layers: Sequence[int],
+    hook: str = "resid_post",
+    how: How = "zero",
+    means: Mapping[int, Tensor] | None = None,
+    donor: LayoutCache | None = None,
+) -> list[NamedHook]:
+    """Forward hooks that ablate a group in a forward pass of `inputs`, or of copies of them.
+
+    Args:
+        model: the model.
+        inputs: what it is run on.
+        group: group of the layout, `"last"`, `Box` or mask (`mm_lens.regions`).
+        layers: blocks, negative ones from the end.
+        hook: short name of the hook point, as in `hooks.PARENTS`. An edit of resid_mid reaches
+            the MLP, not the skip connection past it.
+        how: "zero"; "mean", with `means`; "resample", with `donor`.
+        means: mean of the group for each layer, from `mean_activation`.
+        donor: cache of another input that holds `hook` at `layers`.
+
+    Raises:
+        InputError: the group is empty in some row, has no match in the donor, or what `how` needs
+            is missing; no layer is named; or, when they run, the pass is of other inputs.
+        HookError: no such hook point.
+    """
+    numbers = resolve_layers(layers, model.cfg.n_layers)
+    edit = plan_edits(inputs.layout, group, hook=hook, how=how, means=means, donor=donor)
+    return [(_point(hook, k), make_edit_hook([edit(k)], inputs.layout)) for k in numbers]
+
+
+def plan_edits(
+    layout: TokenLayout,
+    group: Any,
+    *,
+    hook: str,
+    how: How,
+    means: Mapping[int, Tensor] | None = None,
+    donor: LayoutCache | None = None,
+) -> Callable[[int], Edit]:
+    """The edit of each layer; see `ablation_hooks`."""
+    if hook not in PARENTS:
+        raise HookError(f"No hook point is called {hook!r}. Use: {', '.join(PARENTS)}.")
+    if how not in ("zero", "mean", "resample"):
+        raise InputError(f'how is "zero", "mean" or "resample", not {how!r}.')
+    if how == "resample" and donor is None:
+        raise InputError('how="resample" needs donor=, the cache of another input.')
+    found = find_regions(layout, {group_name(group): group})
+    if donor is not None and how == "resample":
+        source, move = donor, Move(*match_regions(found, layout, donor.layout)[0])
+        return lambda k: Edit(
+            move.row, move.target, move.values(read_clean(source, _point(hook, k)))
+        )
+    row, position = found.masks[0].nonzero(as_tuple=True)
+
+    def edit(k: int) -> Edit:
+        if how == "zero":
+            return Edit(row, position, None)
+        if means is None or k not in means:
+            raise InputError('how="mean" needs means= of every layer: see mean_activation.')
+        return Edit(row, position, means[k])
+
+    return edit
+
+
+def make_edit_hook(each: Sequence[Edit], layout: TokenLayout) -> Callable[..., Tensor]:
+    """A forward hook that makes edit j in the j-th copy of inputs with `layout`, and so on again.
+
+    It refuses passes of other inputs and values of another shape than the activations have.
+    """
+
+    def run(tensor: Tensor, hook: Any) -> Tensor:
+        find_frame(hook).require(layout, "The edit")
+        out = tensor.clone()
+        for copy in range(len(tensor) // layout.shape[0]):
+            edit = each[copy % len(each)]
+            at = (edit.row + copy * layout.shape[0], edit.position)
+            out[at] = 0 if edit.value is None else _checked(edit.value, tensor, hook).to(tensor)
+        return out
+
+    return run
+
+
+def _checked(value: Tensor, tensor: Tensor, hook: Any) -> Tensor:
+    one = tensor.shape[2:]
+    if value.shape[-len(one) :] != one:
+        raise InputError(
+            f"The mean is of shape {tuple(value.shape)}, but one position of {hook.name} of "
+            f"{tuple(one)}. Take it from mm_lens.causal.mean_activation of the same hook point."
+        )
+    return value
+
+
+def mean_activation(
+    model: VisionLanguageBridge,
+    samples: Iterable[Inputs],
+    group: Any,
+    *,
+    layers: Sequence[int],
+    hook: str = "resid_post",
+) -> dict[int, Tensor]:
+    """Mean of a group's activations over all its tokens in `samples`, for each layer.
+
+    Memory does not grow with the samples.
+
+    Raises:
+        InputError: no sample has a token of the group, or no layer is named.
+    """
+    layers = resolve_layers(layers, model.cfg.n_layers)
+    totals: dict[int, Tensor] = {}
+    count = 0
+    for inputs in samples:
+        mask = group_mask(inputs.layout, group)
+        names = [_point(hook, k) for k in layers]
+        with torch.no_grad():
+            _, cache = model.run_with_cache(inputs, names_filter=names)
+        for k, name in zip(layers, names, strict=True):
+            states = cache[name]
+            total = states[mask.to(states.device)].double().sum(0)
+            totals[k] = totals.get(k, torch.zeros_like(total)) + total
+        count += int(mask.sum())
+    if not count:
+        raise InputError(f"No sample has a position of the group {group!r}.")
+    return {k: (total / count).float() for k, total in totals.items()}
+
+
+def mean_embedding_hooks(
+    inputs: Inputs, mean: Float[Tensor, " d_model"], group: Any = "visual"
+) -> list[tuple[str, Callable[..., Any]]]:
+    """Hooks under which a group's embeddings are their mean, for `corrupt_hooks=` of a sweep.
+
+    Args:
+        inputs: what the model is run on.
+        mean: `mean_activation(…, hook="resid_pre", layers=[0])[0]`.
+        group: group of the layout, box or mask.
+
+    Raises:
+        InputError: the group is empty in some row; or, when they run, the pass is of other inputs
+            or the mean is not of the model's width.
+    """
+    edit = plan_edits(inputs.layout, group, hook="resid_pre", how="mean", means={0: mean})(0)
+    return [("blocks.0.hook_resid_pre", make_edit_hook([edit], inputs.layout))]
+
+
+def ablation_table(
+    model: VisionLanguageBridge,
+    samples: Sequence[tuple[Inputs, LogitMetrics]],
+    groups: Sequence[Any] | Mapping[str, Any],
+    *,
+    how: How = "zero",
+    hook: str = "resid_post",
+    window: int = 1,
+    stride: int = 1,
+    seed: int = 0,
+    **options: Any,
+) -> EffectTable:
+    """Effect of ablating each group in each window of layers, over samples, as a tidy table.
+
+    Args:
+        model: in evaluation mode.
+        samples: inputs and their metric (or named metrics).
+        groups: groups, or a mapping from names to them, which masks need.
+        how: "zero"; "mean" over all samples; "resample" from another sample, drawn by `seed` so
+            that none is its own donor.
+        hook: short name of the hook point.
+        window: layers ablated together.
+        stride: layers from the start of one window to the next.
+        seed: of donors and intervals.
+        options: those of `mm_lens.causal.effects.effect_table`.
+
+    Returns:
+        As `knockout_table`, with the column group in place of edge, source and target.
+
+    Raises:
+        InputError: see `ablation_hooks`; two groups have one name; or resampling from fewer than
+            two samples.
+    """
+    named = name_apart(groups, group_name, "groups")
+    spans = make_windows(model.cfg.n_layers, window, stride)
+    cells = [
+        {"first_layer": span[0], "last_layer": span[-1], "group": name}
+        for span in spans
+        for name in named
+    ]
+    every = sorted({k for span in spans for k in span})
+    inputs_of = [inputs for inputs, _ in samples]
+    means: dict[str, Mapping[int, Tensor]] = {}
+    if how == "mean":
+        means = {
+            name: mean_activation(model, inputs_of, group, layers=every, hook=hook)
+            for name, group in named.items()
+        }
+    donors = _donors(len(samples), seed) if how == "resample" else []
+
+    def prepare(rerun: Rerun) -> Any:
+        donor = None
+        if donors:
+            which = next(i for i, inputs in enumerate(inputs_of) if inputs is rerun.inputs)
+            names = [_point(hook, k) for k in every]
+            with torch.no_grad():
+                _, donor = model.run_with_cache(inputs_of[donors[which]], names_filter=names)
+
+        layout = rerun.inputs.layout
+        edit = {
+            name: plan_edits(layout, group, hook=hook, how=how, means=means.get(name), donor=donor)
+            for name, group in named.items()
+        }
+
+        def run(chunk: Sequence[Mapping[str, Any]]) -> tuple[Tensor, ...]:
+            """Logits of each cell, a copy for each; all of them are of one window."""
+            span = range(chunk[0]["first_layer"], chunk[0]["last_layer"] + 1)
+            hooks = [
+                (
+                    _point(hook, k),
+                    make_edit_hook([edit[cell["group"]](k) for cell in chunk], layout),
+                )
+                for k in span
+            ]
+            return rerun.run(span[0], len(chunk), hooks)
+
+        return run
+
+    about = ["ablation", *map(describe_group, named.values()), how, hook, window, stride, donors]
+    return effect_table(model, samples, cells, prepare, about=about, seed=seed, **options)
+
+
+def _donors(n: int, seed: int) -> list[int]:
+    """A donor for each of `n` samples: none its own, each used once."""
+    if n < 2:
+        raise InputError("Resampling needs at least two samples: none may be its own donor.")
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).tolist()
+    return [order[(order.index(i) + 1) % n] for i in range(n)]
+
+
+def _point(hook: str, layer: int) -> str:
+    return str(get_act_name(hook, layer))

@@ -1,0 +1,270 @@
+"""Effects of interventions over samples: one table with intervals.
+
+Samples are resampled as wholes (rows of the inputs), so intervals and p-values are over images.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from operator import index
+from os import PathLike
+from typing import Any, TypeAlias
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+from transformer_lens.utilities.statistics import (
+    bootstrap_ci,
+    derive_generator,
+    sign_flip_permutation_pvalue,
+)
+
+from mm_lens.causal.rerun import Rerun
+from mm_lens.causal.sweep import fingerprint, probe_metrics, split_trials, sweep
+from mm_lens.errors import InputError, MMLensWarning
+from mm_lens.metrics.intervals import MIN_SAMPLES
+from mm_lens.model.bridge import VisionLanguageBridge
+from mm_lens.model.fingerprint import weights_digest
+from mm_lens.model.inputs import Inputs
+
+LogitMetric: TypeAlias = "Callable[[Float[Tensor, 'batch pos d_vocab']], Tensor]"
+LogitMetrics: TypeAlias = "LogitMetric | Mapping[str, LogitMetric]"
+Trial: TypeAlias = "Mapping[str, Any]"
+Runner: TypeAlias = "Callable[[Sequence[Trial]], tuple[Tensor, ...]]"
+
+
+def resolve_layers(layers: Any, n_layers: int) -> list[int]:
+    """Numbers of blocks, counted from the front.
+
+    Args:
+        layers: numbers of blocks, negative ones from the end (-1 is the last); None takes all.
+        n_layers: blocks of the model.
+
+    Raises:
+        InputError: there is none, one is no whole number, or one is no block of the model.
+    """
+    if layers is None:
+        return list(range(n_layers))
+    try:
+        found = [index(layer) for layer in layers]
+    except TypeError as error:
+        raise InputError(
+            f"layers= is a list of numbers of blocks, as [0, 5] or range(4, 8), not {layers!r}."
+        ) from error
+    if not found:
+        raise InputError("layers= names no block. Leave it out to take all.")
+    if wrong := [layer for layer in found if not -n_layers <= layer < n_layers]:
+        raise InputError(
+            f"There is no layer {wrong[0]}: the model has {n_layers}, 0 to {n_layers - 1} (or "
+            f"-{n_layers} to -1 from the end)."
+        )
+    return [layer % n_layers for layer in found]
+
+
+def make_windows(n_layers: int, window: int, stride: int = 1) -> list[range]:
+    """Runs of `window` layers, every `stride`; the last one ends with the last layer.
+
+    Raises:
+        InputError: no window fits.
+    """
+    if not 1 <= window <= n_layers or stride < 1:
+        raise InputError(f"A window has 1 to {n_layers} layers and a stride of at least 1.")
+    starts = list(range(0, n_layers - window + 1, stride))
+    if starts[-1] != n_layers - window:
+        starts.append(n_layers - window)
+    return [range(start, start + window) for start in starts]
+
+
+class EffectTable(pd.DataFrame):
+    """A table of effects: a `DataFrame` that shows each with its interval, and no more rows than
+    fit.
+
+    Attributes:
+        SHOWN: rows that are shown.
+    """
+
+    SHOWN = 20
+
+    @property
+    def _constructor(self) -> type[EffectTable]:
+        return EffectTable
+
+    def _shown(self) -> pd.DataFrame:
+        """The first rows, each effect with its interval in one column."""
+        table = pd.DataFrame(self)
+        if not {"effect", "low", "high"} <= {*table.columns}:
+            return table
+        head = table.head(self.SHOWN)
+        numbers = head[["effect", "low", "high"]].itertuples(index=False)
+        effects = [
+            f"{effect:.3g}" if low != low else f"{effect:.3g} [{low:.3g}, {high:.3g}]"
+            for effect, low, high in numbers
+        ]
+        return head.drop(columns=["low", "high"]).assign(effect=effects)
+
+    def _rest(self) -> str:
+        left = len(self) - self.SHOWN
+        return f"… {left} more rows" if left > 0 else ""
+
+    def __repr__(self) -> str:
+        return "\n".join(
+            filter(None, [self._shown().to_string(index=False, float_format="%.3g"), self._rest()])
+        )
+
+    def _repr_html_(self) -> str:
+        table: str = self._shown().to_html(index=False, float_format="{:.3g}".format)
+        return table + f"<p>{self._rest()}</p>" * bool(self._rest())
+
+
+def effect_table(
+    model: VisionLanguageBridge,
+    samples: Sequence[tuple[Inputs, LogitMetrics]],
+    cells: Sequence[Trial],
+    prepare: Callable[[Rerun], Runner],
+    *,
+    about: Sequence[Any] = (),
+    batch_size: int = 8,
+    save: str | PathLike[str] | None = None,
+    progress: bool = True,
+    confidence: float = 0.95,
+    n_resamples: int = 1000,
+    seed: int = 0,
+) -> EffectTable:
+    """Effect of each cell on each metric, over samples.
+
+    Args:
+        model: in evaluation mode.
+        samples: inputs and their metric, which returns one value for each row.
+        cells: interventions, as columns of the table; each starts at its `first_layer`.
+        prepare: makes of a run of one sample the function from cells (of one window) to the logits
+            of each.
+        about: what the cells do, for the file.
+        batch_size: cells in one forward pass.
+        save: file that keeps what is done, to be gone on with after Ctrl-C. To know whether it is
+            of the same table costs a forward pass of each sample, `mm_lens.causal.sweep.PROBES`
+            calls of its metrics, and one pass over the weights.
+        progress: show a progress bar on stderr.
+        confidence: of the intervals.
+        n_resamples: of the bootstrap and the permutation test.
+        seed: of both.
+
+    Returns:
+        The columns of the cells and metric, baseline, value, effect, low, high, p_value, n. Fewer
+        than `MIN_SAMPLES` samples give no interval and no p-value (NaN), and a warning.
+
+    Raises:
+        InputError: there is no sample or no cell, or a metric does not return one value per row.
+        DataError: `save` holds another table.
+    """
+    if not samples or not cells:
+        raise InputError("A table needs at least one sample and one cell.")
+    if model.training:
+        raise InputError("The model is in training mode; call model.eval() first.")
+    named = [_named(metrics) for _, metrics in samples]
+    names = list(named[0])
+    if any(list(metrics) != names for metrics in named):
+        raise InputError("Every sample needs the same metrics, by name and order.")
+    layers = sorted({cell["first_layer"] for cell in cells})
+    rows = [inputs.layout.shape[0] for inputs, _ in samples]
+    ends = torch.tensor([0, *rows]).cumsum(0).tolist()
+    work: list[list[int]] = []
+    spans = [(cell["first_layer"], cell["last_layer"]) for cell in cells]
+    for k in range(len(samples)):
+        for chunk in split_trials(cells, spans, batch_size):
+            work.append([k * len(cells) + i for i in chunk])
+    current: list[Any] = [None, None]
+    baseline = torch.full((len(names), sum(rows)), torch.nan)
+    most = max(rows)
+
+    def run_of(k: int) -> Any:
+        if current[0] != k:
+            rerun = Rerun(model, samples[k][0], layers)
+            baseline[:, ends[k] : ends[k + 1]] = _evaluate(named[k], rerun.logits, rows[k])
+            current[:] = [k, prepare(rerun)]
+        return current[1]
+
+    def evaluate(indices: Sequence[int]) -> Tensor:
+        k = indices[0] // len(cells)
+        logits = run_of(k)([cells[i % len(cells)] for i in indices])
+        found = torch.stack([_evaluate(named[k], part, rows[k]) for part in logits])
+        return torch.nn.functional.pad(found, (0, most - rows[k]), value=torch.nan)
+
+    origin = ""
+    if save is not None:
+        probes = []
+        for k, (inputs, _) in enumerate(tqdm(samples, desc="baselines", disable=not progress)):
+            with torch.no_grad():
+                logits = model(inputs)
+            baseline[:, ends[k] : ends[k + 1]] = _evaluate(named[k], logits, rows[k])
+            probes.append(probe_metrics(named[k], logits))
+        told = [sorted(inputs.tensors.items()) for inputs, _ in samples]
+        origin = fingerprint(about, cells, rows, told, weights_digest(model), baseline, probes)
+    values = sweep(work, evaluate, origin=origin, save=save, progress=progress, desc="effects")
+    values = values.reshape(len(samples), len(cells), len(names), most)
+    flat = torch.cat([values[k, ..., : rows[k]] for k in range(len(samples))], -1)
+    effect = flat - baseline
+    low, high, p = _intervals(effect, confidence, n_resamples, seed)
+    return EffectTable(
+        [
+            {
+                **cell,
+                "metric": name,
+                "baseline": float(baseline[m].mean()),
+                "value": float(flat[i, m].mean()),
+                "effect": float(effect[i, m].mean()),
+                "low": float(low[i, m]),
+                "high": float(high[i, m]),
+                "p_value": float(p[i, m]),
+                "n": flat.shape[-1],
+            }
+            for i, cell in enumerate(cells)
+            for m, name in enumerate(names)
+        ]
+    )
+
+
+def _intervals(
+    effect: Float[Tensor, "cell metric row"], confidence: float, n_resamples: int, seed: int
+) -> tuple[Tensor, ...]:
+    """Low, high and p-value of the mean effect [cell, metric]; NaN of too few samples."""
+    if effect.shape[-1] < MIN_SAMPLES:
+        warnings.warn(
+            f"{effect.shape[-1]} sample(s) give no interval: low, high and p_value are NaN. Give "
+            f"at least {MIN_SAMPLES}.",
+            MMLensWarning,
+            stacklevel=4,
+        )
+        nan = torch.full(effect.shape[:-1], torch.nan)
+        return nan, nan, nan
+    low, high = bootstrap_ci(
+        effect,
+        n_resamples=n_resamples,
+        confidence=confidence,
+        generator=derive_generator(seed, "bootstrap"),
+    )
+    p = sign_flip_permutation_pvalue(
+        effect, n_permutations=n_resamples, generator=derive_generator(seed, "permutation")
+    )
+    return low, high, p
+
+
+def _named(metrics: Any) -> Mapping[str, LogitMetric]:
+    return metrics if isinstance(metrics, Mapping) else {"metric": metrics}
+
+
+def _evaluate(
+    metrics: Mapping[str, LogitMetric], logits: Tensor, rows: int
+) -> Float[Tensor, "metric row"]:
+    out = []
+    for name, metric in metrics.items():
+        value = torch.as_tensor(metric(logits)).detach().float().cpu()
+        if value.shape != (rows,):
+            raise InputError(
+                f"The metric {name!r} returned the shape {tuple(value.shape)}; it must return one "
+                f"value for each of the {rows} row(s)."
+            )
+        out.append(value)
+    return torch.stack(out)

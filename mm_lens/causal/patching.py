@@ -1,0 +1,308 @@
+"""Activation patching by modality and by region, between images of any layouts.
+
+The names, the order of arguments and the result are those of `transformer_lens.patching`; where it
+patches a position, this patches a region (`mm_lens.regions`): the corrupted input is run with the
+activations of one region, at one layer, replaced by those of the clean run, and the metric tells
+how much of the answer that brings back.
+
+```python
+clean, corrupted = (model.prepare(question, image) for image in (red, blue))
+answers = Answers(model, corrupted, options=COLOURS, right="red", wrong="blue")
+_, clean_cache = model.run_with_cache(clean, names_filter=mm_lens.names("resid_pre"))
+result = get_act_patch_resid_pre(model, corrupted, clean_cache, answers.logit_diff, axis="cell")
+result.effect()            # [layer, cell, batch]
+result.bootstrap_ci()      # needs several rows: patch a batch, or `stack` results
+```
+
+*Clean activations* go to the positions they match (`mm_lens.layout.matching`): by segment in text,
+by pixel box in images. With `resample="mean"` every position of a region gets the mean of the
+clean positions of the same region and kind (text, overview, tiles, newlines) instead.
+
+*Cost*: one forward pass of the corrupted input, then for every layer, region (and head) one of the
+language model from that layer on, `batch_size` of them at a time. The vision tower is run once.
+
+*Limits*: attention patterns have two position axes and are not patched by region;
+TransformerLens's own functions do that, under `with model.bound(corrupted, clean)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from os import PathLike
+from typing import Any, Literal, TypeAlias
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformer_lens.patching import PatchingResult
+from transformer_lens.utilities.components_utils import get_act_name
+
+from mm_lens.causal.effects import resolve_layers
+from mm_lens.causal.rerun import Rerun
+from mm_lens.causal.sweep import fingerprint, probe_metrics, split_trials, sweep
+from mm_lens.causal.transfer import Move, average_sources, patch, read_clean
+from mm_lens.errors import HookError, InputError
+from mm_lens.layout.matching import find_counterparts, match_regions
+from mm_lens.layout.regions import Axis, Box, Grid, Regions, find_regions
+from mm_lens.model.bridge import VisionLanguageBridge
+from mm_lens.model.cache import LayoutCache
+from mm_lens.model.fingerprint import weights_digest
+from mm_lens.model.inputs import Inputs
+
+LogitMetric: TypeAlias = "Callable[[Float[Tensor, 'batch pos d_vocab']], Tensor]"
+LogitMetrics: TypeAlias = "LogitMetric | Mapping[str, LogitMetric]"
+Resample: TypeAlias = Literal["nearest", "mean"]
+
+PATCHABLE = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "z", "q", "k", "v")
+"""Hook points with one position axis, by short name."""
+
+__all__ = [
+    "Box",
+    "Grid",
+    "PatchingResult",
+    "Regions",
+    "find_regions",
+    "generic_activation_patch",
+    "get_act_patch_attn_head_k_by_pos",
+    "get_act_patch_attn_head_out_by_pos",
+    "get_act_patch_attn_head_q_by_pos",
+    "get_act_patch_attn_head_v_by_pos",
+    "get_act_patch_attn_out",
+    "get_act_patch_mlp_out",
+    "get_act_patch_resid_mid",
+    "get_act_patch_resid_post",
+    "get_act_patch_resid_pre",
+    "stack",
+]
+
+
+def generic_activation_patch(
+    model: VisionLanguageBridge,
+    corrupted: Inputs,
+    clean_cache: LayoutCache,
+    patching_metric: LogitMetrics,
+    activation_name: str,
+    *,
+    axis: Axis = "segment",
+    layers: Sequence[int] | None = None,
+    heads: bool = False,
+    resample: Resample = "nearest",
+    corrupt_hooks: Sequence[tuple[str, Callable[..., Any]]] = (),
+    batch_size: int = 8,
+    save: str | PathLike[str] | None = None,
+    progress: bool = True,
+) -> PatchingResult:
+    """Metric of the corrupted run with one region of it patched, for every layer and region.
+
+    Args:
+        model: in evaluation mode.
+        corrupted: what `model.prepare` returned for the corrupted run.
+        clean_cache: from `model.run_with_cache` of the clean run; it holds `activation_name` at
+            `layers`. As many rows as `corrupted`; its images may be of other sizes.
+        patching_metric: from logits [batch, pos, d_vocab] to one number for each row [batch], or to
+            a scalar; or a mapping of names to such functions. See `mm_lens.answers`.
+        activation_name: one of `PATCHABLE`.
+        axis: the regions; see `mm_lens.regions`.
+        layers: blocks to patch, negative ones from the end; None patches all.
+        heads: patch each attention head alone (z, q, k, v only).
+        resample: "nearest" or "mean"; see the module.
+        corrupt_hooks: forward hooks that are part of the corrupted run, such as
+            `mm_lens.causal.mean_embedding_hooks`. They must treat every row alike.
+        batch_size: patches in one forward pass.
+        save: file that keeps what is done, to be gone on with after Ctrl-C. To know whether it is
+            of the same sweep costs one pass over the weights and the clean activations, and
+            `mm_lens.causal.sweep.PROBES` calls of the metric.
+        progress: show a progress bar on stderr.
+
+    Returns:
+        TransformerLens's result. `values` is [metric?, layer, region, head?, batch?]; `baseline` is
+        the metric of the unpatched corrupted run. `index_df` has the region's name in the column
+        named like the axis, and what is known of it: tile, row, col, pixel box.
+
+    Raises:
+        InputError: a region has no position in some row, or the clean input none that matches.
+        HookError: the activation cannot be patched by region, or is not in the cache.
+        DataError: `save` holds another sweep.
+    """
+    _check(model, corrupted, clean_cache, activation_name, heads)
+    found = find_regions(corrupted.layout, axis)
+    moves = [Move(*move) for move in match_regions(found, corrupted.layout, clean_cache.layout)]
+    if resample == "mean":
+        there = find_counterparts(axis, corrupted.layout, clean_cache.layout)
+        moves = average_sources(moves, found, there, corrupted, clean_cache)
+    elif resample != "nearest":
+        raise InputError(f'resample is "nearest" or "mean", not {resample!r}.')
+    blocks = resolve_layers(layers, model.cfg.n_layers)
+    clean = {
+        layer: read_clean(clean_cache, get_act_name(activation_name, layer)) for layer in blocks
+    }
+    n_heads = clean[blocks[0]].shape[2] if heads else 1
+    cells = [(la, r, h) for la in blocks for r in range(len(found)) for h in range(n_heads)]
+    rerun = Rerun(model, corrupted, blocks, corrupt_hooks)
+    evaluate = _Evaluation(patching_metric, corrupted.layout.shape[0])
+    baseline = evaluate(rerun.logits)
+
+    def run(indices: Sequence[int]) -> Tensor:
+        layer = cells[indices[0]][0]
+        parts = [(moves[cells[i][1]], cells[i][2] if heads else None) for i in indices]
+        hook = partial(patch, parts=parts, clean=clean[layer], batch=corrupted.layout.shape[0])
+        logits = rerun.run(layer, len(indices), [(get_act_name(activation_name, layer), hook)])
+        return torch.stack([evaluate(part) for part in logits])
+
+    origin = ""
+    if save is not None:
+        origin = fingerprint(
+            [activation_name, cells, found, [name for name, _ in corrupt_hooks]],
+            [(move.row, move.target, move.source, move.groups) for move in moves],
+            [baseline, rerun.logits, clean, probe_metrics(evaluate.metrics, rerun.logits)],
+            weights_digest(model),
+        )
+    values = sweep(
+        split_trials(cells, [cell[0] for cell in cells], batch_size),
+        run,
+        origin=origin,
+        save=save,
+        progress=progress,
+        desc=f"patching {activation_name} by {found.axis}",
+    )
+    axes = ["layer", found.axis, *(["head"] if heads else [])]
+    shape = [len(blocks), len(found), *([n_heads] if heads else [])]
+    values = values.reshape(*shape, *values.shape[1:]).movedim(len(shape), 0)
+    return evaluate.result(values, baseline, axes, _index(cells, found, heads))
+
+
+def _sweep_of(activation_name: str, what: str, heads: bool = False) -> Any:
+    made = partial(generic_activation_patch, activation_name=activation_name, heads=heads)
+    made.__doc__ = (
+        f"Patch {what} by region: `(model, corrupted, clean_cache, patching_metric, *, axis, …)`."
+        " See `generic_activation_patch`."
+    )
+    return made
+
+
+get_act_patch_resid_pre = _sweep_of("resid_pre", "the residual stream at the start of each block")
+get_act_patch_resid_mid = _sweep_of("resid_mid", "the residual stream between attention and MLP")
+get_act_patch_resid_post = _sweep_of("resid_post", "the residual stream at the end of each block")
+get_act_patch_attn_out = _sweep_of("attn_out", "the output of each attention layer")
+get_act_patch_mlp_out = _sweep_of("mlp_out", "the output of each MLP")
+get_act_patch_attn_head_out_by_pos = _sweep_of("z", "the output of each attention head", True)
+get_act_patch_attn_head_q_by_pos = _sweep_of("q", "the queries of each attention head", True)
+get_act_patch_attn_head_k_by_pos = _sweep_of("k", "the keys of each key-value head", True)
+get_act_patch_attn_head_v_by_pos = _sweep_of("v", "the values of each key-value head", True)
+
+
+def stack(results: Sequence[PatchingResult]) -> PatchingResult:
+    """One result over the examples of several, for intervals over images.
+
+    The results must be of the same sweep: layers, regions (by name), heads and metrics.
+
+    Raises:
+        InputError: they are not, or hold no value for each example.
+    """
+    if not results:
+        raise InputError("There is no result to stack.")
+    first = results[0]
+    names = [name for name in first.index_df.columns if name in first.axis_names]
+    for other in results:
+        same = (
+            other.axis_names == first.axis_names
+            and other.metric_names == first.metric_names
+            and other.index_df[names].equals(first.index_df[names])
+        )
+        if not same or other.reduced:
+            raise InputError(
+                "These results are of different sweeps, or their metric gave no value for each "
+                "example. Stack results of the same layers, regions and metrics, whose metric "
+                "returns [batch]; for images of different sizes sweep Grid(rows, cols)."
+            )
+    baselines = [result.baseline for result in results if result.baseline is not None]
+    return PatchingResult(
+        values=torch.cat([result.values for result in results], -1),
+        axis_names=list(first.axis_names),
+        index_df=first.index_df[names],
+        metric_names=list(first.metric_names),
+        reduced=False,
+        baseline=torch.cat(baselines, -1) if len(baselines) == len(results) else None,
+        has_metric_axis=first.has_metric_axis,
+    )
+
+
+class _Evaluation:
+    """All metrics on the logits of one run: [metric] or [metric, batch]."""
+
+    def __init__(self, metrics: LogitMetrics, batch: int) -> None:
+        self.several = isinstance(metrics, Mapping)
+        self.metrics = metrics if isinstance(metrics, Mapping) else {"metric": metrics}
+        if not self.metrics:
+            raise InputError("There is no metric: the mapping is empty. See mm_lens.answers.")
+        self.batch = batch
+        self.reduced = False
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        out = []
+        for name, metric in self.metrics.items():
+            value = torch.as_tensor(metric(logits)).detach().float().cpu()
+            if value.ndim > 1 or (value.ndim == 1 and len(value) != self.batch):
+                raise InputError(
+                    f"The metric {name!r} returned the shape {tuple(value.shape)}; it must return "
+                    f"a scalar, or one value for each of the {self.batch} row(s)."
+                )
+            out.append(value)
+        if len({value.ndim for value in out}) > 1:
+            shapes = {name: tuple(x.shape) for name, x in zip(self.metrics, out, strict=True)}
+            raise InputError(
+                f"Some metrics return a scalar and others one value for each row: {shapes}. Let "
+                "all return [batch], or all a scalar."
+            )
+        self.reduced = out[0].ndim == 0
+        return torch.stack(out)
+
+    def result(
+        self, values: Tensor, baseline: Tensor, axes: list[str], index: pd.DataFrame
+    ) -> PatchingResult:
+        return PatchingResult(
+            values=values if self.several else values[0],
+            axis_names=axes,
+            index_df=index,
+            metric_names=list(self.metrics),
+            reduced=self.reduced,
+            baseline=baseline if self.several else baseline[0],
+            has_metric_axis=self.several,
+        )
+
+
+def _index(cells: list[tuple[int, int, int]], found: Regions, heads: bool) -> pd.DataFrame:
+    table: dict[str, list[Any]] = {
+        "layer": [layer for layer, _, _ in cells],
+        found.axis: [found.labels[region] for _, region, _ in cells],
+    }
+    if heads:
+        table["head"] = [head for _, _, head in cells]
+    for name, values in found.columns.items():
+        table[name] = [values[region] for _, region, _ in cells]
+    return pd.DataFrame(table)
+
+
+def _check(
+    model: Any, corrupted: Inputs, clean_cache: LayoutCache, activation_name: str, heads: bool
+) -> None:
+    if activation_name not in PATCHABLE:
+        raise HookError(
+            f"{activation_name!r} cannot be patched by region. Use one of: {', '.join(PATCHABLE)}; "
+            "for attention patterns transformer_lens.patching under model.bound(corrupted, clean)."
+        )
+    if heads and activation_name not in ("z", "q", "k", "v"):
+        raise HookError(f"{activation_name!r} has no heads: they are in z, q, k and v.")
+    if not isinstance(corrupted, Inputs):
+        raise InputError(
+            "The corrupted input is what model.prepare(text, images) returns, not bare tokens: "
+            "without the image there is nothing to patch by region."
+        )
+    if not isinstance(clean_cache, LayoutCache):
+        raise InputError(
+            "The clean cache is what model.run_with_cache(clean) of this model returns."
+        )
+    if model.training:
+        raise InputError("The model is in training mode; call model.eval() first.")

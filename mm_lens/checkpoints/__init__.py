@@ -1,0 +1,5 @@
+"""Published files: read without running them, converted to what transformers loads."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,2 @@
+from .commands import main as main
+from .commands import run as run

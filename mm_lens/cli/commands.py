@@ -1,0 +1,392 @@
+"""The command line: `mm-lens profile`, `compare`, `convert`. Same words as the Python surface.
+
+Progress goes to stderr, results to stdout. Every failure that a user can cause is one line on
+stderr and an exit code: 2 for a wrong command line, 130 for Ctrl-C, 1 for the rest.
+"""
+
+# torch, transformers and the pictures are imported inside the commands: `--help` is instant.
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+
+import typer
+
+import mm_lens
+from mm_lens._storage.files import check_free, whole_directory
+from mm_lens.cli import failures
+from mm_lens.errors import MMLensError, MMLensWarning
+from mm_lens.profiling import processes
+
+if TYPE_CHECKING:
+    from mm_lens.model.bridge import VisionLanguageBridge
+    from mm_lens.profiling.result import Profile
+
+app = typer.Typer(add_completion=False, help="TransformerLens for vision-language models.")
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command line; returns the exit code. The one place where errors become a line."""
+    try:
+        code = int(app(list(arguments), prog_name="mm-lens", standalone_mode=False) or 0)
+        problem = failures.INTERRUPTED if code == 130 else ""
+    except BaseException as error:
+        explained = failures.explain(error)
+        if explained is None:
+            raise
+        code, problem = explained
+    if problem and processes.is_first_to_fail():
+        print(f"mm-lens: {problem}", file=sys.stderr)
+    return code
+
+
+def _version(wanted: bool) -> bool:
+    if wanted:
+        print(f"mm-lens {version('mm-lens')}")
+        raise typer.Exit
+    return wanted
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None: ...
+
+
+def _names(text: str, valid: Sequence[str]) -> list[str]:
+    """The names in a comma-separated option."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names or not set(names) <= set(valid) or len(set(names)) < len(names):
+        raise typer.BadParameter(
+            f"{text!r} is not a comma-separated list out of: {', '.join(valid)}."
+        )
+    return names
+
+
+@app.command(name="profile")
+def profile_command(
+    model: Annotated[
+        str,
+        typer.Option(help="Hub id, local directory, or a demo model, e.g. demo/llava-next."),
+    ],
+    data: Annotated[
+        str,
+        typer.Option(help="Data set (easy-vqa), or a folder of images, or a csv, jsonl, parquet."),
+    ],
+    out: Annotated[Path, typer.Option(help="Directory for table, provenance and pictures.")],
+    samples: Annotated[
+        int, typer.Option(min=1, help="Most samples, drawn at random with the seed.")
+    ] = 500,
+    split: Annotated[
+        Literal["train", "test"], typer.Option(help="Part of a named data set.")
+    ] = "test",
+    seed: Annotated[
+        int, typer.Option(help="Of the samples, the tokens and all chance in the metrics.")
+    ] = 0,
+    streams: Annotated[
+        str,
+        typer.Option(help="residual, main (without skip connections), or both, with a comma."),
+    ] = "residual,main",
+    presets: Annotated[
+        str,
+        typer.Option(help="honest, paper (the paper's own definitions), or both, with a comma."),
+    ] = "honest,paper",
+    metrics: Annotated[
+        str | None,
+        typer.Option(help="Metrics by name, with commas, instead of presets: docs/metrics.md."),
+    ] = None,
+    tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Most tokens per modality.", show_default="12 per dimension, at least 2048"
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Samples per forward pass: memory against speed.")
+    ] = 16,
+    attention: Annotated[
+        Literal["sdpa", "eager"], typer.Option(help="Attention implementation; sdpa is faster.")
+    ] = "sdpa",
+    device: Annotated[
+        str | None,
+        typer.Option(help="cpu, cuda, cuda:1, …", show_default="the GPU if there is one"),
+    ] = None,
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None,
+        typer.Option(help="Of the weights.", show_default="as stored"),
+    ] = None,
+    device_map: Annotated[
+        str | None,
+        typer.Option(help="auto: spread a model over GPUs that is too large for one."),
+    ] = None,
+    on_error: Annotated[
+        Literal["raise", "skip"],
+        typer.Option(help="A sample that cannot be read ends the run, or is left out and listed."),
+    ] = "raise",
+    states: Annotated[
+        str | None,
+        typer.Option(
+            help="Directory for the states and for what a killed run goes on from; or ram: states "
+            "in memory, nothing to go on from.",
+            show_default="OUT.partial",
+        ),
+    ] = None,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Begin anew, whatever a killed run has left.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an earlier profile at --out.")
+    ] = False,
+    no_check: Annotated[
+        bool, typer.Option("--no-check", help="Skip the check of the loaded model.")
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="No progress bars and no table, only errors.")
+    ] = False,
+) -> None:
+    """Measure visual and text tokens layer by layer: table, pictures and an HTML page.
+
+    Example: mm-lens profile --model demo/llava-next --data easy-vqa --out runs/llava-next
+    """
+    flows, sets = _names(streams, ("residual", "main")), _names(presets, ("honest", "paper"))
+    from mm_lens.data import datasets
+    from mm_lens.profiling.result import PROVENANCE_FILE
+
+    if processes.is_started_alone():
+        raise MMLensError(
+            "accelerate started one process where several were asked for. "
+            "On CPUs: accelerate launch --multi_gpu --num_processes N, or torchrun."
+        )
+    run_dir = Path(states or f"{os.path.abspath(out)}.partial") if states != "ram" else None
+    # What can be wrong is looked at before anything slow begins.
+    check_free(out, PROVENANCE_FILE, overwrite)
+    named = data in datasets.names()
+    chosen = datasets.load(data, split=split, limit=samples, seed=seed)
+    crew = processes.Processes()
+    quiet = quiet or not crew.main
+    if not quiet:
+        print(f"Loading {model} …", file=sys.stderr)
+    with _quiet(speak=crew.main), failures.note_kept(run_dir):
+        loaded = _load(
+            model,
+            attention=attention,
+            device=device,
+            device_map=device_map,
+            dtype=dtype,
+            check=not no_check,
+        )
+        result = mm_lens.profile(
+            loaded,
+            chosen,
+            streams=flows,  # type: ignore[arg-type]
+            presets=sets,
+            metrics=[name.strip() for name in metrics.split(",")] if metrics else None,
+            tokens=tokens,
+            batch_size=batch_size,
+            seed=seed,
+            progress=not quiet,
+            on_error=on_error,
+            data_name=f"{data}/{split}" if named else data,
+            run_dir=run_dir,
+            restart=restart,
+        )
+        if crew.main:
+            command = shlex.join(["mm-lens", *sys.argv[1:]])
+            result = replace(result, provenance={"command": command, **result.provenance})
+            with whole_directory(out, PROVENANCE_FILE, overwrite) as new:
+                files = _write(result, new, progress=not quiet)
+        crew.finish()
+    if not crew.main:
+        return
+    if run_dir is not None:
+        from mm_lens.profiling.run_directory import remove_run
+
+        remove_run(run_dir)
+    if not quiet:
+        from mm_lens.cli import summary
+
+        summary.show(result, out, files)
+
+
+@app.command(name="convert")
+def convert_command(
+    format: Annotated[str, typer.Argument(help="Layout of the source, as its package names it.")],
+    source: Annotated[Path, typer.Argument(help="Directory in that layout.")],
+    out: Annotated[Path, typer.Argument(help="Directory to write.")],
+    vision_tower: Annotated[
+        str | None,
+        typer.Option(
+            help="Hub id or directory of the vision tower, where the layout does not hold it.",
+            show_default="the published one",
+        ),
+    ] = None,
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None,
+        typer.Option(help="Of the weights.", show_default="as stored"),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an earlier conversion at OUT.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar, only errors.")] = False,
+) -> None:
+    """Convert published files to a directory that transformers and --model can load.
+
+    No pickle is executed. Run the same command again to continue an interrupted conversion.
+
+    Example: mm-lens convert FORMAT downloads/model converted/model
+    """
+    import torch
+
+    try:
+        with _quiet():
+            mm_lens.convert(
+                format,
+                source,
+                out,
+                vision_tower=vision_tower,
+                dtype=getattr(torch, dtype) if dtype else None,
+                overwrite=overwrite,
+                progress=not quiet,
+            )
+    except KeyboardInterrupt as error:
+        raise failures.Interrupted(
+            f"Interrupted: {out} was not written. The same command goes on behind the last file "
+            "that was finished."
+        ) from error
+    if not quiet:
+        print(f"Converted to {out}")
+
+
+@app.command(name="compare")
+def compare_command(
+    profiles: Annotated[
+        list[Path], typer.Argument(help="Two or more directories that mm-lens profile wrote.")
+    ],
+    out: Annotated[Path, typer.Option(help="Directory for tables, pictures and a page.")],
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            help="Names to show, with commas, in the order of the profiles.",
+            show_default="the models' own",
+        ),
+    ] = None,
+    unpaired: Annotated[
+        bool, typer.Option("--unpaired", help="Profiles of different data: do not pair samples.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an earlier comparison at --out.")
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="No progress bars and no table, only errors.")
+    ] = False,
+) -> None:
+    """Put models side by side: differences, the findings of the paper, pictures and an HTML page.
+
+    Example: mm-lens compare runs/one runs/other --out runs/compare
+    """
+    from tqdm import tqdm
+
+    from mm_lens.comparing.comparison import COMPARISON_FILE
+
+    named = None if labels is None else [label.strip() for label in labels.split(",")]
+    with whole_directory(out, COMPARISON_FILE, overwrite) as new:
+        comparison = mm_lens.compare(*profiles, labels=named, paired=not unpaired)
+        from mm_lens.drawing import comparison as drawing
+
+        comparison.write(new)
+        for _ in tqdm(
+            drawing.write(comparison, new),
+            total=len(drawing.metrics(comparison)) + 2,
+            desc="pictures",
+            unit="file",
+            disable=quiet,
+        ):
+            pass
+        written = sorted(path.name for path in new.iterdir())
+    if not quiet:
+        print(f"\n{comparison}")
+        tables = [name for name in written if not name.endswith(".png")]
+        print(
+            f"Wrote {', '.join(tables)} and {len(written) - len(tables)} pictures (.png) to {out}"
+        )
+
+
+@contextmanager
+def _quiet(speak: bool = True) -> Iterator[None]:
+    """Only mm_lens speaks: libraries keep their warnings and progress bars to themselves."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # or it warns when a process is forked
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    for name in (None, "huggingface_hub"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always" if speak else "ignore", MMLensWarning)
+        warnings.showwarning = lambda message, *_, **__: print(
+            f"mm-lens: warning: {message}", file=sys.stderr
+        )
+        yield
+
+
+def _load(
+    model: str, *, dtype: str | None, device_map: str | None, **options: Any
+) -> VisionLanguageBridge:
+    """The model, or one error that says why not."""
+    import torch
+
+    if device_map is not None and processes.count_processes() > 1:
+        gpus = processes.find_own_gpus(torch.cuda.device_count())
+        options["max_memory"] = {gpu: int(0.9 * torch.cuda.mem_get_info(gpu)[0]) for gpu in gpus}
+    try:
+        torch.empty(0, device=options["device"])
+    except (RuntimeError, AssertionError) as error:
+        raise MMLensError(f"There is no device {options['device']!r} here. Try cpu.") from error
+    try:
+        weights = getattr(torch, dtype) if dtype else None
+        return mm_lens.load(model, dtype=weights, device_map=device_map, **options)
+    except MMLensError:
+        raise
+    except Exception as error:  # many libraries read the files, each failing in its own way
+        reason = (str(error).strip().split("\n")[0] or type(error).__name__).rstrip(".")
+        known = ", ".join(mm_lens.demo.available())
+        raise MMLensError(
+            f"Model {model!r} cannot be loaded: {reason}. Give a hub id, a complete local "
+            f"directory, or one of: {known}."
+        ) from error
+
+
+def _write(result: Profile, directory: Path, progress: bool) -> list[str]:
+    """Everything into a directory; returns the names of the files."""
+    from tqdm import tqdm
+
+    from mm_lens.drawing import curves, report
+    from mm_lens.profiling.result import PROVENANCE_FILE, TABLE_FILE
+
+    result.write(directory)
+    pictures = tqdm(
+        report.write(result, directory),
+        total=len(curves.metrics(result)) + 2,
+        desc="pictures",
+        unit="file",
+        disable=not progress,
+    )
+    names = [path.name for path in pictures]
+    return [PROVENANCE_FILE, TABLE_FILE, *names]

@@ -1,0 +1,88 @@
+"""What the command line says when a command fails: one line, and an exit code.
+
+Every failure that a user can cause is told so; the rest keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import typer
+
+from mm_lens.errors import MMLensError
+
+# The root of typer's complaints about a command line, wherever its version keeps that class.
+UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+
+INTERRUPTED = "Interrupted: nothing was written."
+
+
+class Interrupted(MMLensError):
+    """Ctrl-C, with what is kept."""
+
+
+def explain(error: BaseException) -> tuple[int, str] | None:
+    """Exit code and line for a failure: 2 for a wrong command line, 130 for Ctrl-C, 1 for the rest.
+
+    None if it is none that a user can cause.
+    """
+    if isinstance(error, UsageError):
+        return 2, f"{_line(error).rstrip('.')}. See mm-lens --help."
+    if isinstance(error, typer.Abort | KeyboardInterrupt):
+        return 130, INTERRUPTED
+    if isinstance(error, MMLensError):
+        return 130 if isinstance(error, Interrupted) else 1, _line(error)
+    if isinstance(error, OSError):
+        return 1, _system(error)
+    if isinstance(error, MemoryError):
+        return 1, f"Out of memory. Lower --batch-size or --tokens. {_notes(error)}".strip()
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for this
+        advice = (
+            "Lower --batch-size (--tokens, if the metrics had begun), or give --device-map auto."
+        )
+        return 1, f"The GPU is out of memory. {advice} {_notes(error)}".strip()
+    return None
+
+
+@contextmanager
+def note_kept(run_dir: Path | None) -> Iterator[None]:
+    """Have every failure say whether there is something to go on from."""
+    try:
+        yield
+    except BaseException as error:
+        from mm_lens.profiling import run_directory
+
+        note = run_directory.note(run_dir) if run_dir is not None else ""
+        if isinstance(error, KeyboardInterrupt):
+            raise Interrupted(f"Interrupted. {note}" if note else INTERRUPTED) from error
+        if note and not _notes(error):
+            error.add_note(note)
+        raise
+
+
+def _system(error: OSError) -> str:
+    notes = _notes(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            f"The disk is full ({os.strerror(error.errno)}): {notes or 'nothing was written.'} "
+            "Free some space or name another --out."
+        )
+    if error.filename:
+        return f"{error.filename}: {error.strerror}. {notes}".strip()
+    return _line(error)
+
+
+def _line(error: BaseException) -> str:
+    """The message of an error on one line."""
+    format_message = getattr(error, "format_message", None)  # typer's name the option as well
+    text = format_message() if format_message else str(error)
+    return " ".join(f"{text or type(error).__name__} {_notes(error)}".split())
+
+
+def _notes(error: BaseException) -> str:
+    """What was noted on an error on its way up."""
+    return " ".join(getattr(error, "__notes__", ()))

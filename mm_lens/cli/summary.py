@@ -1,0 +1,95 @@
+"""A profile in the terminal: the values that matter, the files, the warnings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from mm_lens.drawing import curves
+from mm_lens.metrics import METRICS, PRESETS
+from mm_lens.profiling.result import Profile
+
+WIDTH = 100
+
+
+def show(profile: Profile, directory: Path, files: Sequence[str]) -> None:
+    """Print headline values, files and warnings to stdout."""
+    terminal = Console()
+    console = Console(
+        width=min(WIDTH, terminal.width) if terminal.is_terminal else WIDTH, highlight=False
+    )
+    for preset in PRESETS[::-1]:
+        if (table := headline(profile, preset)) is not None:
+            console.print(table)
+    pictures = [name for name in files if name.endswith(".png")]
+    rest = [name for name in files if name not in pictures]
+    console.print(f"Wrote {', '.join(rest)} and {len(pictures)} pictures (.png) to", end=" ")
+    console.print(str(directory), style="bold", soft_wrap=True, markup=False)
+    _show_warnings(profile, console)
+
+
+def headline(profile: Profile, preset: str) -> Table | None:
+    """Values at the first, middle and last layer of the metrics that stand for their kind."""
+    metrics = [m for m in curves.headline(profile) if preset in METRICS[m].headline]
+    if not metrics:
+        return None
+    table = Table(
+        title=f"{curves.source(profile)}\npreset {preset}: first · middle · last layer",
+        title_style="bold",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1),
+    )
+    for name in ("stream", "tokens"):
+        table.add_column(name)
+    for metric in metrics:
+        layers = " · ".join(str(layer) for layer in _three(profile, metric))
+        table.add_column(f"{METRICS[metric].label}\nlayers {layers}", justify="right")
+    for stream in curves.streams(profile):
+        for modality in curves.STYLES:
+            rows = profile.table[
+                (profile.table.stream == stream) & (profile.table.modality == modality)
+            ]
+            if len(rows):
+                cells = []
+                for metric in metrics:
+                    of_metric = rows[rows.metric == metric].set_index("layer").value
+                    values = [of_metric.get(layer, math.nan) for layer in _three(profile, metric)]
+                    cells.append(" · ".join(_number(value) for value in values))
+                table.add_row(stream, modality, *cells)
+        table.add_section()
+    return table
+
+
+def _three(profile: Profile, metric: str) -> list[int]:
+    layers = sorted(set(profile.table.layer[profile.table.metric == metric]))
+    return list(dict.fromkeys([layers[0], layers[len(layers) // 2], layers[-1]]))
+
+
+def _number(value: float) -> str:
+    if math.isnan(value):
+        return "–"
+    return f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}"
+
+
+def _show_warnings(profile: Profile, console: Console) -> None:
+    counts = profile.warnings()
+    if not counts:
+        return
+    n = int((profile.table.warning != "").sum())
+    most = list(counts.items())[:3]
+    console.print(
+        f"{n} of {len(profile.table)} values have warnings (column `warning`, report.html). "
+        "Most frequent, # for numbers:",
+        markup=False,
+    )
+    for text, count in most:
+        console.print(f"  {count} × {text}", markup=False)
+    skipped = profile.provenance["data"]["n_skipped"]
+    if skipped:
+        console.print(f"{skipped} samples could not be read: see provenance.json.")

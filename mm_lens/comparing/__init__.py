@@ -1,0 +1,5 @@
+"""Models side by side: differences with intervals, and what papers claim."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,4 @@
+from . import findings as findings
+from . import statements as statements
+from .comparison import Comparison as Comparison
+from .comparison import compare as compare

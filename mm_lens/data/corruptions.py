@@ -1,0 +1,97 @@
+"""Corrupted counterparts of an image, for patching: what is lost, and how.
+
+Boxes are (x0, y0, x1, y1) in pixels. All keep the size, hence the layout. *Another image* is a
+corruption too: of the same question, with another answer; `others` deals them out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias, TypeVar
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+from mm_lens.errors import InputError
+
+Rect: TypeAlias = "tuple[float | int, float | int, float | int, float | int]"
+T = TypeVar("T")
+
+
+def others(items: Sequence[T], seed: int = 0) -> list[T]:
+    """For each item another one of the same list; each is used once.
+
+    Raises:
+        InputError: there are fewer than two.
+    """
+    if len(items) < 2:
+        raise InputError("Another image needs at least two images.")
+    order = np.random.default_rng(seed).permutation(len(items))
+    out: list[Any] = [None] * len(items)
+    for i, j in zip(order, np.roll(order, -1), strict=True):
+        out[i] = items[j]
+    return out
+
+
+def blank(image: Image.Image, colour: tuple[int, int, int] | None = None) -> Image.Image:
+    """One colour all over; None takes the mean colour of the image."""
+    return Image.new("RGB", image.size, colour or _mean(np.asarray(image.convert("RGB"))))
+
+
+def noise(image: Image.Image, strength: float = 1.0, seed: int = 0) -> Image.Image:
+    """Blend with uniform noise: strength 1 is nothing but noise, 0 the image.
+
+    Raises:
+        InputError: `strength` is not in 0 to 1.
+    """
+    if not 0 <= strength <= 1:
+        raise InputError(f"strength is between 0 and 1, not {strength}.")
+    pixels = np.asarray(image.convert("RGB"), dtype=np.float64)
+    drawn = np.random.default_rng(seed).integers(0, 256, pixels.shape)
+    return Image.fromarray(np.round((1 - strength) * pixels + strength * drawn).astype(np.uint8))
+
+
+def blur_box(image: Image.Image, box: Rect, radius: float = 8.0) -> Image.Image:
+    """Gaussian blur of `radius` pixels inside `box`, from the pixels of the whole image."""
+    rect = _rect(image, box)
+    out = image.convert("RGB")
+    out.paste(out.filter(ImageFilter.GaussianBlur(radius)).crop(rect), rect[:2])
+    return out
+
+
+def remove_box(
+    image: Image.Image, box: Rect, colour: tuple[int, int, int] | None = None
+) -> Image.Image:
+    """Fill `box` with one colour; None takes the mean of the pixels that frame it.
+
+    Raises:
+        InputError: the box covers the whole image, so nothing frames it.
+    """
+    rect = _rect(image, box)
+    out = image.convert("RGB")
+    if colour is None:
+        x0, y0, x1, y1 = rect
+        pixels = np.asarray(out)
+        frame = np.zeros(pixels.shape[:2], dtype=bool)
+        frame[max(y0 - 1, 0) : y1 + 1, max(x0 - 1, 0) : x1 + 1] = True
+        frame[y0:y1, x0:x1] = False
+        if not frame.any():
+            raise InputError("The box covers the whole image. Pass colour=, or use blank().")
+        colour = _mean(pixels[frame])
+    out.paste(colour, rect)
+    return out
+
+
+def _mean(pixels: np.ndarray) -> tuple[int, int, int]:
+    red, green, blue = (round(float(c)) for c in pixels.reshape(-1, 3).mean(0))
+    return red, green, blue
+
+
+def _rect(image: Image.Image, box: Rect) -> tuple[int, int, int, int]:
+    """The box in whole pixels, inside of the image."""
+    x0, y0 = max(int(np.floor(box[0])), 0), max(int(np.floor(box[1])), 0)
+    x1 = min(int(np.ceil(box[2])), image.width)
+    y1 = min(int(np.ceil(box[3])), image.height)
+    if x0 >= x1 or y0 >= y1:
+        raise InputError(f"The box {tuple(box)} lies outside of the image, {image.size}.")
+    return x0, y0, x1, y1

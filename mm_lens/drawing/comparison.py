@@ -1,0 +1,129 @@
+"""Pictures and page of a comparison: models side by side, per metric, modality and stream.
+
+Colour, marker and line style all tell the model (colours of Paul Tol's high-contrast and vibrant
+schemes, told apart with any colour vision and in grey). All panels of a metric share one scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from html import escape
+from pathlib import Path
+
+from mm_lens.comparing import findings_table
+from mm_lens.comparing.comparison import Comparison
+from mm_lens.drawing import curves, page
+from mm_lens.errors import InputError
+from mm_lens.metrics import METRICS
+
+STYLES = (
+    ("#004488", "o", "-"),
+    ("#DDAA33", "s", "--"),
+    ("#BB5566", "^", "-."),
+    ("#33BBEE", "D", "-"),
+    ("#009988", "v", "--"),
+    ("#000000", "P", "-."),
+)
+"""Colour, marker and line style of each model, from the first again after the last."""
+MODALITIES = ("visual", "text", "all")
+
+
+def metrics(comparison: Comparison) -> list[str]:
+    """The metrics that all profiles hold, those that stand for their kind first."""
+    return curves.metrics(next(iter(comparison.profiles.values())))
+
+
+def _over(comparison: Comparison) -> str:
+    """Models of different depth are drawn over relative depth, others over layers."""
+    depths = {p.provenance["model"]["n_layers"] for p in comparison.profiles.values()}
+    return "layer" if len(depths) == 1 else "depth"
+
+
+def _panel(comparison: Comparison, metric: str, stream: str, modality: str) -> curves.Panel:
+    table, x = comparison.table, _over(comparison)
+    rows = table[(table.metric == metric) & (table.stream == stream) & (table.modality == modality)]
+    return curves.Panel(
+        f"{modality} tokens, {curves.STREAM_NAMES[stream]}",
+        [
+            curves.DrawnCurve(
+                label, STYLES[i % len(STYLES)], rows[rows.model == label].sort_values("layer"), x
+            )
+            for i, label in enumerate(comparison.labels)
+            if (rows.model == label).any()
+        ],
+    )
+
+
+def _row(
+    comparison: Comparison, metric: str, modality: str, shared: Sequence[str]
+) -> tuple[curves.Look, list[curves.Panel]]:
+    """Panels of one metric and modality, on the scale of all the modalities in `shared`."""
+    table = comparison.table
+    rows = table[(table.metric == metric) & table.modality.isin(shared)]
+    streams = curves.streams(next(iter(comparison.profiles.values())))
+    # Chance stands far above the intrinsic dimension, and would press the models together.
+    return curves.look_at(rows, metric, _over(comparison), log_from=4.0), [
+        _panel(comparison, metric, stream, modality) for stream in streams
+    ]
+
+
+def _modalities(comparison: Comparison) -> list[str]:
+    """Visual and text; all tokens only where there is nothing else."""
+    held = [name for name in MODALITIES if (comparison.table.modality == name).any()]
+    return [name for name in held if name != "all"] or held
+
+
+def draw(comparison: Comparison, chosen: Sequence[str] = ()) -> curves.InlineFigure:
+    """One metric for each modality, or several metrics for visual tokens.
+
+    Raises:
+        InputError: a metric is not in every profile.
+    """
+    known, modalities = metrics(comparison), _modalities(comparison)
+    if unknown := [metric for metric in chosen if metric not in known]:
+        raise InputError(
+            f"Not every profile holds the metric {unknown[0]!r}; they hold {', '.join(known)}."
+        )
+    several = chosen or [m for m in known if m in METRICS and "honest" in METRICS[m].headline]
+    several = several or known
+    if len(chosen) == 1:
+        rows = [_row(comparison, chosen[0], modality, modalities) for modality in modalities]
+    else:
+        rows = [_row(comparison, metric, modalities[0], modalities[:1]) for metric in several]
+    title = rows[0][0].title if len(chosen) == 1 else "Models side by side"
+    footnote = curves.note(comparison.table, several)
+    return curves.compose(rows, title, comparison.title, footnote)
+
+
+def write(comparison: Comparison, directory: Path) -> Iterator[Path]:
+    """Write overview.png, one PNG per metric and compare.html; yields each file when written."""
+    pictures: dict[str, Sequence[str]] = {"overview": (), **{m: (m,) for m in metrics(comparison)}}
+    for name, chosen in pictures.items():
+        path = directory / f"{name}.png"
+        draw(comparison, chosen).savefig(path, dpi=curves.DPI)
+        yield path
+    path = directory / "compare.html"
+    path.write_text(render(comparison), encoding="utf-8")
+    yield path
+
+
+def render(comparison: Comparison) -> str:
+    """The page: findings, then every metric with its curves and definition, the provenance."""
+    chosen, modalities = metrics(comparison), _modalities(comparison)
+    sections = []
+    for metric in chosen:
+        rows = {name: _row(comparison, metric, name, modalities) for name in modalities}
+        figures = {name: page.side_by_side(*row) for name, row in rows.items()}
+        title = next(iter(rows.values()))[0].title
+        sections.append(page.section(metric, title, figures))
+    titles = {metric: METRICS[metric].label if metric in METRICS else metric for metric in chosen}
+    notes = "".join(f"<li>{escape(note)}</li>" for note in comparison.notes)
+    body = (
+        "<h2>Findings</h2>"
+        + findings_table.html(comparison.findings)
+        + f"<ul>{notes}</ul>" * bool(notes)
+        + page.links(titles)
+        + "".join(sections)
+        + page.provenance(comparison.provenance)
+    )
+    return page.document(comparison.title, body)

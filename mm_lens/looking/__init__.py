@@ -1,0 +1,5 @@
+"""What a model has at each token: words, attention, norms."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,78 @@
+"""Attention from tokens of the text to the image, by block and head.
+
+Wants a model loaded with `attention="eager"`: the default, sdpa, never has the pattern.
+
+What a map shows is where a head reads from. How much of what it reads matters is another question:
+values may be small, a later block may undo it, and weight may rest on a token for no other reason
+than that softmax must sum to one (`docs/looking.md`). Knock-out and patching answer it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float, Float32
+from torch import Tensor
+
+from mm_lens.errors import InputError
+from mm_lens.layout.groups import group_mask
+from mm_lens.looking.token_values import Where, resolve_layers
+from mm_lens.model.bridge import VisionLanguageBridge
+from mm_lens.model.inputs import Inputs
+
+
+def attention_map(
+    model: VisionLanguageBridge,
+    inputs: Inputs,
+    source: Where = "last",
+    target: Where = "visual",
+    *,
+    layers: Sequence[int] | None = None,
+) -> Float32[Tensor, "layers heads batch pos"]:
+    """Attention that source tokens pay to each target token, by block and head.
+
+    Of several source tokens the mean is taken. The pattern is read while the model runs, and only
+    the rows of the source are kept.
+
+    Args:
+        model: the model, loaded with `attention="eager"`.
+        inputs: what `model.prepare` returned.
+        source: who looks: "last", a group ("text after"), or a mask as of
+            `mm_lens.token_values.saying`.
+        target: who is looked at.
+        layers: blocks, from 0; None takes all.
+
+    Returns:
+        A share of each head's attention: summed over all attended positions it is 1, so over the
+        targets at most 1. On the CPU; NaN off the targets, and in rows without a source token.
+
+    Raises:
+        InputError: the model has no patterns; there is no such group or block; no source token.
+    """
+    if model.attention != "eager":
+        raise InputError(
+            f'Under attention="{model.attention}" there are no attention patterns. Load the model '
+            'with mm_lens.load(..., attention="eager").'
+        )
+    looks, seen = (group_mask(inputs.layout, where) for where in (source, target))
+    if not looks.any():
+        raise InputError(f"These inputs hold no position of {source!r} to look from.")
+    wanted = resolve_layers(layers, model.cfg.n_layers)
+    out = torch.full((len(wanted), model.cfg.n_heads, *looks.shape), math.nan)
+    hidden = (~(seen & looks.any(1, keepdim=True))).cpu()
+
+    def read(k: int, pattern: Float[Tensor, "batch heads pos key"], hook: Any) -> None:
+        weight = looks.to(pattern.device, pattern.dtype) / looks.sum(1, keepdim=True).clamp(
+            min=1
+        ).to(pattern.device)
+        mean = torch.einsum("bhqk,bq->hbk", pattern.float(), weight.float())
+        out[k] = mean.cpu().masked_fill(hidden, math.nan)
+
+    with torch.no_grad():
+        hooks = [(f"blocks.{b}.attn.hook_pattern", partial(read, k)) for k, b in enumerate(wanted)]
+        model.run_with_hooks(inputs, fwd_hooks=hooks)
+    return out

@@ -1,0 +1,183 @@
+"""Visual logit lens: what each image token would say at each layer.
+
+The state of a token is read through the model's own final norm and unembedding, as if the model
+stopped there (nostalgebraist 2020, "interpreting GPT: the logit lens"; for image tokens Neo et al.
+2024, arXiv 2410.07149). The readout is TransformerLens's `logit_readout`; what is added is the
+choice of tokens by what they are, batches of unequal pictures, and bounded memory:
+`transformer_lens.tools.analysis.logit_lens` gives the same numbers for all positions of a batch,
+and keeps `layers × batch × pos × d_model` several times over. Here each layer is read while the
+model runs, `chunk_size` tokens at a time, and only the top words are kept.
+
+An image token predicts the token after it, which in training never was asked for: what the lens
+shows is how its state lies to the words' directions, not what the model thinks there is.
+
+Layers are states: 0 enters block 0, l leaves block l - 1; the last gives the model's own logits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal, TypeAlias
+
+import torch
+from jaxtyping import Float32, Int64
+from torch import Tensor
+from tqdm import tqdm
+from transformer_lens.tools.analysis import logit_readout
+
+from mm_lens.errors import InputError, MMLensError
+from mm_lens.layout.groups import group_mask
+from mm_lens.layout.layout import TokenLayout
+from mm_lens.looking.token_values import Where, read_states, resolve_layers
+from mm_lens.model.bridge import VisionLanguageBridge
+from mm_lens.model.inputs import Inputs
+
+Quantity: TypeAlias = Literal["probs", "log_probs", "logits"]
+
+
+@dataclass(frozen=True, eq=False)
+class Readout:
+    """Words at tokens and layers; NaN and -1 where a position was not read. All on the CPU.
+
+    Attributes:
+        layers: states that were read, ascending: the first axis of every tensor.
+        layout: what the positions are.
+        quantity: what `top` and `targets` hold.
+        top_ids: ids of the top words, best first.
+        top: their probability, log probability or logit.
+        entropy: of the distribution over the vocabulary, in nats.
+        targets: the same quantity for each word that was asked for.
+        ranks: its rank, 0 for the top word.
+    """
+
+    layers: tuple[int, ...]
+    layout: TokenLayout
+    quantity: Quantity
+    top_ids: Int64[Tensor, "layers batch pos k"]
+    top: Float32[Tensor, "layers batch pos k"]
+    entropy: Float32[Tensor, "layers batch pos"]
+    targets: Mapping[str, Float32[Tensor, "layers batch pos"]]
+    ranks: Mapping[str, Float32[Tensor, "layers batch pos"]]
+    tokenizer: Any = field(repr=False)
+
+    def words(self, row: int = 0) -> list[list[list[str]]]:
+        """Top words of one row of the batch: for each layer and position, best first.
+
+        Empty where a position was not read.
+        """
+        ids = self.top_ids[:, row]
+        spelled = {i: self.tokenizer.decode([i]) for i in ids.unique().tolist() if i >= 0}
+        return [
+            [[spelled[i] for i in top if i >= 0] for top in position] for position in ids.tolist()
+        ]
+
+
+def visual_logit_lens(
+    model: VisionLanguageBridge,
+    inputs: Inputs,
+    where: Where = "visual",
+    *,
+    layers: Sequence[int] | None = None,
+    top_k: int = 5,
+    targets: Sequence[str] = (),
+    quantity: Quantity = "probs",
+    chunk_size: int = 64,
+    progress: bool = False,
+) -> Readout:
+    """Read image tokens at each layer through the final norm and unembedding.
+
+    Memory: `chunk_size × d_vocab` logits, and `layers × batch × pos × top_k` results.
+
+    Args:
+        model: the model, in eval mode.
+        inputs: what `model.prepare` returned; rows may hold unequal pictures and padding.
+        where: which tokens: a group, "last", or a mask; see `mm_lens.token_values`.
+        layers: states to read, from 0; None reads all.
+        top_k: how many words to keep.
+        targets: words whose value and rank are wanted at every token; a second readout. A word of
+            several tokens stands for its first.
+        quantity: "probs", "log_probs" or "logits".
+        chunk_size: tokens read at a time.
+        progress: show a progress bar on stderr.
+
+    Raises:
+        InputError: no token or no such layer is asked for, or a target is not a word.
+        MMLensError: the last state read like this does not give the model's logits.
+    """
+    mask = group_mask(inputs.layout, where)
+    if not mask.any():
+        raise InputError(f"These inputs hold no position of {where!r} to read.")
+    n_states = model.cfg.n_layers + 1
+    wanted = resolve_layers(layers, n_states)
+    target_ids = [first_token(model, word) for word in targets]
+    shape = (len(wanted), *mask.shape)
+    top_ids = torch.full((*shape, top_k), -1)
+    top = torch.full((*shape, top_k), math.nan)
+    entropy = torch.full(shape, math.nan)
+    values = torch.full((*shape, len(targets)), math.nan)
+    ranks = torch.full((*shape, len(targets)), math.nan)
+    readout = partial(logit_readout, model, return_type=quantity, chunk_size=chunk_size)
+    # One token of each row is enough to see that the path is the model's.
+    probe = mask & (mask.cumsum(1) == 1)
+    checked: dict[str, Tensor] = {}
+    bar = tqdm(total=len(wanted), desc="layers", disable=not progress)
+
+    def read(k: int, state: Tensor) -> None:
+        if k < len(wanted):
+            rows = state[mask.to(state.device)]
+            found = readout(rows, top_k=top_k)
+            assert found.top_ids is not None
+            top_ids[k, mask], top[k, mask] = found.top_ids.cpu(), found.values.float().cpu()
+            entropy[k, mask] = found.entropy.cpu()
+            if target_ids:
+                found = readout(rows, targets=target_ids)
+                assert found.target_ranks is not None
+                values[k, mask] = found.values.float().cpu()
+                ranks[k, mask] = found.target_ranks.float().cpu()
+            bar.update()
+        if layered[k] == n_states - 1:
+            checked["read"] = logit_readout(model, state[probe.to(state.device)]).values
+
+    layered = (*wanted, n_states - 1) if wanted[-1] < n_states - 1 else wanted
+    with bar:
+        logits = read_states(model, inputs, layered, read)
+    _check_path(checked["read"].cpu().float(), logits[probe.to(logits.device)].cpu().float())
+    return Readout(
+        layers=wanted,
+        layout=inputs.layout.to("cpu"),
+        quantity=quantity,
+        top_ids=top_ids,
+        top=top,
+        entropy=entropy,
+        targets={word: values[..., i] for i, word in enumerate(targets)},
+        ranks={word: ranks[..., i] for i, word in enumerate(targets)},
+        tokenizer=model.tokenizer,
+    )
+
+
+def first_token(model: VisionLanguageBridge, word: str) -> int:
+    """Id of the first token of a word as it stands in an answer, after a space.
+
+    Raises:
+        InputError: the text makes no token.
+    """
+    ids = model.tokenizer(f" {word.strip()}", add_special_tokens=False)["input_ids"]
+    spelled = [i for i in ids if model.tokenizer.decode([i]).strip()]
+    if not spelled:
+        raise InputError(f"{word!r} makes no token: there is nothing to read.")
+    return int(spelled[0])
+
+
+def _check_path(read: Float32[Tensor, "n d_vocab"], logits: Float32[Tensor, "n d_vocab"]) -> None:
+    """Raise if final norm and unembedding are not all there is between last state and logits."""
+    worst = float((read - logits).abs().max())
+    spread = float((logits - logits.mean(-1, keepdim=True)).abs().max())
+    if worst > 0.1 * spread:  # rounding in bfloat16 reaches 0.01
+        raise MMLensError(
+            f"Read through the final norm and unembedding, the last state gives logits that "
+            f"differ from the model's own by {worst:.3g}, which vary by {spread:.3g}: this model "
+            "has something else in between, and a logit lens is not defined."
+        )

@@ -1,0 +1,139 @@
+"""Linear regression from second moments: exact least squares, and ridge at every strength.
+
+Numerics. Least squares: inputs scaled to equal variance (Jacobi), then Cholesky; where that fails
+or a pivot sinks into rounding, eigenvectors, cut at d·eps of the largest eigenvalue. That is the
+answer of a truncated SVD, also for constant columns and repeated tokens. Ridge: eigenvectors of the
+unscaled Gram matrix, so that the result does not depend on the basis of the hidden state.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from mm_lens.metrics.numerics.moments import Moments
+
+#: What is predicted: the state at the next hook, or the update that leads there.
+Target = Literal["state", "update"]
+_STRENGTHS = torch.cat([10 ** torch.linspace(-10, 4, 57), torch.tensor([math.inf])]).double()
+N_CHOICES = len(_STRENGTHS)
+
+
+@dataclass(frozen=True)
+class InSample:
+    """Least squares fitted and scored on the same `n` tokens.
+
+    `pivot` is what the other inputs leave unexplained of the best explained one: rounding of the
+    moments that comes near it is in the result.
+    """
+
+    residual: float
+    total: dict[Target, float]
+    rank: int
+    n: int
+    pivot: float
+
+    def r2(self, target: Target) -> float:
+        """Share of variance explained; NaN if there is none to explain."""
+        if not self.total[target] > 0:
+            return math.nan
+        return 1 - self.residual / self.total[target]
+
+    def adjusted(self, target: Target) -> float:
+        """The same per degree of freedom; NaN where none is left."""
+        free = self.n - 1 - self.rank
+        if free <= 0:
+            return math.nan
+        return 1 - (1 - self.r2(target)) * (self.n - 1) / free
+
+
+def varies(moments: Moments, target: Target) -> bool:
+    """Whether the target varies by more than its rounding."""
+    m, eps = moments, torch.finfo(moments.xx.dtype).eps
+    means = m.n * (m.x.square().sum() + m.y.square().sum())
+    if target == "update":
+        return bool(m.uu > (16 * eps) ** 2 * (m.yy + m.xx.trace() + means))
+    return bool(m.yy > m.n * (8 * eps) ** 2 * m.y.square().sum())
+
+
+def jacobi(moments: Moments) -> Float64[Tensor, " d"]:
+    """One over the norm of each input column; zero for those constant up to rounding."""
+    variance = moments.xx.diagonal()
+    rounding = moments.n * (8 * torch.finfo(variance.dtype).eps * moments.x).square()
+    return torch.where(variance > rounding, variance.rsqrt(), 0.0)
+
+
+def least_squares(moments: Moments, scale: Float64[Tensor, " d"]) -> InSample:
+    """Ordinary least squares from moments.
+
+    Args:
+        moments: Of the tokens to fit and score.
+        scale: Factor for each input column (Jacobi), from all tokens: of a column that is constant
+            in these only rounding is left, and must not be scaled up.
+    """
+    m, d = moments, len(moments.xx)
+    # Both targets leave the same residual; the smaller one loses least of it to cancellation.
+    cross, total = (m.xy - m.xx, m.uu) if bool(m.uu < m.yy) else (m.xy, m.yy)
+    cross = cross * scale[:, None]
+    gram = m.xx * scale * scale[:, None]
+
+    eps = torch.finfo(gram.dtype).eps
+    factor, failed = torch.linalg.cholesky_ex(gram)
+    pivot = 0.0 if int(failed) else float(factor.diagonal().min()) ** 2
+    if pivot > 1e4 * d * eps:
+        explained = torch.linalg.solve_triangular(factor, cross, upper=False).square().sum()
+        rank = d
+    else:
+        values, vectors = torch.linalg.eigh(gram)
+        keep = values > d * eps * values[-1]
+        explained = ((vectors[:, keep].T @ cross).square().sum(1) / values[keep]).sum()
+        rank = int(keep.sum())
+    residual = max(float(total - explained), 0.0)
+    return InSample(residual, {"state": float(m.yy), "update": float(m.uu)}, rank, m.n, pivot)
+
+
+class Ridge:
+    """Ridge regression of both targets at every strength, from one eigendecomposition.
+
+    The choices are `_STRENGTHS` times the mean eigenvalue; the last is no map at all.
+    """
+
+    def __init__(self, train: Moments) -> None:
+        self.means = train.x, train.y
+        values: Tensor
+        vectors: Tensor
+        values, vectors = torch.linalg.eigh(train.xx)
+        keep = values > len(values) * torch.finfo(values.dtype).eps * values[-1]
+        values, self._vectors = values[keep], vectors[:, keep]
+        mean = values.mean() if bool(keep.any()) else values.new_ones(())
+        self._weights = (values + _STRENGTHS.to(mean.device)[:, None] * mean).reciprocal()
+        state = self._vectors.T @ train.xy
+        update = state - values[:, None] * self._vectors.T
+        self._rotated: dict[Target, Tensor] = {"state": state, "update": update}
+
+    @cached_property
+    def _products(self) -> dict[Target, Float64[Tensor, "rank rank"]]:
+        return {target: rotated @ rotated.T for target, rotated in self._rotated.items()}
+
+    def errors(self, held: Moments) -> dict[Target, Float64[Tensor, " choices"]]:
+        """Squared error of each choice on tokens given by their moments."""
+        xx, xy, yy, uu = held.about(*self.means)
+        half = self._vectors.T @ xx
+        gram, state = half @ self._vectors, self._vectors.T @ xy
+        w = self._weights
+        errors: dict[Target, Tensor] = {}
+        for target, rotated in self._rotated.items():
+            cross, total = (state, yy) if target == "state" else (state - half, uu)
+            explained = 2 * w @ (rotated * cross).sum(1)
+            errors[target] = total - explained + (w @ (gram * self._products[target]) * w).sum(1)
+        return errors
+
+    def map(self, target: Target, choice: int) -> Float64[Tensor, "d d"]:
+        """The map at one of the choices."""
+        return self._vectors @ (self._weights[choice][:, None] * self._rotated[target])

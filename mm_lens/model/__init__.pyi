@@ -1,0 +1,13 @@
+from . import check as check
+from . import families as families
+from . import hooks as hooks
+from . import streams as streams
+from .binding import take_rows as take_rows
+from .bridge import VisionLanguageBridge as VisionLanguageBridge
+from .cache import LayoutCache as LayoutCache
+from .check import Finding as Finding
+from .check import Report as Report
+from .families import Family as Family
+from .hooks import names as names
+from .inputs import Inputs as Inputs
+from .loading import load as load

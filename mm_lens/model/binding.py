@@ -1,0 +1,236 @@
+"""Images for tools that take only tokens: `model.bound(inputs)`.
+
+A call with tokens that hold image placeholders and comes without pixels gets those of the bound
+inputs. Which of them, and which row, is told by the tensor itself where it is a piece of a bound
+`input_ids` (a row, a slice of the batch, a row expanded to copies): prompts that differ only in
+their image have equal tokens. Otherwise it is told by the number of placeholders in each row; if
+that leaves several inputs, by equal tokens; if that does too, the call is refused. Tokens of inputs
+that were prepared and are not bound are refused: they would get another picture than their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from mm_lens.errors import InputError
+from mm_lens.layout.layout import TokenLayout
+from mm_lens.layout.matching import are_aligned, describe_difference
+from mm_lens.model.families import Family
+from mm_lens.model.forward import Frame
+from mm_lens.model.inputs import Inputs, is_prepared
+
+PER_IMAGE = ("pixel_values", "image_sizes", "pixel_attention_mask", "image_grid_thw")
+"""Keyword tensors with one row for each image; the others have one for each prompt."""
+
+REMEDY = (
+    "TransformerLens patches by position: use prompts of one length and images that make the same "
+    "tokens, or mm_lens.patching, which matches regions by segment and pixel box."
+)
+
+UNLIKE = (
+    "The clean run has another layout than the corrupted one, so position k of one is not position "
+    "k of the other"
+)
+
+READ: Any = WeakTensorKeyDictionary()
+"""The forward pass that each tensor read from a `LayoutCache` comes from."""
+
+
+class Binding:
+    """Inputs whose images calls with bare tokens get.
+
+    Attributes:
+        layout: what every position is, the same in all of them.
+    """
+
+    layout: TokenLayout
+
+    def __init__(self, bound: Sequence[Mapping[str, Any]], family: Family) -> None:
+        """Check that the inputs fit each other.
+
+        Raises:
+            InputError: there is none, or their positions do not stand for the same things.
+        """
+        if not bound:
+            raise InputError("There is nothing to bind. Pass what model.prepare returned.")
+        self.bound, self.family = list(bound), family
+        layouts = [getattr(x, "layout", None) or family.layout(x) for x in bound]
+        self.layout = layouts[0]
+        self.n_images = [[len(images) for images in layout.image_sizes] for layout in layouts]
+        for other in layouts[1:]:
+            if not are_aligned(self.layout, other):
+                raise InputError(
+                    "The bound inputs have different layouts, so position k of one is not position "
+                    f"k of the other:\n{self.layout.describe()}\n{other.describe()}\n{REMEDY}"
+                )
+
+    def check_read(self, frame: Frame) -> None:
+        """Refuse activations of other positions than those of the bound inputs.
+
+        Tools run rows and copies of the bound inputs and read the caches of these runs: caches made
+        here are compared where their shape is that of the bound inputs, others always.
+
+        Raises:
+            InputError: position k is not the same thing in both.
+        """
+        if frame.explicit is self.layout and frame.shape != self.layout.shape:
+            return
+        if not frame.fits(self.layout):
+            raise InputError(
+                "Activations of other inputs than the bound ones are read here. "
+                f"{UNLIKE}: {describe_difference(frame.layout, self.layout)}. {REMEDY}"
+            )
+
+    def mask(self, embeddings: Tensor) -> Tensor | None:
+        """Padding of the bound inputs, for a pass that starts from embeddings; None if none."""
+        mask: Tensor | None = self.bound[0].get("attention_mask")
+        if mask is None or bool(mask.all()):
+            return None
+        fits = embeddings.ndim == 3 and mask.shape == embeddings.shape[:2]
+        return mask if fits else None  # refused by the layout if a modality hook asks for it
+
+    def fill(self, tokens: Int[Tensor, "batch pos"], masked: bool) -> dict[str, Any]:
+        """Keyword tensors for a call with `tokens`.
+
+        Args:
+            tokens: they hold image placeholders.
+            masked: the call says itself what is padding.
+
+        Raises:
+            InputError: these tokens belong to none of the bound inputs, or to several.
+        """
+        found = [(k, rows) for k in range(len(self.bound)) if (rows := self._piece(k, tokens))]
+        if not found:
+            found = [(k, rows) for k in range(len(self.bound)) if (rows := self._like(k, tokens))]
+            if found and is_prepared(tokens) and not any(map(partial(_shares, tokens), self.bound)):
+                raise InputError(
+                    "These tokens belong to prepared inputs that are not bound, and would get the "
+                    "image of those that are. Bind them all: model.bound(corrupted, clean)."
+                )
+            if len(found) > 1:
+                found = [(k, rows) for k, rows in found if self._equal(k, rows, tokens)]
+        if len({k for k, _ in found}) != 1:
+            raise self._refusal(tokens, bool(found))
+        k, rows = found[0]
+        filled = self.pixels(k, rows)
+        mask = self.bound[k].get("attention_mask")
+        if mask is not None and not bool(mask[rows].all()) and not masked:
+            source, padding = self.bound[k]["input_ids"][rows], mask[rows] == 0
+            if source.shape != tokens.shape or not torch.equal(tokens[padding], source[padding]):
+                raise InputError(
+                    "The bound inputs are padded, and these tokens are not padded alike: which of "
+                    "them are real is unknown. Pass attention_mask too, or bind their own inputs."
+                )
+            filled["attention_mask"] = mask[rows]
+        return filled
+
+    def _piece(self, k: int, tokens: Tensor) -> list[int]:
+        """Rows of the k-th inputs that `tokens` is a view of; none if it is no view."""
+        whole: Tensor = self.bound[k]["input_ids"]
+        if not _shares(tokens, self.bound[k]):
+            return []
+        width = whole.stride(0)
+        first, rest = divmod(int(tokens.storage_offset() - whole.storage_offset()), max(width, 1))
+        if rest or tokens.shape[1] != whole.shape[1] or tokens.stride(1) != whole.stride(1):
+            return []
+        step, odd = divmod(tokens.stride(0), max(width, 1)) if len(tokens) > 1 else (0, 0)
+        return [] if odd else [first + step * i for i in range(len(tokens))]
+
+    def _like(self, k: int, tokens: Tensor) -> list[int]:
+        """Rows with as many placeholders: all of them, or copies of a single one."""
+        want = self._placeholders(self.bound[k]["input_ids"]).to(tokens.device)
+        have = self._placeholders(tokens)
+        if len(want) == 1 and bool((have == want).all()):
+            return [0] * len(have)
+        return list(range(len(have))) if torch.equal(want, have) else []
+
+    def _equal(self, k: int, rows: list[int], tokens: Tensor) -> bool:
+        return torch.equal(self.bound[k]["input_ids"][rows].to(tokens.device), tokens)
+
+    def _placeholders(self, tokens: Tensor) -> Tensor:
+        return (tokens == self.family.image_token_id).sum(1)
+
+    def pixels(self, k: int, rows: list[int]) -> dict[str, Any]:
+        """Keyword tensors of rows of the k-th inputs, tokens and mask left out."""
+        ends = torch.tensor([0, *self.n_images[k]]).cumsum(0).tolist()
+        images = [i for row in rows for i in range(ends[row], ends[row + 1])]
+        return {
+            name: value[images if name in PER_IMAGE else rows]
+            for name, value in self.bound[k].items()
+            if isinstance(value, Tensor) and name not in ("input_ids", "attention_mask")
+        }
+
+    def _refusal(self, tokens: Tensor, several: bool) -> InputError:
+        have = self._placeholders(tokens).tolist()
+        if several or len(self.bound) > 1:
+            return InputError(
+                f"{len(self.bound)} inputs are bound, and which of them these tokens belong to is "
+                f"unknown ({have} image placeholders in their rows; copies of tokens that differ "
+                "in their image only look alike). Pass inputs.input_ids itself or rows of it, or "
+                "bind one of them."
+            )
+        want = self._placeholders(self.bound[0]["input_ids"]).tolist()
+        return InputError(
+            f"The tokens hold {have} image placeholders in their rows, but the bound "
+            f"inputs {want}. Bind the inputs that these tokens come from."
+        )
+
+
+def _shares(tokens: Tensor, inputs: Mapping[str, Any]) -> bool:
+    """Whether `tokens` are, or are a piece of, the tokens of `inputs`: no copy."""
+    own: int = inputs["input_ids"].untyped_storage().data_ptr()
+    return tokens.untyped_storage().data_ptr() == own
+
+
+def guard_patch(hook: Callable[..., Any], layout: Callable[[], TokenLayout]) -> Callable[..., Any]:
+    """A hook of `transformer_lens.patching`, refused where clean and corrupted do not fit.
+
+    TransformerLens would patch position k of the clean run into position k of the corrupted one,
+    whatever they are. Other hooks are handed back as they are.
+
+    Args:
+        hook: any hook.
+        layout: of the running forward pass.
+    """
+    clean = hook.keywords.get("clean_activation") if isinstance(hook, partial) else None
+    if not isinstance(clean, Tensor):
+        return hook
+
+    def run(tensor: Tensor, hook: Any) -> Any:
+        _check_clean(clean, tensor, layout)
+        return user(tensor, hook=hook)
+
+    user = hook
+    return run
+
+
+def _check_clean(clean: Tensor, corrupted: Tensor, layout: Callable[[], TokenLayout]) -> None:
+    fits = clean.shape[1:] == corrupted.shape[1:] and len(clean) in (1, len(corrupted))
+    if not fits:
+        raise InputError(
+            f"The clean activation is {tuple(clean.shape)}, the corrupted one "
+            f"{tuple(corrupted.shape)}: their positions are not the same things. {REMEDY}"
+        )
+    if (frame := READ.get(clean)) is None:
+        return
+    if not frame.fits(here := layout()):
+        raise InputError(f"{UNLIKE}: {describe_difference(frame.layout, here)}. {REMEDY}")
+
+
+def take_rows(inputs: Inputs, index: Sequence[int] | Tensor) -> dict[str, Any]:
+    """Some rows of prepared inputs, with their images, in the order asked for; rows may repeat.
+
+    For tools that draw batches of their own: give them row numbers for inputs, and
+    `lambda i: model(take_rows(inputs, i))` for the function that runs the model.
+    """
+    binding = Binding([inputs], inputs.family)
+    chosen = [int(i) for i in index]
+    prompts = {k: inputs[k][chosen] for k in ("input_ids", "attention_mask") if k in inputs}
+    return {**prompts, **binding.pixels(0, chosen)}

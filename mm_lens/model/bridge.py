@@ -1,0 +1,435 @@
+"""The bridge: a `TransformerBridge` that takes images, knows what every position is, and never
+runs blind.
+
+Put on a booted bridge by changing its class (`loading.load`), since TransformerLens builds its own
+class. Everything TransformerLens documents keeps its meaning; what is added: `Inputs` wherever
+tokens go, `prepare`, `bound`, hook points per modality, and errors where an edit would do nothing.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, TypeAlias
+
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+from transformer_lens.model_bridge import TransformerBridge
+
+from mm_lens.data.pictures import Picture
+from mm_lens.errors import HookError, InputError, MMLensWarning
+from mm_lens.layout.layout import TokenLayout
+from mm_lens.model import inputs as _inputs
+from mm_lens.model.binding import Binding, guard_patch
+from mm_lens.model.cache import LayoutCache
+from mm_lens.model.check import Report
+from mm_lens.model.families import Family
+from mm_lens.model.forward import ForwardContext
+from mm_lens.model.hooks import (
+    GROUPS,
+    ModalityHookPoint,
+    canonical,
+    guard,
+    install_views,
+    uninstall_views,
+)
+from mm_lens.model.inputs import Inputs
+
+Hooks: TypeAlias = "Sequence[tuple[str | Callable[[str], bool], Callable[..., Any]]]"
+Names: TypeAlias = "str | list[str] | Callable[[str], bool] | None"
+
+
+class VisionLanguageBridge(TransformerBridge):
+    """A `TransformerBridge` with hook points for visual and text tokens. Made by `mm_lens.load`."""
+
+    # At image positions embed.hook_out is the placeholder's own row, which the image features
+    # replace: what enters the residual stream is block 0's input.
+    hook_aliases = {**TransformerBridge.hook_aliases, "hook_embed": "blocks.0.hook_in"}  # noqa: RUF012
+
+    family: Family
+    attention: str
+    context: ForwardContext
+    report: Report
+    """What the check at load found."""
+
+    _bound: Binding | None
+    _watch: list[RemovableHandle]
+    _dead: dict[re.Pattern[str], str]
+
+    # ---- installing and uninstalling ----
+
+    @staticmethod
+    def install(bridge: TransformerBridge, family: Family, attention: str) -> VisionLanguageBridge:
+        """Turn a booted bridge into this class, in place."""
+        bridge.__class__ = VisionLanguageBridge
+        assert isinstance(bridge, VisionLanguageBridge)
+        bridge.family, bridge.attention = family, attention
+        bridge.context, bridge.report = ForwardContext(family), Report()
+        bridge._bound = None
+        bridge._watch = bridge.context.attach(bridge.original_model)
+        bridge._dead = {re.compile(k): v for k, v in family.dead_hooks(attention).items()}
+        bridge._refresh_embed_alias("blocks.0.hook_in")
+        install_views(bridge, bridge.context, GROUPS)
+        for pattern, remedy in family.inert_hooks().items():
+            for name, point in bridge._hook_registry.items():
+                if re.fullmatch(pattern, name):
+                    guard(point, remedy)
+        guard(
+            bridge._hook_registry["embed.hook_out"],
+            "Image positions take their embedding from the vision tower, not from the token "
+            "table: edit hook_embed (blocks.0.hook_in) or blocks.0.visual.hook_resid_pre.",
+            bridge._image_positions,
+        )
+        return bridge
+
+    def uninstall(self) -> TransformerBridge:
+        """Take everything mm_lens put on after boot off again; returns the plain bridge."""
+        uninstall_views(self)
+        for handle in self._watch:
+            handle.remove()
+        self.__class__ = TransformerBridge  # type: ignore[assignment]
+        VisionLanguageBridge._refresh_embed_alias(self, "embed.hook_out")
+        for name in ("family", "attention", "context", "report", "_bound", "_watch", "_dead"):
+            self.__dict__.pop(name, None)
+        return self
+
+    def _refresh_embed_alias(self, target: str) -> None:
+        self._register_aliases()
+        self._hook_registry["hook_embed"] = self._hook_registry[target]
+
+    def _image_positions(self, tensor: Tensor) -> Tensor | None:
+        return self.context.frame.layout.mask("visual").to(tensor.device)
+
+    # ---- inputs ----
+
+    def prepare(
+        self,
+        text: str | Sequence[str],
+        images: Picture | Sequence[Any] | None = None,
+        *,
+        chat_template: bool | None = None,
+        padding_side: Literal["left", "right"] | None = None,
+    ) -> Inputs:
+        """Turn prompts and images into inputs for this model; see
+        `mm_lens.model.inputs.prepare`."""
+        return _inputs.prepare(
+            self.family,
+            self.processor,
+            text,
+            images,
+            chat_template=chat_template,
+            padding_side=padding_side,
+            device=self.cfg.device or "cpu",
+        )
+
+    @contextmanager
+    def bound(self, *inputs: Mapping[str, Any]) -> Iterator[VisionLanguageBridge]:
+        """Give tools that take only tokens the image of `inputs`.
+
+        Inside, every call with tokens that hold image placeholders and comes without pixels gets
+        the pixels (and, where the shape fits, the attention mask) of `inputs`. Copies of the tokens
+        may differ in their text; each row must hold as many placeholders as the row of `inputs`.
+        Tokens of other prepared inputs are refused: bind these. A batch of copies of one bound row
+        is filled by repeating its images. Calls that start from embeddings (`start_at_layer`) take
+        the layout of `inputs`.
+
+        Tools that run two inputs, clean and corrupted, are given both; they must be of one layout.
+        Pass them `input_ids` itself: it tells which image is meant (see `mm_lens.model.binding`).
+
+        ```python
+        with model.bound(corrupted, clean):
+            patching.get_act_patch_resid_pre(model, corrupted.input_ids, clean_cache, metric)
+            attribution_patch(model, clean.input_ids, corrupted.input_ids, metric)
+        ```
+
+        Raises:
+            InputError: the inputs are of different layouts.
+        """
+        before = self._bound, self.context.explicit
+        self._bound = Binding(inputs, self.family)
+        self.context.explicit = self._bound.layout
+        try:
+            yield self
+        finally:
+            self._bound, self.context.explicit = before
+
+    def _unpack(self, input: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """Tokens and keyword tensors of whatever was passed as input, bound images included."""
+        if isinstance(input, Mapping):
+            kwargs = {**input, **{k: v for k, v in kwargs.items() if v is not None}}
+            input = None
+        if input is None and "input_ids" in kwargs:
+            input = kwargs.pop("input_ids")
+        if input is None and kwargs.get("inputs_embeds") is not None:
+            input = kwargs.pop("inputs_embeds")
+        if not isinstance(input, Tensor):
+            return input, kwargs
+        if input.is_floating_point():
+            return input, self._mask_from_bound(input, kwargs)
+        input = input[None] if input.ndim == 1 else input
+        return input, self._fill_from_bound(input, kwargs)
+
+    def _mask_from_bound(self, embeddings: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Padding of the bound inputs, for a forward pass that starts from their embeddings."""
+        mask = None if self._bound is None else self._bound.mask(embeddings)
+        if mask is None or kwargs.get("attention_mask") is not None:
+            return kwargs
+        # As TransformerLens derives them for tokens: a padded token is on nobody's position.
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        return {"position_ids": positions, **kwargs, "attention_mask": mask}
+
+    def _fill_from_bound(self, tokens: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
+        blind = (tokens == self.family.image_token_id).any()
+        if self._bound is None or kwargs.get("pixel_values") is not None or not blind:
+            return kwargs
+        filled = self._bound.fill(tokens, masked=kwargs.get("attention_mask") is not None)
+        return {**filled, **{k: v for k, v in kwargs.items() if v is not None}}
+
+    # ---- running ----
+
+    def forward(self, input: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As `TransformerBridge.forward`; `input` may also be what `prepare` returns.
+
+        With `return_type="loss"`, targets that are image placeholders, padding, or markers without
+        a logit are left out.
+        """
+        tokens, kwargs = self._unpack(input, kwargs)
+        return_type = args[0] if args else kwargs.get("return_type", "logits")
+        if return_type in ("loss", "both") and kwargs.get("labels") is None:
+            kwargs["labels"] = self._labels(tokens, kwargs.get("attention_mask"))
+        with self.context.guarded():
+            return super().forward(tokens, *args, **kwargs)
+
+    def _labels(self, tokens: Any, mask: Tensor | None) -> Tensor | None:
+        if not isinstance(tokens, Tensor) or tokens.is_floating_point():
+            return None
+        # A family's own markers may have ids after the vocabulary, where no logit stands.
+        ignore = (tokens == self.family.image_token_id) | (tokens >= self.cfg.d_vocab)
+        if not ignore.any():
+            return None
+        return tokens.masked_fill(ignore if mask is None else ignore | (mask == 0), -100)
+
+    def run_with_hooks(
+        self,
+        input: Any = None,
+        fwd_hooks: Hooks = (),
+        bwd_hooks: Hooks = (),
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """As `TransformerBridge.run_with_hooks`; `input` may also be what `prepare` returns."""
+        tokens, kwargs = self._unpack(input, kwargs)
+        hooks = self._swept(fwd_hooks), self._swept(bwd_hooks)
+        return super().run_with_hooks(tokens, *hooks, *args, **kwargs)
+
+    def hooks(self, fwd_hooks: Hooks = (), bwd_hooks: Hooks = (), *args: Any, **kwargs: Any) -> Any:
+        """As in TransformerLens."""
+        return super().hooks(self._swept(fwd_hooks), self._swept(bwd_hooks), *args, **kwargs)
+
+    def run_with_cache(
+        self,
+        input: Any = None,
+        return_cache_object: bool = True,
+        remove_batch_dim: bool = False,
+        names_filter: Names = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As `TransformerBridge.run_with_cache`; the cache is a `LayoutCache`.
+
+        Without `names_filter` every hook point is cached, views included.
+        """
+        tokens, kwargs = self._unpack(input, kwargs)
+        output, cache = super().run_with_cache(  # type: ignore[call-overload]
+            tokens,
+            return_cache_object=return_cache_object,
+            remove_batch_dim=remove_batch_dim,
+            names_filter=self._filter(names_filter),
+            **kwargs,
+        )
+        asked = [names_filter] if isinstance(names_filter, str) else names_filter
+        entries = cache.cache_dict if return_cache_object else cache
+        for name in asked if isinstance(asked, list) else []:
+            if name not in entries and canonical(name) in entries:
+                entries[name] = entries[canonical(name)]
+        if return_cache_object:
+            cache.__class__, cache.frame = LayoutCache, self.context.finished
+        return output, cache
+
+    def generate(self, input: Any = "", *args: Any, **kwargs: Any) -> Any:
+        """As `TransformerBridge.generate`; also without KV cache every step sees the image.
+
+        Raises:
+            InputError: rows are padded on the right, so that generation would go on from padding.
+        """
+        tokens, kwargs = self._unpack_for_generation(input, kwargs)
+        pixels = self._pixels(kwargs)
+        if pixels and kwargs.get("use_past_kv_cache", True) is False:
+            # TransformerLens passes the image to the first step only, which is enough only if the
+            # later ones find it in the cache.
+            rest = {k: v for k, v in kwargs.items() if k not in pixels}
+            with self.bound({"input_ids": tokens, **pixels}):
+                return super().generate(tokens, *args, **rest)
+        return super().generate(tokens, *args, **kwargs)
+
+    def generate_stream(
+        self, input: Any = "", *args: Any, **kwargs: Any
+    ) -> Generator[Any, None, None]:
+        """As `TransformerBridge.generate_stream`, with images.
+
+        Raises:
+            InputError: rows are padded on the right.
+        """
+        tokens, kwargs = self._unpack_for_generation(input, kwargs)
+        pixels = self._pixels(kwargs)
+        rest = {k: v for k, v in kwargs.items() if k not in pixels}
+        stream = super().generate_stream(tokens, *args, **rest)
+        if not pixels:
+            return stream
+
+        def steps() -> Generator[Any, None, None]:
+            while True:  # bound while a step runs, not while the caller looks at it
+                with self.bound({"input_ids": tokens, **pixels}):
+                    item = next(stream, None)
+                if item is None:
+                    return
+                yield item
+
+        return steps()
+
+    def hf_generate(self, input: Any = "", *args: Any, **kwargs: Any) -> Any:
+        """As `TransformerBridge.hf_generate`; `input` may also be what `prepare` returns.
+
+        Raises:
+            InputError: rows are padded on the right.
+        """
+        tokens, kwargs = self._unpack_for_generation(input, kwargs)
+        with self.context.guarded():
+            if not (pixels := self._pixels(kwargs)):
+                return super().hf_generate(tokens, *args, **kwargs)
+            # transformers encodes the images before the first forward pass.
+            mask = {k: v for k, v in kwargs.items() if k == "attention_mask"}
+            with self.bound({"input_ids": tokens, **mask, **pixels}):
+                return super().hf_generate(tokens, *args, **kwargs)
+
+    def _unpack_for_generation(
+        self, input: Any, kwargs: dict[str, Any]
+    ) -> tuple[Any, dict[str, Any]]:
+        tokens, kwargs = self._unpack(input, kwargs)
+        mask = kwargs.get("attention_mask")
+        if isinstance(mask, Tensor) and mask.ndim == 2 and not bool(mask[:, -1].all()):
+            raise InputError(
+                "Some rows are padded on the right: generation would go on from padding. Prepare "
+                'the batch with padding_side="left".'
+            )
+        return tokens, kwargs
+
+    @staticmethod
+    def _pixels(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        keys = ("pixel_values", "image_sizes", "pixel_attention_mask", "image_grid_thw")
+        return {k: kwargs[k] for k in keys if kwargs.get(k) is not None}
+
+    def enable_compatibility_mode(self, *args: Any, **kwargs: Any) -> None:
+        """As in TransformerLens.
+
+        Raises:
+            InputError: the unembedding would be centred along the wrong axis: TransformerLens takes
+                it by its shape, and vocabulary and d_model are of the same size.
+        """
+        centred = kwargs.get("center_unembed", True) and not kwargs.get("no_processing", False)
+        if centred and self.cfg.d_vocab == self.cfg.d_model:
+            raise InputError(
+                f"d_vocab and d_model are both {self.cfg.d_model}: TransformerLens would centre "
+                "the unembedding along the wrong axis and corrupt the logits. Pass "
+                "center_unembed=False."
+            )
+        super().enable_compatibility_mode(*args, **kwargs)
+
+    def state_dict(self, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
+        """As in TransformerLens, and complete: it would leave out the vision tower's layers."""
+        if destination is not None or prefix:
+            return super().state_dict(destination, prefix, keep_vars)
+        state = super().state_dict(keep_vars=True)
+        have = {id(tensor) for tensor in state.values()}
+        for name, tensor in self.original_model.state_dict(keep_vars=True).items():
+            if id(tensor) not in have:
+                have.add(id(tensor))
+                state[name.replace("._original_component", "")] = tensor
+        return state if keep_vars else {name: x.detach() for name, x in state.items()}
+
+    # ---- names ----
+
+    def _remedy_if_dead(self, name: str) -> str | None:
+        point = self._hook_registry.get(name)
+        spellings = {name, name if point is None else point.name or name}
+        for pattern, remedy in self._dead.items():
+            if any(pattern.fullmatch(spelling) for spelling in spellings):
+                return remedy
+        return None
+
+    def _declare_dead(self, names: Sequence[str], remedy: str) -> None:
+        self._dead |= {re.compile(re.escape(name)): remedy for name in names}
+
+    def _check_hook_fireable(self, *names: str) -> None:
+        super()._check_hook_fireable(*names)
+        for name in names:
+            if remedy := self._remedy_if_dead(name):
+                raise HookError(f"{name} never fires in this model. {remedy}")
+
+    def _filter(self, names: Names) -> Names:
+        """A filter as TransformerLens takes it: no other spellings; swept if it is a function."""
+        if names is None:
+            return None
+        if isinstance(names, str):
+            return canonical(names)
+        return [canonical(n) for n in names] if isinstance(names, list) else self._sweep(names)
+
+    def _swept(self, hooks: Hooks) -> list[tuple[Any, Callable[..., Any]]]:
+        return [
+            (self._sweep(name) if callable(name) else name, guard_patch(hook, self._layout_now))
+            for name, hook in hooks
+        ]
+
+    def _layout_now(self) -> TokenLayout:
+        return self.context.frame.layout
+
+    def _sweep(self, matches: Callable[[str], bool]) -> Callable[[str], bool]:
+        """A filter that takes no position twice, and nothing that never fires.
+
+        Code written for TransformerLens says `name.endswith("hook_resid_post")` and means one hook
+        point for each block: a view is taken only if its full stream is not.
+        """
+        points = {name: point for name, point in self.hook_dict.items() if matches(name)}
+        whole = {id(p) for p in points.values() if not isinstance(p, ModalityHookPoint)}
+        dead = {name for name in points if self._remedy_if_dead(name)}
+        if dead:
+            first = min(dead)
+            warnings.warn(
+                f"{len(dead)} hook points that the filter matches never fire and are left out, "
+                f"{first} among them. {self._remedy_if_dead(first)}",
+                MMLensWarning,
+                stacklevel=4,
+            )
+        twice = {
+            name
+            for name, point in points.items()
+            if isinstance(point, ModalityHookPoint) and id(point.parent) in whole
+        }
+        return (points.keys() - dead - twice).__contains__
+
+    def _resolve_hook_point(self, name: str, aliases: Any, hook_dict: Any) -> Any:
+        return super()._resolve_hook_point(canonical(name), aliases, hook_dict)
+
+    def get_hook_point(self, hook_name: str) -> Any:
+        """As in TransformerLens, with the spellings `blocks.3.hook_visual_resid_post`."""
+        return super().get_hook_point(canonical(hook_name))
+
+    def add_hook(self, name: Any, *args: Any, **kwargs: Any) -> None:
+        """As in TransformerLens, with the spellings `blocks.3.hook_visual_resid_post`."""
+        name = canonical(name) if isinstance(name, str) else self._sweep(name)
+        super().add_hook(name, *args, **kwargs)
+
+    def get_caching_hooks(self, names_filter: Names = None, *args: Any, **kwargs: Any) -> Any:
+        """As in TransformerLens, with the spellings `blocks.3.hook_visual_resid_post`."""
+        return super().get_caching_hooks(self._filter(names_filter), *args, **kwargs)

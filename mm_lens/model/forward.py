@@ -1,0 +1,235 @@
+"""Which forward pass is running, and what every position of it is.
+
+A hook on the wrapped Hugging Face model notes the keyword arguments of each forward pass, however
+it is called: through the bridge, by `generate`, or natively. There, too, prompts whose image is
+missing are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int, Shaped
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from mm_lens.errors import HookError, InputError
+from mm_lens.layout.layout import TokenLayout
+from mm_lens.layout.matching import describe_difference
+from mm_lens.model.families import Family
+
+
+@dataclass
+class Selection:
+    """The rows of one group in one forward pass: `positions` where `valid`, row by row.
+
+    The tensors follow the activations to their devices (a model may be split over several).
+    """
+
+    positions: Int[Tensor, "batch n_max"]
+    valid: Bool[Tensor, "batch n_max"]
+    full: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.full = bool(self.valid.all())
+
+    def on(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Batch index, positions and validity on the device of `x`."""
+        if self.positions.device != x.device:
+            self.positions, self.valid = self.positions.to(x.device), self.valid.to(x.device)
+        batch = torch.arange(len(self.positions), device=x.device)[:, None]
+        return batch, self.positions, self.valid
+
+    def gather(self, x: Shaped[Tensor, "batch pos *rest"]) -> Shaped[Tensor, "batch n_max *rest"]:
+        """The rows of the group, zero where a row of the batch has fewer than `n_max`."""
+        batch, positions, valid = self.on(x)
+        rows = x[batch, positions]
+        if self.full:
+            return rows
+        return rows.masked_fill(~valid.reshape(*valid.shape, *[1] * (x.ndim - 2)), 0)
+
+    def scatter(
+        self, x: Shaped[Tensor, "batch pos *rest"], rows: Shaped[Tensor, "batch n_max *rest"]
+    ) -> Shaped[Tensor, "batch pos *rest"]:
+        """A copy of `x` with the rows of the group replaced; padding in `rows` is ignored."""
+        batch, positions, valid = self.on(x)
+        at = (batch.expand_as(positions)[valid], positions[valid])
+        return x.index_put(at, rows[valid].to(x.dtype))
+
+
+class Frame:
+    """One forward pass: its keyword arguments and, worked out when asked for, its layout."""
+
+    def __init__(
+        self, family: Family, inputs: Mapping[str, Any], explicit: TokenLayout | None
+    ) -> None:
+        self.family, self.inputs, self.explicit = family, inputs, explicit
+        self._selections: dict[str, Selection | None] = {}
+        self._fits: list[TokenLayout] = []  # found to be that of this pass
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(batch, pos)."""
+        tokens = self.inputs.get("input_ids")
+        start: Tensor = self.inputs["inputs_embeds"] if tokens is None else tokens
+        return start.shape[0], start.shape[1]
+
+    @cached_property
+    def layout(self) -> TokenLayout:
+        """Layout of the pass.
+
+        Raises:
+            HookError: it starts from embeddings, and no layout was given or one of another shape.
+        """
+        start = self._start()
+        if start is None:
+            return self.family.layout(self.inputs)
+        if self.explicit is None:
+            raise HookError(
+                "A modality hook cannot tell visual from text positions in a forward pass that "
+                "starts from embeddings (inputs_embeds, start_at_layer) or encoded images. Say "
+                "which inputs they come from: `with model.bound(inputs): ...`."
+            )
+        batch, positions = start.shape[:2]
+        layout = self.explicit
+        if layout.shape == (1, positions) and batch > 1:
+            layout = layout.repeat(batch)
+        if layout.shape != (batch, positions):
+            raise HookError(
+                f"The forward pass starts from embeddings of shape {(batch, positions)} [batch, "
+                f"pos], but the bound inputs have {layout.shape}. Bind the inputs they come from."
+            )
+        return layout
+
+    def _start(self) -> Tensor | None:
+        """What the pass starts from, if it is not tokens and pixels."""
+        tokens: Tensor | None = self.inputs.get("input_ids")
+        if tokens is None:
+            embeddings: Tensor = self.inputs["inputs_embeds"]
+            return embeddings
+        # `generate` of transformers encodes images first, and leaves out what they were.
+        encoded = self.inputs.get("mm_encoder_outputs") and self.inputs.get("pixel_values") is None
+        holds_images = encoded and bool((tokens == self.family.image_token_id).any())
+        return tokens if holds_images else None
+
+    def selection(self, group: str) -> Selection | None:
+        """Rows of `group`; None if the pass has none."""
+        if group not in self._selections:
+            valid = self.layout.valid(group)
+            self._selections[group] = (
+                Selection(self.layout.positions(group), valid) if valid.any() else None
+            )
+        return self._selections[group]
+
+    def fits(self, layout: TokenLayout) -> bool:
+        """Whether this pass is of inputs with `layout`, or of copies of them, or they of it."""
+        if not any(layout is known for known in self._fits):
+            if describe_difference(self.layout, layout):
+                return False
+            self._fits.append(layout)
+        return True
+
+    def require(self, layout: TokenLayout, what: str) -> None:
+        """Refuse to run what was made for other inputs, whose positions are other things.
+
+        Args:
+            layout: of the inputs that it was made for; a pass of copies of them will do.
+            what: names it in the message.
+
+        Raises:
+            InputError: naming the first position that is not the same.
+            HookError: the layout of the pass is unknown.
+        """
+        if self.shape[0] % layout.shape[0] or not self.fits(layout):
+            raise InputError(
+                f"{what} was made for other inputs than those of this forward pass: "
+                f"{describe_difference(layout, self.layout)}. Make it for the inputs that are run."
+            )
+
+
+class ForwardContext:
+    """What the running forward pass is about: filled before it by a hook on the wrapped model.
+
+    Passes may nest (a hook that runs the model). The last finished one is kept for the cache.
+    """
+
+    def __init__(self, family: Family) -> None:
+        self.family = family
+        self.explicit: TokenLayout | None = None
+        """Layout for passes that start from embeddings (`bound`)."""
+        self.finished: Frame | None = None
+        self._running: list[Frame] = []
+
+    def attach(self, model: torch.nn.Module) -> list[RemovableHandle]:
+        """Watch the forward passes of the wrapped Hugging Face model."""
+        return [
+            model.register_forward_pre_hook(self._begin, with_kwargs=True),
+            model.register_forward_hook(self._end, always_call=True),
+        ]
+
+    def _begin(self, model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        inputs = {**kwargs, "input_ids": args[0]} if args else kwargs
+        check_images(self.family, inputs)
+        self._running.append(Frame(self.family, inputs, self.explicit))
+
+    def _end(self, model: torch.nn.Module, args: tuple[Any, ...], output: object) -> None:
+        if self._running:  # not if `_begin` raised
+            self.finished = self._running.pop()
+
+    @contextmanager
+    def guarded(self) -> Iterator[None]:
+        """Forget what a call left running: torch does not call `_end` after Ctrl-C."""
+        depth = len(self._running)
+        try:
+            yield
+        finally:
+            del self._running[depth:]
+
+    @property
+    def frame(self) -> Frame:
+        """The running forward pass.
+
+        Raises:
+            HookError: there is none.
+        """
+        if not self._running:
+            raise HookError(
+                "A modality hook fired outside of a forward pass of the whole model, so which "
+                "position is what is unknown. Call the model, not one of its blocks."
+            )
+        return self._running[-1]
+
+
+def check_images(family: Family, inputs: Mapping[str, Any]) -> None:
+    """Raise if image placeholders and images do not match: the model would not see the picture.
+
+    Raises:
+        InputError: naming both numbers and the remedy.
+    """
+    tokens, past = inputs.get("input_ids"), inputs.get("past_key_values")
+    if tokens is None or inputs.get("mm_encoder_outputs"):
+        return  # embeddings hold the image already
+    if tokens.shape[1] == 1 and past is not None and past.get_seq_length() > 0:
+        return  # a decoding step; a model may sample the placeholder
+    placeholders = int((tokens == family.image_token_id).sum())
+    expected = family.image_token_counts(inputs)
+    if expected is None:
+        if placeholders:
+            raise InputError(
+                f"The prompt holds {placeholders} image placeholders, but no image came with it "
+                "(pixel_values is missing): the model would answer blind. Pass what "
+                "model.prepare(text, images) returns instead of the bare tokens; for a tool that "
+                "takes only tokens, wrap it in `with model.bound(inputs): ...`."
+            )
+        return
+    if placeholders != sum(expected):
+        raise InputError(
+            f"The prompt holds {placeholders} image placeholders, but the {len(expected)} image(s) "
+            f"make {sum(expected)} tokens ({expected}). Make tokens and pixels in one call: "
+            "model.prepare(text, images)."
+        )

@@ -1,0 +1,5 @@
+"""Metrics over the layers of a model, per modality: from a cache, or over a data set."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

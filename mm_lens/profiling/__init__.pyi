@@ -1,0 +1,2 @@
+from .result import Profile as Profile
+from .run import profile as profile

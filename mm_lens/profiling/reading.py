@@ -1,0 +1,143 @@
+"""Samples in batches that are ready for the model, prepared while the model works on others.
+
+A batch is a run of `batch_size` samples of the data set and the unit of work: which process takes
+it, and when, changes nothing in it. Padding changes a state in its last digits, so that a batch
+must not depend on how the work is shared.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias, TypeVar
+
+from mm_lens._storage.hashing import digest
+from mm_lens.data.datasets import Sample, Samples
+from mm_lens.errors import MMLensError
+from mm_lens.model.inputs import Inputs
+
+OnError: TypeAlias = Literal["raise", "skip"]
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+
+
+@dataclass(frozen=True)
+class Item:
+    """A sample that was read, without its image.
+
+    Attributes:
+        index: place in the data set.
+        id: of the sample.
+        text: of the sample.
+        document: id of what it shares with others: its image, or its text where it has none.
+            Several questions about one image repeat its tokens; held out or resampled one by one
+            they would pass for independent.
+    """
+
+    index: int
+    id: str
+    text: str
+    document: int
+
+    @staticmethod
+    def of(index: int, sample: Sample) -> Item:
+        """What is needed of a sample besides its inputs."""
+        image = sample.image
+        content = (
+            sample.text
+            if image is None
+            else repr((image.mode, image.size)).encode() + image.tobytes()
+        )
+        return Item(index, sample.id, sample.text, digest(content))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What became of the samples of a batch.
+
+    Attributes:
+        number: of the batch.
+        size: samples in it.
+        parts: the samples that can be used with their inputs; in one part, unless a sample that
+            the processor refuses had to be found.
+        skipped: those that cannot be read: their index, their name, and why.
+    """
+
+    number: int
+    size: int
+    parts: list[tuple[list[Item], Inputs]] = field(default_factory=list)
+    skipped: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Reader:
+    """Batches of the first `n_samples` samples of a data set.
+
+    Args:
+        model: prepares the inputs.
+        dataset: the samples.
+        n_samples: how many of them.
+        batch_size: samples in a batch.
+        on_error: what happens with a sample that cannot be read or prepared.
+    """
+
+    def __init__(
+        self, model: Any, dataset: Samples, n_samples: int, batch_size: int, on_error: OnError
+    ) -> None:
+        self.model, self.dataset, self.on_error = model, dataset, on_error
+        starts = range(0, n_samples, batch_size)
+        self.ranges = [range(start, min(start + batch_size, n_samples)) for start in starts]
+
+    def read(self, number: int) -> Batch:
+        """Read a batch and prepare its inputs.
+
+        Raises:
+            DataError, InputError, OSError: a sample cannot be used (`on_error` "raise").
+        """
+        batch = Batch(number, len(self.ranges[number]))
+        samples = []
+        for index in self.ranges[number]:
+            try:
+                samples.append((index, self.dataset[index]))
+            except Exception as error:  # a data set of somebody's own may raise anything
+                self._skip(batch, index, f"#{index}", error)
+        self._prepare(batch, samples)
+        return batch
+
+    def _prepare(self, batch: Batch, samples: list[tuple[int, Sample]]) -> None:
+        if not samples:
+            return
+        try:
+            inputs = self.model.prepare([s.text for _, s in samples], [s.image for _, s in samples])
+        except MMLensError as error:
+            if len(samples) > 1:  # one of them spoils the batch: find it
+                for sample in samples:
+                    self._prepare(batch, [sample])
+            else:
+                self._skip(batch, samples[0][0], samples[0][1].id, error)
+        else:
+            _ = inputs.layout  # worked out here, while the model is busy
+            batch.parts.append(([Item.of(*sample) for sample in samples], inputs))
+
+    def _skip(self, batch: Batch, index: int, name: str, error: Exception) -> None:
+        if self.on_error == "raise":
+            raise error
+        kind = "" if isinstance(error, MMLensError) else f"{type(error).__name__}: "
+        batch.skipped.append({"index": index, "sample": name, "reason": f"{kind}{error}"})
+
+
+def work_ahead(work: Callable[[In], Out], items: Iterable[In]) -> Iterator[Out]:
+    """`work` of every item in order, the next one worked on while this one is used."""
+    with ThreadPoolExecutor(1) as pool:
+        running: deque[Future[Out]] = deque()
+        try:
+            for item in items:
+                running.append(pool.submit(work, item))
+                if len(running) > 1:
+                    yield running.popleft().result()
+            while running:
+                yield running.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,406 @@
+"""Knock-out and ablation against native models: attention masks and hooks on their own modules."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+
+import pytest
+import torch
+from conftest import FAMILIES, load_tiny
+from tiny import random_image
+
+import mm_lens
+from mm_lens import InputError
+from mm_lens.causal.ablation import (
+    ablation_hooks,
+    ablation_table,
+    mean_activation,
+    mean_embedding_hooks,
+)
+from mm_lens.causal.knockout import find_blocked_keys, knockout, knockout_table
+from mm_lens.layout.matching import match_positions
+
+IMAGES = [random_image(31, 57), random_image(20, 20, 1)]
+PROMPTS = ["What is it?", "Why?"]
+EDGES = {
+    "llava-next": [("visual", "text after"), ("base", "last"), ("visual", "visual")],
+    "omnifusion": [("image", "question"), ("image", "last"), ("image", "image")],
+}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def native(family):
+    model = FAMILIES[family]()[0]
+    model.set_attn_implementation("eager")
+    return model
+
+
+@pytest.fixture(scope="module", params=["sdpa", "eager"])
+def bridge(request, family):
+    return load_tiny(family, attention=request.param, check=False)
+
+
+class Float64Torch:
+    """`torch` as the models' code sees it: what it rounds to float32 on the way, it does not."""
+
+    float32 = torch.float64
+
+    def __getattr__(self, name):
+        return getattr(torch, name)
+
+
+@pytest.fixture
+def no_float32(monkeypatch):
+    """Softmax and norms, which models compute in float32 whatever their dtype, in float64."""
+    for name, module in list(sys.modules.items()):
+        of_models = name.startswith(("transformers.models.", "transformer_lens.model_bridge."))
+        if of_models and getattr(module, "torch", None) is torch:
+            monkeypatch.setattr(module, "torch", Float64Torch())
+
+
+@pytest.fixture(scope="module")
+def precise_native(family):
+    model = FAMILIES[family]()[0].double()
+    model.set_attn_implementation("eager")
+    return model
+
+
+@pytest.fixture(scope="module", params=["sdpa", "eager"])
+def precise_bridge(request, family):
+    return load_tiny(family, dtype=torch.float64, attention=request.param, check=False)
+
+
+def metric(logits):
+    return logits[:, -1, 3] - logits[:, -1, 5]
+
+
+def run_native(native, inputs):
+    positions = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+    with torch.no_grad():
+        return native(**inputs, position_ids=positions).logits
+
+
+def native_knockout(native, inputs, blocked, layers, heads):
+    """Add the mask's minimum to chosen entries of the native eager model's attention mask."""
+    chosen = torch.zeros(native.config.text_config.num_attention_heads)
+    chosen[heads] = 1
+    handles = []
+
+    def edit(module, args, kwargs):
+        mask = kwargs["attention_mask"]
+        low = torch.finfo(mask.dtype).min
+        extra = blocked[:, None].to(mask) * chosen[:, None, None].to(mask) * low
+        return args, {**kwargs, "attention_mask": (mask + extra).clamp(min=low)}
+
+    for k in layers:
+        attention = native.model.language_model.layers[k].self_attn
+        handles.append(attention.register_forward_pre_hook(edit, with_kwargs=True))
+    logits = run_native(native, inputs)
+    for handle in handles:
+        handle.remove()
+    return logits
+
+
+def plain_blocked(layout, inputs, source, target):
+    """The definition, entry by entry."""
+    last = [int(row.nonzero()[-1]) for row in inputs["attention_mask"]]
+    batch, n = layout.shape
+    out = torch.zeros(batch, n, n, dtype=torch.bool)
+    for b in range(batch):
+        for q in range(n):
+            hit = q == last[b] if target == "last" else bool(layout.mask(target)[b, q])
+            for k in range(q + 1):
+                out[b, q, k] = hit and bool(layout.mask(source)[b, k])
+    return out
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.usefixtures("no_float32")
+def test_knockout_equals_a_native_masked_model(precise_bridge, precise_native, family, side):
+    """In float64, windows of layers and heads, ragged rows, both paddings.
+
+    In float32 the two differ by rounding that depends on the processor.
+    """
+    inputs = precise_bridge.prepare(PROMPTS, IMAGES, padding_side=side)
+    assert not inputs.attention_mask.all()
+    valid = inputs.attention_mask.bool()
+    whole = run_native(precise_native, inputs)[valid]
+    windows = [([0, 1, 2], None), ([1], [0, 3]), ([2], None)]
+    for (source, target), (layers, heads) in zip(EDGES[family], windows, strict=True):
+        blocked = find_blocked_keys(inputs.layout, source, target)
+        assert torch.equal(blocked, plain_blocked(inputs.layout, inputs, source, target))
+        options = {"source": source, "target": target, "layers": layers, "heads": heads}
+        with torch.no_grad(), knockout(precise_bridge, inputs, **options):
+            got = precise_bridge(inputs)[valid]
+        used = list(range(4)) if heads is None else heads
+        want = native_knockout(precise_native, inputs, blocked, layers, used)[valid]
+        assert (got - want).abs().max() <= 1e-12 * whole.abs().max()
+        assert (got - whole).abs().max() > 1e-3
+    with torch.no_grad():  # and nothing stays behind
+        assert (precise_bridge(inputs)[valid] - whole).abs().max() <= 1e-12 * whole.abs().max()
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_mass_is_exactly_zero_and_the_rest_renormalised(native, family, side):
+    model = load_tiny(family, attention="eager", check=False)
+    inputs = model.prepare(PROMPTS, IMAGES, padding_side=side)
+    source, target = EDGES[family][0]
+    blocked = find_blocked_keys(inputs.layout, source, target)
+    name = "blocks.0.attn.hook_pattern"
+    _, before = model.run_with_cache(inputs, names_filter=name)
+    with knockout(model, inputs, source=source, target=target, layers=[0], heads=[1]):
+        _, after = model.run_with_cache(inputs, names_filter=name)
+    old, new = before[name], after[name]
+    assert (new[:, 1][blocked] == 0).all()
+    assert (old[:, 1][blocked] > 0).any()
+    rows = blocked.any(-1)
+    kept = old[:, 1].double().masked_fill(blocked, 0)[rows]
+    want = kept / kept.sum(-1, keepdim=True)
+    assert (new[:, 1][rows] - want).abs().max() < 1e-6
+    others = inputs.attention_mask.bool()[:, None] & (torch.arange(4) != 1)[None, :, None]
+    assert torch.equal(old[others], new[others])
+
+
+def test_refusals(bridge, family):
+    inputs = bridge.prepare("Eh?", IMAGES[0])
+    source, target = EDGES[family][0]
+    for change, complaint in (
+        ({"source": target, "target": "visual"}, "nothing to knock out"),
+        ({"source": "all", "target": "all"}, "without any key"),
+        ({"source": "visual", "target": "nonsense"}, "No group"),
+        ({"layers": [7]}, "no layer 7"),
+        ({"layers": []}, "no block"),
+        ({"layers": range(0)}, "no block"),
+        ({"heads": [4]}, "no head 4"),
+        ({"heads": []}, "no head"),
+    ):
+        options = {"source": source, "target": target} | change
+        with pytest.raises(InputError, match=complaint), knockout(bridge, inputs, **options):
+            pass
+    with knockout(bridge, inputs, source="all", target="all", keep_self=True), torch.no_grad():
+        assert bridge(inputs).isfinite().all()
+    other = bridge.prepare(PROMPTS, IMAGES)
+    with (
+        knockout(bridge, inputs, source=source, target=target),
+        pytest.raises(InputError, match="made for"),
+    ):
+        bridge(other)
+
+
+@pytest.mark.parametrize("edit", ["knockout", "ablation", "added hook", "corruption"])
+def test_edits_hold_for_the_inputs_they_were_made_for(model, edit):
+    """Left and right padding: one shape, other positions. Copies of the inputs are theirs."""
+    left, right = (model.prepare(PROMPTS, IMAGES, padding_side=s) for s in ("left", "right"))
+    assert left.input_ids.shape == right.input_ids.shape
+    with torch.no_grad():
+        plain = model(left)
+    hooks = ablation_hooks(model, left, "last", layers=[1])
+    if edit == "corruption":
+        hooks = mean_embedding_hooks(left, torch.zeros(24))
+    if edit == "knockout":
+        under = knockout(model, left, source="visual", target="last")
+    else:
+        under = model.hooks(fwd_hooks=hooks)
+    if edit == "added hook":
+        under = contextlib.nullcontext()
+        model.add_hook(*hooks[0])
+    try:
+        with torch.no_grad(), under:
+            got = model(left)
+            many = model({k: v.repeat(2, *[1] * (v.ndim - 1)) for k, v in left.items()})
+            with pytest.raises(InputError, match=r"made for other inputs.*'pad'"):
+                model(right)
+    finally:
+        model.reset_hooks()
+    valid = left.attention_mask.bool()
+    assert ((got - plain).abs().amax(-1) * valid).amax(1).min() > 1e-3
+    assert (many - got.repeat(2, 1, 1))[valid.repeat(2, 1)].abs().max() < 1e-5
+
+
+def test_table_of_windows_and_edges(model, native, family, tmp_path):
+    """Each value is the native masked model's mean over samples."""
+    native_inputs = [model.prepare("Eh?", image) for image in IMAGES]
+    # Twice: four samples have an interval, and the mean of two.
+    samples = 2 * [(inputs, {"difference": metric}) for inputs in native_inputs]
+    save, edges = tmp_path / "table", EDGES[family][:2]
+    options = {"window": 2, "save": save, "progress": False, "n_resamples": 50}
+    table = knockout_table(model, samples, edges, batch_size=3, **options)
+    assert len(table) == 2 * 2
+    assert set(table["first_layer"]) == {0, 1}
+    assert (table["n"] == 4).all()
+    for row in table.itertuples():
+        source, target = edges[list(dict.fromkeys(table["edge"])).index(row.edge)]
+        layers = range(row.first_layer, row.last_layer + 1)
+        want = [
+            metric(
+                native_knockout(
+                    native, x, find_blocked_keys(x.layout, source, target), layers, [0, 1, 2, 3]
+                )
+            )
+            for x in native_inputs
+        ]
+        assert abs(row.value - torch.stack(want).mean().item()) < 1e-5
+        assert row.low <= row.effect <= row.high
+    again = knockout_table(model, samples, edges, **options)
+    assert again.equals(table)
+
+
+@torch.no_grad()
+def test_ablations_equal_native_hooks(model, native, family):
+    inputs, other = (model.prepare("Eh?", image) for image in IMAGES)
+    group, layer = "visual", 1
+    mask = inputs.layout.mask(group)
+    block = native.model.language_model.layers[layer]
+
+    def outputs(x):
+        held = []
+        handle = block.register_forward_hook(
+            lambda m, a, out: held.append(out[0] if isinstance(out, tuple) else out)
+        )
+        run_native(native, x)
+        handle.remove()
+        return held[0]
+
+    mine, theirs = outputs(inputs), outputs(other)
+    both = torch.cat([x[y.layout.mask(group)] for x, y in ((mine, inputs), (theirs, other))])
+    means = mean_activation(model, [inputs, other], group, layers=[layer])
+    assert (means[layer] - both.mean(0)).abs().max() < 1e-5
+    _, donor = model.run_with_cache(other, names_filter=mm_lens.names("resid_post"))
+    match = match_positions(inputs.layout, other.layout)
+    values = {
+        "zero": torch.zeros_like(mine),
+        "mean": both.mean(0).expand_as(mine),
+        "resample": theirs[0, match[0].clamp(min=0)][None],
+    }
+    for how, value in values.items():
+        hooks = ablation_hooks(
+            model, inputs, group, layers=[layer], how=how, means=means, donor=donor
+        )
+        got = metric(model.run_with_hooks(inputs, fwd_hooks=hooks))
+
+        def edit(m, a, out, value=value):
+            new = torch.where(mask[..., None], value, out[0] if isinstance(out, tuple) else out)
+            return (new, *out[1:]) if isinstance(out, tuple) else new
+
+        handle = block.register_forward_hook(edit)
+        want = metric(run_native(native, inputs))
+        handle.remove()
+        assert (got - want).abs().max() < 1e-5
+
+
+def test_ablation_table(model):
+    inputs = [model.prepare("Eh?", random_image(31, 57, seed)) for seed in range(4)]
+    samples = [(x, metric) for x in inputs]
+    options = {"layers": [2]}
+    for how in ("zero", "mean", "resample"):
+        table = ablation_table(
+            model, samples, ["visual", "last"], how=how, hook="resid_post", progress=False
+        )
+        assert list(table["group"].unique()) == ["visual", "last"]
+        again = ablation_table(
+            model, samples, ["visual", "last"], how=how, hook="resid_post", progress=False
+        )
+        assert again.equals(table)
+        # After the last block only the last position reaches the answer.
+        late = table[table["first_layer"] == 2].set_index("group")
+        assert abs(late.loc["visual", "effect"]) < 1e-5
+        # A derangement of donors may leave the mean alone, but not every sample.
+        assert late.loc["last", "high"] - late.loc["last", "low"] > 1e-2
+    with torch.no_grad():
+        hooks = ablation_hooks(model, inputs[0], "last", **options)
+        want = metric(model.run_with_hooks(inputs[0], fwd_hooks=hooks))
+    assert want.item() == pytest.approx(0, abs=1e-6)
+    for change, complaint in (
+        ({"how": "mean"}, "means="),
+        ({"how": "resample"}, "donor="),
+        ({"group": "image 3"}, "no position"),
+        ({"layers": []}, "no block"),
+        ({"layers": [3]}, "no layer 3"),
+    ):
+        with pytest.raises(InputError, match=complaint):
+            ablation_hooks(model, inputs[0], **{"group": "visual", **options, **change})
+    with pytest.raises(InputError, match="no block"):
+        mean_activation(model, inputs, "visual", layers=[])
+
+
+@torch.no_grad()
+def test_layers_count_from_the_end_too(model):
+    inputs = model.prepare("Eh?", IMAGES[0])
+    for how in ("zero", "mean"):
+        got, want = (
+            model.run_with_hooks(
+                inputs,
+                fwd_hooks=ablation_hooks(
+                    model,
+                    inputs,
+                    "last",
+                    layers=[k],
+                    how=how,
+                    means=mean_activation(model, [inputs], "text", layers=[k]),
+                ),
+            )
+            for k in (-1, 2)
+        )
+        assert torch.equal(got, want)
+
+
+@torch.no_grad()
+def test_a_mean_of_another_shape_is_refused(model):
+    inputs = model.prepare("Eh?", IMAGES[0])
+    for hooks in (
+        ablation_hooks(model, inputs, "visual", layers=[0], how="mean", means={0: torch.zeros(1)}),
+        mean_embedding_hooks(inputs, torch.zeros(1)),
+    ):
+        with pytest.raises(InputError, match=r"\(1,\).*\(24,\)"):
+            model.run_with_hooks(inputs, fwd_hooks=hooks)
+    with pytest.raises(InputError, match="no position in 'image 3'"):
+        mean_embedding_hooks(inputs, torch.zeros(24), "image 3")
+
+
+def test_masks_of_a_table_need_names(model):
+    """Every mask would be called "mask": two of them were one row."""
+    inputs = model.prepare("Eh?", IMAGES[0])
+    visual = inputs.layout.mask("visual")
+    first = visual & (visual.cumsum(1) <= 5)
+    masks, samples = [first, visual & ~first], [(inputs, metric)]
+    options = {"window": 3, "progress": False, "n_resamples": 10}
+    for table, plain, named in (
+        (knockout_table, [(m, "last") for m in masks], {"a": (masks[0], "last")}),
+        (ablation_table, masks, {"a": masks[0]}),
+    ):
+        with pytest.raises(InputError, match=r"called 'mask.*mapping"):
+            table(model, samples, plain, **options)
+        several = {**named, "b": plain[1]}
+        both = table(model, samples, several, **options)
+        alone = [table(model, samples, {name: several[name]}, **options) for name in several]
+        assert both["effect"].tolist() == pytest.approx(
+            [float(t["effect"].iloc[0]) for t in alone], abs=1e-5
+        )
+        assert abs(both["effect"][0] - both["effect"][1]) > 1e-3
+        assert len(table(model, samples, plain[:1], **options)) == 1
+
+
+def test_ablation_table_runs_several_groups_in_one_pass(model):
+    inputs = [model.prepare(PROMPTS, [random_image(31, 57, k), IMAGES[1]]) for k in (0, 5)]
+    samples = [(x, metric) for x in inputs]
+    passes = []
+    handle = model.original_model.register_forward_pre_hook(lambda *_: passes.append(1))
+    groups = ["visual", "text", "last", "base"]
+    for how in ("zero", "mean", "resample"):
+        found, ran = [], []
+        for batch_size in (1, 4):
+            passes.clear()
+            options = {"batch_size": batch_size, "progress": False, "n_resamples": 10}
+            table = ablation_table(model, samples, groups, how=how, window=2, **options)
+            found.append(torch.tensor(table["value"].to_numpy()))
+            ran.append(len(passes))
+        assert (found[0] - found[1]).abs().max() < 1e-5
+        # two samples × two windows, of four groups each
+        assert ran[0] - ran[1] == 2 * 2 * (4 - 1)
+    handle.remove()

@@ -1,0 +1,314 @@
+"""Pictures of the layout: what is drawn is what the layout says."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from io import BytesIO
+
+import numpy as np
+import pytest
+import torch
+from conftest import FAMILIES
+from matplotlib import colormaps
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from PIL import Image, ImageDraw
+from tiny import random_image
+
+from mm_lens import InputError
+from mm_lens.drawing import draw_layout, draw_values, explore
+
+ASPECTS = [
+    (12, 12), (31, 57), (57, 31), (20, 200), (200, 20), (40, 64), (64, 40), (36, 108), (90, 30),
+    (70, 75),
+]  # fmt: skip
+"""(height, width) of pictures."""
+
+
+@pytest.mark.parametrize(("height", "width"), [(31, 57), (57, 31), (20, 200), (12, 12)])
+def test_every_box_is_drawn_where_it_belongs(model, height, width):
+    inputs = model.prepare("What is it?", random_image(height, width))
+    figure = draw_layout(inputs)
+    layout = inputs.layout
+    for axis, group in zip(figure.axes, ("base", "tiles"), strict=True):
+        (boxes,) = axis.collections
+        drawn = [path.get_extents().get_points().ravel() for path in boxes.get_paths()]
+        want = layout.box[layout.mask(group)]
+        assert np.allclose(drawn, want[~want.isnan().any(-1)], atol=1e-4)
+        assert f"{int(layout.counts(group)[0])} tokens" in axis.get_title()
+        assert axis.get_xlim() == (0, width)
+        assert axis.get_ylim() == (height, 0)
+    newlines = int(layout.counts("newline")[0])
+    assert f"{newlines} newlines" in figure.axes[1].get_title()
+    assert len(figure.axes[1].lines) == newlines
+
+
+def test_a_missing_image_raises(model, batch):
+    draw_layout(batch, row=2, image=1)
+    with pytest.raises(InputError, match=r"0 image\(s\)"):
+        draw_layout(batch, row=1)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def each(request):
+    """Tiny models of all families, for what is drawn on the image."""
+    from conftest import load_tiny
+
+    return load_tiny(request.param, check=False)
+
+
+def brightest(figure, axis):
+    """Centre of the yellowest pixel of a drawn figure, in coordinates of `axis`; no colour bar."""
+    figure.set_dpi(60)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    red, green, blue, _ = np.asarray(canvas.buffer_rgba()).astype(float).transpose(2, 0, 1)
+    yellow = red + green - 2 * blue
+    bar = figure.axes[-1].get_window_extent()
+    yellow[:, int(bar.x0) - 1 :] = -np.inf
+    top, left = np.unravel_index(yellow.argmax(), yellow.shape)
+    assert yellow[top, left] > 100
+    return axis.transData.inverted().transform((left + 0.5, len(yellow) - top - 0.5))
+
+
+@pytest.mark.parametrize(("height", "width"), ASPECTS)
+def test_a_painted_patch_is_brightest_where_it_belongs(each, height, width):
+    image = random_image(height, width).convert("L").convert("RGB")  # yellow is no part of it
+    layout = each.prepare("What is it?", image).layout
+    # The token below a pixel off the centre, in each part; and a newline.
+    x, y = int(0.47 * width), int(0.52 * height)
+    painted = layout.tokens_at(0, x, y).tolist()
+    newlines = layout.mask("newline")[0].nonzero().squeeze(1).tolist()
+    assert 1 <= len(painted) <= 2
+    for panel, position in enumerate(painted):
+        values = torch.zeros(layout.shape[1])
+        values[position] = 1
+        figure = draw_values(image, layout, values)
+        axis = figure.axes[1 + panel]  # after the picture itself
+        found = brightest(figure, axis)
+        x0, y0, x1, y1 = layout.box[0, position].tolist()
+        assert x0 <= x + 0.5 <= x1
+        assert y0 <= y + 0.5 <= y1
+        assert x0 <= found[0] <= x1
+        assert y0 <= found[1] <= y1
+    for position in newlines[-1:]:
+        values = torch.zeros(layout.shape[1])
+        values[position] = 1
+        figure = draw_values(image, layout, values)
+        found = brightest(figure, figure.axes[2])
+        beside = layout.grid_row[0] == layout.grid_row[0, position]
+        boxes = layout.box[0, beside & layout.mask("tiles")[0] & ~layout.mask("newline")[0]]
+        assert width < found[0] < 1.1 * width
+        assert boxes[:, 1].min() <= found[1] <= boxes[:, 3].max()
+
+
+def test_layers_share_their_colours_and_tokens_may_be_the_visual_ones(each):
+    image = random_image(31, 57)
+    layout = each.prepare("What is it?", image).layout
+    visual = layout.mask("visual")[0]
+    values = torch.rand(3, layout.shape[1])
+    whole = draw_values(image, layout, values, names=["a", "b", "c"], label="norm [1]")
+    alone = draw_values(image, layout, values[:, visual])
+    assert whole.axes[-1].get_ylabel() == "norm [1]"
+    assert [axis.get_title() for axis in whole.axes[:3]] == ["a", "b", "c"]
+    for a, b in zip(whole.axes[:-1], alone.axes[:-1], strict=True):
+        for one, two in zip(a.collections, b.collections, strict=True):
+            if one.get_array() is not None:
+                assert np.array_equal(one.get_array(), two.get_array())
+                assert one.norm.vmin == pytest.approx(float(values[:, visual].min()))
+    drawn = [c.get_array() for axis in whole.axes[:-1] for c in axis.collections[:1]]
+    assert sum(map(len, drawn)) == 3 * int(visual.sum())
+
+
+def test_chosen_layers_keep_their_numbers(each):
+    image = random_image(31, 57)
+    layout = each.prepare("What is it?", image).layout
+    values = torch.rand(9, layout.shape[1])
+    chosen = draw_values(image, layout, values, layers=[0, 4, 8])
+    assert [axis.get_title() for axis in chosen.axes[:3]] == ["layer 0", "layer 4", "layer 8"]
+    last = chosen.axes[2].collections[0].get_array()
+    assert np.allclose(last, values[8, layout.positions("base")[0]])
+    titles = [axis.get_ylabel() for axis in draw_values(image, layout, values, layers=[5]).axes]
+    assert any("layer 5" in title for title in titles)
+    for layers in ([9], [-1], []):
+        for draw in (draw_values, explore):
+            with pytest.raises(InputError, match="layers 0 to 8"):
+                draw(image, layout, values, layers=layers)
+    words = [[[f"{layer}.{p}"] for p in range(layout.shape[1])] for layer in range(9)]
+    data = data_of(explore(image, layout, values, layers=[0, 4, 8], words=words).html)
+    assert data["layers"] == ["layer 0", "layer 4", "layer 8"]
+    for k, layer in enumerate((0, 4, 8)):
+        base = layout.positions("base")[0]
+        drawn = data["parts"][0]
+        assert drawn["values"][k] == pytest.approx(values[layer, base].tolist(), rel=1e-3)
+        told = [data["words"][i] for (i,) in drawn["words"][k]]
+        assert told == [f"{layer}.{p}" for p in base.tolist()]
+
+
+def shades(kind, side=64):
+    """A picture in flat grey: "white", "black", or both halves."""
+    picture = Image.new("RGB", (side, side), "black" if kind == "black" else "white")
+    if kind == "halves":
+        ImageDraw.Draw(picture).rectangle((0, 0, side // 2 - 1, side), fill="black")
+    return picture
+
+
+def pixels_of(figure):
+    """The drawn figure, from 0 to 1."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3] / 255
+
+
+def colour_at(figure, pixels, axis, x, y):
+    """Of the pixel at coordinates of `axis`."""
+    across, up = axis.transData.transform((x, y))
+    return pixels[len(pixels) - 1 - int(up), int(across)]
+
+
+@pytest.mark.parametrize("kind", ["white", "black", "halves"])
+@pytest.mark.parametrize("value", [0.02, 0.25, 0.98])
+def test_colours_are_those_of_the_bar_whatever_is_below(model, kind, value):
+    image = shades(kind)
+    layout = model.prepare("What is it?", image).layout
+    values = torch.full((layout.shape[1],), value)
+    figure = draw_values(image, layout, values, limits=(0.0, 1.0))
+    pixels = pixels_of(figure)
+    bar = figure.axes[-1]
+    want = colour_at(figure, pixels, bar, 0.5, value)
+    assert np.abs(want - colormaps["cividis"](value)[:3]).max() < 0.02
+    for axis in figure.axes[1:-1]:
+        for x in (2, 20, 44, 62):  # away from the edge in the middle
+            assert np.abs(colour_at(figure, pixels, axis, x, 30) - want).max() < 0.02
+        if kind == "halves":  # and its two sides are told apart
+            dark, light = (colour_at(figure, pixels, axis, x, 30).sum() for x in (31.2, 32.8))
+            assert light - dark > 0.2
+
+
+def test_the_interactive_picture_has_the_colours_of_its_bar(model):
+    image = shades("halves")
+    layout = model.prepare("What is it?", image).layout
+    values = torch.linspace(0, 1, layout.shape[1])
+    data = data_of(explore(image, layout, values, limits=(0.2, 1.0)).html)
+    assert data["colours"][64] == "#{:02x}{:02x}{:02x}".format(
+        *(round(255 * part) for part in colormaps["cividis"](64)[:3])
+    )
+    assert data["marks"] == ["≤", ""]  # below 0.2 colours stay the same
+    over = Image.open(BytesIO(base64.b64decode(data["picture"].split(",")[1])))
+    opacity = np.asarray(over)[..., 3] / 255
+    assert over.size == image.size
+    assert opacity[:, :20].max() == opacity[:, 44:].max() == 0  # flat: nothing over the values
+    assert opacity[:, 30:34].min() > 0.05
+    ink = np.asarray(over)[..., :3]
+    assert (ink[:, 31] == 0).all()
+    assert (ink[:, 32] == 255).all()
+
+
+@pytest.mark.parametrize(("height", "width", "layers"), [(64, 64, 3), (200, 20, 3), (20, 200, 1)])
+def test_newlines_cover_no_label(model, height, width, layers):
+    image = random_image(height, width)
+    layout = model.prepare("What is it?", image).layout
+    figure = draw_values(image, layout, torch.rand(layers, layout.shape[1]))
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    bar = figure.axes[-1].get_tightbbox()
+    written = [bar]
+    for axis in figure.axes[:-1]:
+        for label in (*axis.get_xticklabels(), *axis.get_yticklabels()):
+            if label.get_visible() and label.get_text():
+                written.append(label.get_window_extent())
+    strips = 0
+    for axis in figure.axes[:-1]:
+        for cells in axis.collections:
+            for path in cells.get_paths():
+                box = path.get_extents(axis.transData)
+                if path.vertices[:, 0].min() > width:
+                    strips += 1
+                    assert not any(box.overlaps(other) for other in written)
+    assert strips == layers * int(layout.counts("newline")[0])
+    assert bar.x1 <= figure.bbox.x1
+
+
+def data_of(html):
+    """What a page draws."""
+    return json.loads(html.split("const data = ")[1].split(";\nconst panels")[0])
+
+
+def test_signs_limits_and_missing_values(each):
+    image = random_image(31, 57)
+    layout = each.prepare("What is it?", image).layout
+    values = torch.linspace(-1, 3, int(layout.counts("visual")[0]))
+    values = torch.zeros(layout.shape[1]).masked_scatter(layout.mask("visual")[0], values)
+    values[layout.positions("base")[0, :4]] = torch.nan
+    figure = draw_values(image, layout, values)
+    solid, empty = figure.axes[1].collections
+    assert solid.cmap.name == "RdBu_r"
+    assert solid.norm.vmin == -solid.norm.vmax
+    assert len(empty.get_paths()) == 4
+    assert len(solid.get_array()) == int(layout.counts("base")[0]) - 4
+    assert figure.axes[1].patches[0].get_hatch()
+    cut = draw_values(image, layout, values.abs(), limits=(0.0, 1.0))
+    assert cut.axes[1].collections[0].norm.vmax == 1
+    assert draw_values(image, layout, torch.ones(layout.shape[1])).axes  # all the same
+
+
+def test_what_does_not_fit_is_refused(each):
+    image = random_image(31, 57)
+    inputs = each.prepare(["What is it?", "No picture."], [image, None])
+    layout = inputs.layout
+    values = torch.rand(layout.shape[1])
+    with pytest.raises(InputError, match="57×31"):
+        draw_values(random_image(57, 31), layout, values)
+    with pytest.raises(InputError, match=r"0 image\(s\)"):
+        draw_values(image, layout, values, row=1)
+    with pytest.raises(InputError, match="do not fit"):
+        draw_values(image, layout, values[:-1])
+    with pytest.raises(InputError, match="finite"):
+        draw_values(image, layout, values * torch.nan)
+    with pytest.raises(InputError, match="explore"):
+        draw_values(image, layout, values.expand(9, -1))
+    with pytest.raises(InputError, match="names"):
+        draw_values(image, layout, values, names=["a", "b"])
+    with pytest.raises(InputError, match="low, high"):
+        draw_values(image, layout, values, limits=(1.0, 1.0))
+    with pytest.raises(InputError, match="words"):
+        explore(image, layout, values, words=[[["a"]]])
+
+
+def test_the_interactive_picture_holds_values_words_and_places(each, tmp_path):
+    image = random_image(31, 57)
+    layout = each.prepare("What is it?", image).layout
+    n = layout.shape[1]
+    values = torch.rand(4, n)
+    position = int(layout.positions("base")[0, 2])
+    values[1, position] = torch.nan
+    words = [[[f"</script>{layer}.{p}", "b"] for p in range(n)] for layer in range(4)]
+    page = explore(image, layout, values, words=words, label="probability [1]")
+    html = page.save(tmp_path / "pictures" / "page.html").read_text(encoding="utf-8")
+    assert not re.search(r'(src|href)="', html)
+    assert html.count("</script>") == 1
+    assert len(page._repr_html_()) < 200_000
+    data = data_of(html)
+    assert data["layers"] == [f"layer {k}" for k in range(4)]
+    assert len(data["colours"]) == 256
+    drawn = 0
+    for part in data["parts"]:
+        for i, (cell, place) in enumerate(zip(part["cells"], part["places"], strict=True)):
+            drawn += 1
+            where = int(re.findall(r"position (\d+)", place)[0])
+            newline = bool(layout.newline[0, where])
+            assert newline == ("newline" in place)
+            if not newline:
+                assert cell == pytest.approx(layout.box[0, where].tolist(), abs=0.01)
+                column, row = int(layout.grid_col[0, where]), int(layout.grid_row[0, where])
+                assert f"row {row}, column {column}" in place
+            for layer in range(4):
+                value = part["values"][layer][i]
+                if layer == 1 and where == position:
+                    assert value is None
+                else:
+                    assert value == pytest.approx(float(values[layer, where]), rel=1e-3)
+                told = [data["words"][k] for k in part["words"][layer][i]]
+                assert told == words[layer][where]
+    assert drawn == int(layout.counts("visual")[0])

@@ -1,0 +1,500 @@
+"""Modality hook points against masked full-stream hooks and TransformerLens's own semantics."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from conftest import FAMILIES, load_tiny
+from tiny import random_image
+from transformer_lens import patching, utilities
+from transformer_lens.hook_points import HookPoint
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import DynamicCache
+
+import mm_lens
+from mm_lens.model.hooks import PARENTS, ModalityHookPoint
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request):
+    return request.param
+
+
+def masked_edit(mask, edit):
+    """A full-stream hook that edits only where `mask` [batch, pos] is set: independent truth."""
+
+    def hook(tensor, hook):
+        at = mask.reshape(*mask.shape, *[1] * (tensor.ndim - 2))
+        return torch.where(at, edit(tensor), tensor)
+
+    return hook
+
+
+def noise_like(rows, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(rows.shape[1:], generator=generator).to(rows)
+
+
+@pytest.mark.parametrize("group", ["visual", "text"])
+@pytest.mark.parametrize("short", PARENTS)
+def test_edit_equals_masked_full_stream_edit(model, batch, short, group):
+    mask = batch.layout.mask(group)
+    view = model.run_with_hooks(
+        batch, fwd_hooks=[(f"blocks.1.{group}.hook_{short}", lambda x, hook: -1.5 * x)]
+    )
+    full = model.run_with_hooks(
+        batch, fwd_hooks=[(f"blocks.1.{PARENTS[short]}", masked_edit(mask, lambda x: -1.5 * x))]
+    )
+    assert torch.equal(view, full)
+    assert not torch.equal(view, model(batch))
+
+
+@pytest.mark.parametrize("short", PARENTS)
+def test_cached_rows_are_the_masked_rows(model, batch, short):
+    names = [f"blocks.2.{group}.hook_{short}" for group in ("visual", "text")]
+    _, views = model.run_with_cache(batch, names_filter=names)
+    _, full = model.run_with_cache(batch, names_filter=[f"blocks.2.{PARENTS[short]}"])
+    tensor = full[f"blocks.2.{PARENTS[short]}"]
+    for group, name in zip(("visual", "text"), names, strict=True):
+        layout = batch.layout
+        rows, valid = views[name], layout.valid(group)
+        assert rows.shape[:2] == valid.shape
+        assert torch.equal(rows[valid], tensor[layout.mask(group)])
+        assert not rows[~valid].any()
+
+
+def test_edit_leaves_text_below_bit_identical(model, batch):
+    names = mm_lens.names("resid_post", modality=["visual", "text"])
+    _, before = model.run_with_cache(batch, names_filter=names)
+    with model.hooks(fwd_hooks=[("blocks.1.visual.hook_resid_post", lambda x, hook: x + 1)]):
+        _, after = model.run_with_cache(batch, names_filter=names)
+    for layer in (0, 1):
+        assert torch.equal(before["resid_post", layer, "text"], after["resid_post", layer, "text"])
+    assert torch.equal(before["resid_post", 0, "visual"], after["resid_post", 0, "visual"])
+    valid = batch.layout.valid("visual")
+    change = after["resid_post", 1, "visual"] - before["resid_post", 1, "visual"]
+    assert torch.allclose(change[valid], torch.ones_like(change[valid]), atol=1e-5)
+    assert not torch.equal(before["resid_post", 2, "text"], after["resid_post", 2, "text"])
+
+
+def test_in_place_edit_is_written_back(model, batch):
+    def in_place(rows, hook):
+        rows[:, 3] = 0
+
+    def returned(rows, hook):
+        rows = rows.clone()
+        rows[:, 3] = 0
+        return rows
+
+    name = "blocks.0.visual.hook_resid_post"
+    one, two = (model.run_with_hooks(batch, fwd_hooks=[(name, h)]) for h in (in_place, returned))
+    assert torch.equal(one, two)
+    assert not torch.equal(one, model(batch))
+
+
+def test_order_of_attachment_is_order_of_effect(model, batch):
+    view, full = "blocks.0.visual.hook_resid_post", "blocks.0.hook_resid_post"
+    seen = {}
+
+    def plus(x, hook):
+        return x + 1
+
+    def look(x, hook):
+        seen[hook.name] = x.clone()
+
+    _, cache = model.run_with_cache(batch, names_filter=[view])
+    model.run_with_hooks(batch, fwd_hooks=[(full, plus), (view, look)])
+    valid = batch.layout.valid("visual")
+    assert torch.equal(seen[view][valid], (cache[view] + 1)[valid])
+    model.run_with_hooks(batch, fwd_hooks=[(view, look), (full, plus)])
+    assert torch.equal(seen[view], cache[view])
+
+
+def test_hook_of_wrong_shape_raises(model, batch):
+    with pytest.raises(mm_lens.HookError, match=r"returned \(3, 2"):
+        model.run_with_hooks(
+            batch, fwd_hooks=[("blocks.0.visual.hook_resid_post", lambda x, hook: x[:, :2])]
+        )
+    assert not any(p.has_hooks() for p in model.hook_points())
+
+
+def test_names_filter_forms(model, batch):
+    name = "blocks.1.visual.hook_resid_post"
+    for names_filter in (name, [name], lambda n: n == name, mm_lens.names("resid_post", "visual")):
+        _, cache = model.run_with_cache(batch, names_filter=names_filter)
+        assert name in cache.keys()  # noqa: SIM118 (an ActivationCache is not a mapping)
+    assert torch.equal(cache["resid_post", 1, "visual"], cache[name])
+    assert torch.equal(cache["resid_post", -2, "visual"], cache[name])
+    stacked = cache.stack_activation("resid_post", sublayer_type="visual")
+    assert torch.equal(stacked[1], cache[name])
+    with pytest.raises(KeyError, match="matched no hook points"):
+        model.run_with_cache(batch, names_filter="blocks.1.visual.hook_nonsense")
+    with pytest.raises(mm_lens.InputError, match="resid_pre"):
+        mm_lens.names("nonsense")
+
+
+def test_modality_key_is_not_overruled(model, batch):
+    """TransformerLens maps ("q", 1, "visual") to the full stream's blocks.1.attn.hook_q."""
+    _, cache = model.run_with_cache(batch, names_filter=mm_lens.names("q", ["visual", "text"]))
+    assert utilities.get_act_name("q", 1, "visual") == "blocks.1.attn.hook_q"  # canary
+    assert torch.equal(cache["q", 1, "visual"], cache["blocks.1.visual.hook_q"])
+
+
+def test_aliases_resolve_but_are_cached_once(model, batch):
+    alias, name = "blocks.1.hook_visual_resid_post", "blocks.1.visual.hook_resid_post"
+    edit = [(alias, lambda x, hook: x * 0)]
+    same = [(name, lambda x, hook: x * 0)]
+    assert torch.equal(
+        model.run_with_hooks(batch, fwd_hooks=edit), model.run_with_hooks(batch, fwd_hooks=same)
+    )
+    _, cache = model.run_with_cache(batch, names_filter=alias)
+    assert torch.equal(cache[alias], cache[name])
+    assert torch.equal(cache["visual_resid_post", 1], cache[name])
+    assert model.get_hook_point(alias) is model.hook_dict[name]
+    model.add_hook(alias, lambda x, hook: None)
+    assert len(model.hook_dict[name].fwd_hooks) == 1
+    model.reset_hooks()
+    _, everything = model.run_with_cache(batch)
+    assert name in everything.cache_dict
+    assert alias not in everything.cache_dict
+
+
+def test_generic_activation_patch(model):
+    """The generic sweep of TransformerLens, on visual tokens, against a plain loop."""
+    clean = model.prepare("What is it?", random_image(20, 33, 1))
+    corrupted = model.prepare("What is it?", random_image(20, 33, 2))
+    _, cache = model.run_with_cache(clean, names_filter=mm_lens.names("resid_post", "visual"))
+
+    def metric(logits):
+        return logits[0, -1, 5]
+
+    def setter(corrupted_activation, index, clean_activation):
+        corrupted_activation[:, :] = clean_activation
+        return corrupted_activation
+
+    with model.bound(corrupted):
+        got = patching.generic_activation_patch(
+            model,
+            corrupted.input_ids,
+            cache,
+            metric,
+            setter,
+            activation_name="visual_resid_post",
+            index_axis_names=["layer"],
+        )
+    mask = clean.layout.mask("visual")
+    _, full = model.run_with_cache(clean, names_filter=mm_lens.names("resid_post"))
+    for layer in range(model.cfg.n_layers):
+        donor = full["resid_post", layer]
+        want = metric(
+            model.run_with_hooks(
+                corrupted,
+                fwd_hooks=[
+                    (
+                        f"blocks.{layer}.hook_resid_post",
+                        masked_edit(mask, lambda x, donor=donor: donor),
+                    )
+                ],
+            )
+        )
+        assert torch.equal(got[layer], want)
+
+
+def test_handles_levels_and_permanence(fresh):
+    name, other = "blocks.0.visual.hook_resid_post", "blocks.0.text.hook_resid_post"
+    view, parent = fresh.hook_dict[name], fresh.hook_dict["blocks.0.hook_resid_post"]
+
+    fresh.add_hook(name, lambda x, hook: None)
+    fresh.add_perma_hook(other, lambda x, hook: None)
+    fresh.add_hook("blocks.0.hook_resid_post", lambda x, hook: None)
+    assert (len(view.fwd_hooks), len(parent.fwd_hooks)) == (1, 3)
+    assert set(fresh.list_hooks()) >= {name, other}
+    fresh.reset_hooks()
+    assert (len(view.fwd_hooks), len(parent.fwd_hooks)) == (0, 1)
+    assert view.has_hooks() is False
+    assert fresh.hook_dict[other].has_hooks() is True
+    fresh.reset_hooks(including_permanent=True)
+    assert not parent.fwd_hooks
+    assert not parent._forward_hooks
+
+    inputs = fresh.prepare("a", random_image(9, 9))
+    with fresh.hooks(fwd_hooks=[(name, lambda x, hook: x * 0)], bwd_hooks=[]):
+        assert view.fwd_hooks[0].context_level == 1
+        inside = fresh(inputs)
+    assert not view.fwd_hooks
+    assert not torch.equal(inside, fresh(inputs))
+
+    handle = view.add_hook(lambda x, hook: None, level=4)
+    view.add_hook(lambda x, hook: None, level=5)
+    parent.remove_hooks("both", level=4)
+    assert [h.context_level for h in view.fwd_hooks] == [5]
+    handle.hook.remove()  # removed already: harmless
+    view.remove_hooks("both")
+    assert not parent._forward_hooks
+
+    first = []
+    view.add_hook(lambda x, hook: first.append("second"))
+    view.add_hook(lambda x, hook: first.append("first"), prepend=True)
+    fresh(inputs)
+    assert first == ["first", "second"]
+
+
+def test_views_without_hooks_leave_the_forward_alone(fresh):
+    """No hook of a view, no code on the path: not even a torch hook."""
+    views = [p for p in fresh.hook_points() if isinstance(p, ModalityHookPoint)]
+    assert len(views) == 2 * len(PARENTS) * fresh.cfg.n_layers
+    assert not any(view.parent._forward_hooks for view in views)
+
+
+@pytest.mark.parametrize("name", ["resid_post", "q", "z", "post"])
+def test_backward_hooks_see_their_rows_and_can_edit(model, batch, name):
+    parent = f"blocks.1.{PARENTS[name]}"
+    view = f"blocks.1.visual.hook_{name}"
+    full, rows = {}, {}
+
+    def keep_full(tensor, hook):
+        tensor.retain_grad()
+        full["x"] = tensor
+        return tensor
+
+    def keep_rows(gradient, hook):
+        rows["grad"] = gradient.clone()
+
+    with model.hooks(fwd_hooks=[(parent, keep_full)], bwd_hooks=[(view, keep_rows)]):
+        model(batch)[:, -1].square().sum().backward()
+    model.zero_grad()
+    layout = batch.layout
+    want = full["x"].grad[layout.mask("visual")]
+    assert want.abs().max() > 0
+    assert torch.equal(rows["grad"][layout.valid("visual")], want)
+
+    below = {}
+    with model.hooks(
+        fwd_hooks=[("blocks.0.hook_resid_post", lambda x, hook: below.update(x=x) or x)],
+        bwd_hooks=[(f"blocks.1.{g}.hook_resid_pre", lambda g, hook: g * 0) for g in ("visual",)],
+    ):
+        logits = model(batch)
+        below["x"].retain_grad()
+        logits[:, -1].square().sum().backward()
+    model.zero_grad()
+    gradient = below["x"].grad
+    assert not gradient[layout.mask("visual")].any()
+    assert gradient[layout.mask("text")].any()
+
+
+def test_two_graphs_in_flight_keep_their_rows(model):
+    """Each backward meets the rows of its own forward, whatever ran in between."""
+    one = model.prepare("What is it?", random_image(31, 57))
+    two = model.prepare("?", random_image(57, 31))
+    got = []
+    with model.hooks(
+        bwd_hooks=[("blocks.1.visual.hook_resid_post", lambda g, hook: got.append(g.shape[1]))]
+    ):
+        losses = [model(x)[0, -1].sum() for x in (one, two)]
+        for loss in losses:
+            loss.backward()
+    model.zero_grad()
+    assert got == [int(x.layout.counts("visual")[0]) for x in (one, two)]
+
+
+def test_run_with_cache_gradients(model, batch):
+    names = mm_lens.names("resid_post", "visual", layers=[1])
+    loss, cache = model.run_with_cache(batch, names_filter=names, incl_bwd=True, return_type="loss")
+    model.zero_grad()
+    gradient = cache["blocks.1.visual.hook_resid_post_grad"]
+    assert gradient.shape == cache["resid_post", 1, "visual"].shape
+    assert gradient.abs().max() > 0
+    assert loss.ndim == 0
+
+
+def test_stop_at_layer_remove_batch_dim_pos_slice(model):
+    inputs = model.prepare("What is it?", random_image(31, 57))
+    names = mm_lens.names("resid_post", "visual")
+    out, cache = model.run_with_cache(inputs, names_filter=names, stop_at_layer=2)
+    assert set(cache.keys()) == {f"blocks.{i}.visual.hook_resid_post" for i in (0, 1)}
+    _, full = model.run_with_cache(inputs, names_filter=mm_lens.names("resid_post"))
+    assert torch.equal(out, full["resid_post", 1])
+
+    _, squeezed = model.run_with_cache(inputs, names_filter=names, remove_batch_dim=True)
+    assert torch.equal(squeezed["resid_post", 1, "visual"], cache["resid_post", 1, "visual"][0])
+    _, sliced = model.run_with_cache(inputs, names_filter=names, pos_slice=(2, 5))
+    assert torch.equal(sliced["resid_post", 1, "visual"], cache["resid_post", 1, "visual"][:, 2:5])
+
+
+def test_no_image_no_call(model):
+    """Text-only prompts: visual hooks do not fire, the key is absent, text is everything."""
+    inputs = model.prepare("Only words.")
+    calls = []
+    _, cache = model.run_with_cache(
+        inputs, names_filter=mm_lens.names("resid_post", ["visual", "text"])
+    )
+    model.run_with_hooks(
+        inputs, fwd_hooks=[("blocks.0.visual.hook_resid_post", lambda x, hook: calls.append(1))]
+    )
+    assert not calls
+    assert not any(".visual." in name for name in cache.keys())  # noqa: SIM118
+    assert cache["resid_post", 0, "text"].shape[1] == inputs.input_ids.shape[1]
+
+
+def test_generate_calls_visual_hooks_once(model):
+    inputs = model.prepare("What is it?", random_image(31, 57))
+    visual, text = [], []
+    with model.hooks(
+        fwd_hooks=[
+            ("blocks.1.visual.hook_resid_post", lambda x, hook: visual.append(x.shape[1])),
+            ("blocks.1.text.hook_resid_post", lambda x, hook: text.append(x.shape[1])),
+        ]
+    ):
+        model.generate(inputs, max_new_tokens=4, do_sample=False, stop_at_eos=False, verbose=False)
+    counts = {g: int(inputs.layout.counts(g)[0]) for g in ("visual", "text")}
+    assert visual == [counts["visual"]]
+    assert text == [counts["text"], 1, 1, 1]
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_compatibility_mode(family, attention):
+    model = load_tiny(family, attention=attention, check=False)
+    inputs = model.prepare("What is it?", random_image(31, 57))
+    before = model(inputs).log_softmax(-1)
+    model.enable_compatibility_mode(disable_warnings=True)
+    assert torch.allclose(model(inputs).log_softmax(-1), before, atol=1e-4)
+    name = "blocks.1.visual.hook_resid_post"
+    mask = inputs.layout.mask("visual")
+    view = model.run_with_hooks(inputs, fwd_hooks=[(name, lambda x, hook: x * 2)])
+    full = model.run_with_hooks(
+        inputs, fwd_hooks=[("blocks.1.hook_resid_post", masked_edit(mask, lambda x: x * 2))]
+    )
+    assert torch.equal(view, full)
+    _, cache = model.run_with_cache(inputs, names_filter=mm_lens.names("z", "visual"))
+    assert cache["z", 1, "visual"].shape[1:] == (int(mask.sum()), 4, 6)
+
+
+def test_deepcopy_and_state_dict(fresh):
+    inputs = fresh.prepare("What is it?", random_image(31, 57))
+    twin = copy.deepcopy(fresh)
+    name = "blocks.1.visual.hook_resid_post"
+    twin.add_hook(name, lambda x, hook: x * 0)
+    assert torch.equal(fresh(inputs), fresh(inputs))
+    assert not torch.equal(twin(inputs), fresh(inputs))
+    assert twin.hook_dict[name].parent is twin.hook_dict["blocks.1.hook_resid_post"]
+    twin.reset_hooks()
+
+    state = {k: v.clone() for k, v in fresh.state_dict().items()}
+    with torch.no_grad():
+        for parameter in fresh.parameters():
+            parameter.add_(0.1)
+    assert not torch.equal(twin(inputs), fresh(inputs))
+    fresh.load_state_dict(state)
+    assert torch.equal(twin(inputs), fresh(inputs))
+
+
+def test_a_copy_with_view_hooks_is_refused(fresh):
+    fresh.add_hook("blocks.1.visual.hook_resid_post", lambda x, hook: x * 0)
+    with pytest.raises(mm_lens.HookError, match="reset_hooks"):
+        copy.deepcopy(fresh)
+    fresh.reset_hooks()
+    copy.deepcopy(fresh)
+
+
+def test_inference_mode(model, batch):
+    name = "blocks.1.visual.hook_resid_post"
+
+    def in_place(rows, hook):
+        rows[:, 3] = 0
+
+    want = model.run_with_hooks(batch, fwd_hooks=[(name, in_place)])
+    with torch.inference_mode():
+        _, cache = model.run_with_cache(batch, names_filter=[name])
+        got = model.run_with_hooks(batch, fwd_hooks=[(name, in_place)])
+    assert torch.equal(got, want)
+    assert cache[name].shape[:2] == batch.layout.valid("visual").shape
+
+
+def test_a_sweep_takes_every_position_once(model, batch):
+    """Code for TransformerLens says endswith("hook_resid_post") and means one point per block."""
+    seen = []
+
+    def double(x, hook):
+        seen.append(hook.name)
+        return x * 2
+
+    def suffix(name):
+        return name.startswith("blocks.1") and name.endswith("hook_resid_post")
+
+    got = model.run_with_hooks(batch, fwd_hooks=[(suffix, double)])
+    assert len(seen) == 1
+    whole = [("blocks.1.hook_resid_post", double)]
+    assert torch.equal(got, model.run_with_hooks(batch, fwd_hooks=whole))
+    model.add_hook(suffix, double)
+    assert torch.equal(model(batch), got)
+    model.reset_hooks()
+    _, cache = model.run_with_cache(batch, names_filter=lambda n: n.endswith("hook_z"))
+    assert not any("visual" in name for name in cache.keys())  # noqa: SIM118
+
+
+def test_interrupts_and_nested_passes_keep_layouts_apart(model):
+    one = model.prepare("What is it?", random_image(31, 57))
+    two = model.prepare("?", random_image(57, 31))
+    name, counts = "blocks.1.visual.hook_resid_post", {}
+
+    def interrupt(x, hook):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        model.run_with_hooks(one, fwd_hooks=[(name, interrupt)])
+
+    def look_at(key):
+        return lambda x, hook: counts.update({key: x.shape[1]})
+
+    def inner(x, hook):
+        if "inner" in counts:
+            return
+        counts["inner"] = None  # this hook is on the inner pass as well
+        model.run_with_hooks(two, fwd_hooks=[(name, look_at("inner"))])
+
+    model.run_with_hooks(
+        one, fwd_hooks=[("blocks.0.visual.hook_resid_pre", inner), (name, look_at("outer"))]
+    )
+    want = [int(x.layout.counts("visual")[0]) for x in (two, one)]
+    assert [counts["inner"], counts["outer"]] == want
+
+
+def test_passing_an_empty_cache_changes_nothing(model):
+    inputs = model.prepare("What is it?", random_image(31, 57))
+    edit = [("blocks.1.visual.hook_resid_post", lambda x, hook: x * 0)]
+    want = model.run_with_hooks(inputs, fwd_hooks=edit)
+    got = model.run_with_hooks(inputs, fwd_hooks=edit, past_key_values=DynamicCache())
+    assert torch.equal(got, want)
+    options = {"max_new_tokens": 3, "do_sample": False, "stop_at_eos": False}
+    calls = []
+    look = [("blocks.1.visual.hook_resid_post", lambda x, hook: calls.append(x.shape[1]))]
+    with model.hooks(fwd_hooks=look):
+        model.hf_generate(inputs, **options)
+        _, cache = model.run_with_cache(
+            inputs, names_filter="blocks.1.text.hook_q", past_key_values=DynamicCache()
+        )
+    n = inputs.layout.counts("visual").item()
+    assert calls == [n, n]
+    assert cache["q", 1, "text"].shape[1] == int(inputs.layout.counts("text")[0])
+    assert cache.layout.counts("visual").tolist() == [n]
+
+
+def test_names_refuses_what_can_match_nothing():
+    for options in ({"modality": "newline"}, {"modality": "all"}, {"layers": [-1]}):
+        with pytest.raises(mm_lens.InputError):
+            mm_lens.names("resid_post", **options)
+
+
+def test_uninstall_gives_the_plain_bridge_back(fresh):
+    inputs = fresh.prepare("What is it?", random_image(31, 57))
+    want = fresh(inputs)
+    fresh.add_hook("blocks.1.visual.hook_resid_post", lambda x, hook: x * 0, is_permanent=True)
+    plain = fresh.uninstall()
+    assert type(plain) is TransformerBridge
+    assert not any(".visual." in n or ".text." in n for n in plain.hook_dict)
+    assert all(type(p) is HookPoint for p in plain.hook_points())
+    assert plain.hook_dict["hook_embed"] is plain.hook_dict["embed.hook_out"]
+    got = plain(inputs.input_ids, **{k: v for k, v in inputs.items() if k != "input_ids"})
+    assert torch.equal(got, want)
