@@ -23,22 +23,24 @@ import mm_lens
 from mm_lens import DataError, InputError
 from mm_lens.data.datasets import ImageFolder, Sample
 from mm_lens.profiling.result import COLUMNS, Profile
-from mm_lens.profiling.states import collect, state_names
+from mm_lens.profiling.states import SamplingPlan, collect, state_names
 from mm_lens.profiling.token_sample import BottomK, TokenSample, digest
 
 
 def states_of(model, data, *, k=50, batch_size=3, seed=0, streams=("residual", "main"), **more):
     options = {"modalities": ("visual", "text", "all"), "progress": False, "on_error": "raise"}
-    return collect(
-        model,
-        data,
+    options |= more
+    progress, on_error = (options.pop(name) for name in ("progress", "on_error"))
+    plan = SamplingPlan(
         n_samples=len(data),
         streams=streams,
         k=k,
         batch_size=batch_size,
         seed=seed,
-        **{**options, **more},
+        on_error=on_error,
+        **options,
     )
+    return collect(model, data, plan, progress=progress)
 
 
 # ---- the sample ----
