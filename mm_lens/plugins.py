@@ -10,6 +10,11 @@ from typing import Any
 from mm_lens.errors import MMLensWarning
 
 
+def plugin_names(group: str) -> list[str]:
+    """Names under which installed packages add something to `group`; nothing is imported."""
+    return sorted(entry_points(group=group).names)
+
+
 def plugins(group: str, kind: str) -> Iterator[Any]:
     """Every object that an installed package adds under `group`.
 

@@ -8,13 +8,16 @@ knock-out and ablation tables. TransformerLens's tools that want a scalar, such 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from itertools import count
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mm_lens._notebook import make_table
 from mm_lens.errors import InputError
 from mm_lens.model.inputs import Inputs
 
@@ -103,6 +106,27 @@ class Answers:
         self.last = (
             attended * torch.arange(1, attended.shape[1] + 1, device=attended.device)
         ).argmax(1)
+
+    def __repr__(self) -> str:
+        pairs = Counter(zip(self._names(self.right), self._names(self.wrong), strict=True))
+        listed = "; ".join(
+            f"{right} rather than {wrong}" + f" in {n} rows" * (n > 1)
+            for (right, wrong), n in pairs.items()
+        )
+        return f"Answers({', '.join(self.options)}: {listed})"
+
+    def _repr_html_(self) -> str:
+        """The options with their tokens, and which is right in each row."""
+        options = zip(self.options, self.tokens.tolist(), strict=True)
+        rows = zip(count(), self._names(self.right), self._names(self.wrong))
+        return make_table(["option", "token"], options) + make_table(
+            ["row", "right", "compared with"], rows
+        )
+
+    def _names(self, chosen: Int[Tensor, " batch"] | None) -> list[str]:
+        if chosen is None:
+            return ["the mean of the others"] * len(self.right)
+        return [self.options[i] for i in chosen.tolist()]
 
     def _index(self, answers: str | Sequence[str], batch: int) -> Tensor:
         rows = [answers] * batch if isinstance(answers, str) else list(answers)

@@ -1,7 +1,8 @@
 """Layouts of published files that transformers cannot load, and where such are found.
 
 A format lives outside of this package, like a family, and is found through the entry point group
-`mm_lens.formats`. `mm_lens.convert` and `mm_lens.load` make a transformers directory of it.
+`mm_lens.formats`, by its name. `mm_lens.convert` and `mm_lens.load` make a transformers directory
+of it.
 """
 
 from __future__ import annotations

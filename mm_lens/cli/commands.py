@@ -22,9 +22,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 import typer
 
 import mm_lens
+from mm_lens import demo
 from mm_lens._storage.files import check_free, whole_directory
 from mm_lens.cli import failures
 from mm_lens.errors import MMLensError, MMLensWarning
+from mm_lens.plugins import plugin_names
 from mm_lens.profiling import processes
 
 if TYPE_CHECKING:
@@ -77,6 +79,13 @@ def _names(text: str, valid: Sequence[str]) -> list[str]:
             f"{text!r} is not a comma-separated list out of: {', '.join(valid)}."
         )
     return names
+
+
+def _known_metrics() -> list[str]:
+    """Names of all metrics, which come with the code that computes them: torch is imported."""
+    from mm_lens.metrics import METRICS
+
+    return [*METRICS]
 
 
 @app.command(name="profile")
@@ -176,8 +185,11 @@ def profile_command(
     run_dir = Path(states or f"{os.path.abspath(out)}.partial") if states != "ram" else None
     # What can be wrong is looked at before anything slow begins.
     check_free(out, PROVENANCE_FILE, overwrite)
+    if model.startswith("demo/"):
+        demo.path(model)
     named = data in datasets.names()
     chosen = datasets.load(data, split=split, limit=samples, seed=seed)
+    asked = _names(metrics, _known_metrics()) if metrics else None
     crew = processes.Processes()
     quiet = quiet or not crew.main
     if not quiet:
@@ -196,7 +208,7 @@ def profile_command(
             chosen,
             streams=flows,  # type: ignore[arg-type]
             presets=sets,
-            metrics=[name.strip() for name in metrics.split(",")] if metrics else None,
+            metrics=asked,
             tokens=tokens,
             batch_size=batch_size,
             seed=seed,
@@ -251,6 +263,10 @@ def convert_command(
 
     Example: mm-lens convert FORMAT downloads/model converted/model
     """
+    if format not in (known := plugin_names("mm_lens.formats")):
+        raise typer.BadParameter(f"No format is called {format!r}. Known: {', '.join(known)}.")
+    if not source.is_dir():
+        raise MMLensError(f"{source} is not a directory. Give that of the published files.")
     import torch
 
     try:

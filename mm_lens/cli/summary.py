@@ -39,7 +39,7 @@ def headline(profile: Profile, preset: str) -> Table | None:
     if not metrics:
         return None
     table = Table(
-        title=f"{curves.source(profile)}\npreset {preset}: first · middle · last layer",
+        title=f"{profile.title}\npreset {preset}: first · middle · last layer",
         title_style="bold",
         title_justify="left",
         box=box.SIMPLE_HEAD,

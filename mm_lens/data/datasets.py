@@ -11,16 +11,22 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, overload, runtime_checkable
 
 from PIL import Image
 
+from mm_lens._notebook import Html, make_table, make_thumbnails
 from mm_lens.data.pictures import read_picture
 from mm_lens.errors import DataError
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 TABLE_SUFFIXES = frozenset({".csv", ".jsonl", ".parquet"})
+
+
+SHOWN = 5
+"""Samples that a notebook shows of a data set."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,26 @@ class DataSet(_Samples):
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    def __repr__(self) -> str:
+        images = len({row.image for row in self._rows if row.image is not None})
+        answers = sum(row.answer is not None for row in self._rows)
+        return (
+            f"{type(self).__name__}({self.name!r}: {len(self):,} samples, {images:,} images, "
+            f"{answers:,} answers)"
+        )
+
+    def _repr_html_(self) -> str:
+        """The first samples."""
+        rows = []
+        for row in self._rows[:SHOWN]:
+            try:
+                sample = row.read()
+                picture = make_thumbnails([sample.image] if sample.image else [])
+            except DataError as error:  # a notebook shows what can be shown
+                picture = Html(escape(str(error)))
+            rows.append((row.id, row.text, row.answer or "", picture))
+        return make_table(["id", "text", "answer", "image"], rows, repr(self))
 
     @overload
     def __getitem__(self, index: int) -> Sample: ...

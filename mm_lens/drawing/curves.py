@@ -11,7 +11,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -177,19 +176,6 @@ def look_at(rows: pd.DataFrame, metric: str, x: str = "layer", log_from: float =
     )
 
 
-def source(profile: Profile) -> str:
-    """Model and data, for titles."""
-    about = profile.provenance
-    data, count = about["data"]["name"], about["data"]["n_samples"]
-    names = f"{_short(about['model']['name'])} on {_short(data)}"
-    return f"{names} ({count:,} sample{'s' * (count != 1)})"
-
-
-def _short(name: str) -> str:
-    """A name as it is; of a long path, the end."""
-    return name if len(name) <= 40 else f"…/{Path(name).name[-36:]}"
-
-
 def draw(profile: Profile, chosen: Sequence[str] = ()) -> InlineFigure:
     """Draw metrics over the layers: one row of panels per metric, one column per stream.
 
@@ -210,7 +196,7 @@ def draw(profile: Profile, chosen: Sequence[str] = ()) -> InlineFigure:
         for metric in chosen
     ]
     title = rows[0][0].title if len(chosen) == 1 else "Metrics over layers"
-    return compose(rows, title, source(profile), note(profile.table, chosen))
+    return compose(rows, title, profile.title, note(profile.table, chosen))
 
 
 def compose(

@@ -35,7 +35,7 @@ def render(profile: Profile) -> str:
         + "".join(_section(profile, metric) for metric in chosen)
         + page.provenance(profile.provenance)
     )
-    return page.document(curves.source(profile), body)
+    return page.document(profile.title, body)
 
 
 def figure(profile: Profile, metric: str) -> dict[str, Any]:

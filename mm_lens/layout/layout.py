@@ -34,10 +34,14 @@ import torch
 from jaxtyping import Bool, Float32, Int, Int8, Int16
 from torch import Tensor
 
+from mm_lens._notebook import make_table
 from mm_lens.errors import InputError
 
 PAD, TEXT, VISUAL = -1, 0, 1
 """Values of `TokenLayout.modality`."""
+
+SHOWN = 8
+"""Rows of a batch that its `repr` describes."""
 
 _SEGMENTS = ("pad", "special", "text only", "text before", "text after")
 _MASKS: dict[str, Callable[[TokenLayout], Tensor]] = {
@@ -108,7 +112,7 @@ class ImageGeometry:
         return len(self.tile)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class TokenLayout:
     """What every position of a batch is. All tensors are on one device.
 
@@ -295,10 +299,14 @@ class TokenLayout:
             image_sizes=self.image_sizes * n,
         )
 
-    def describe(self) -> str:
-        """One line for each row of the batch: what it holds and how much of it."""
+    def describe(self, most: int | None = None) -> str:
+        """One line for each row of the batch: what it holds and how much of it.
+
+        Args:
+            most: rows that are described; of the others only the number. None describes all.
+        """
         lines = []
-        for i in range(self.shape[0]):
+        for i in range(self.shape[0])[:most]:
             row = self.row_of(i)
             n = {name: int(row.counts(name).item()) for name in ("visual", "text", "pad")}
             parts = [f"row {i}: {self.shape[1]} positions"]
@@ -315,7 +323,18 @@ class TokenLayout:
                     f"{n_tiles} tile(s) + {newline} newline"
                 )
             lines.append(", ".join(parts))
-        return "\n".join(lines)
+        left = self.shape[0] - len(lines)
+        return "\n".join([*lines, *([f"… {left} more rows"] if left else [])])
+
+    def __repr__(self) -> str:
+        return f"TokenLayout(\n{self.describe(most=SHOWN)}\n)"
+
+    def _repr_html_(self) -> str:
+        """One line for each row: how many positions each group has."""
+        groups = [group for group in self.groups if group != "all"]
+        counts = [self.counts(group).tolist() for group in groups]
+        rows = zip(range(self.shape[0]), *counts, strict=True)
+        return make_table(["row", *groups], rows, "positions of each group")
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> TokenLayout:
         tensors: dict[str, Any] = {

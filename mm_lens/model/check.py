@@ -11,7 +11,9 @@ Cost: about two dozen forward passes of a short prompt with one small image.
 
 from __future__ import annotations
 
+import math
 import warnings
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -19,6 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mm_lens._notebook import make_table
 from mm_lens.errors import MMLensError, MMLensWarning
 from mm_lens.model.families import Family
 from mm_lens.model.hooks import PARENTS
@@ -38,7 +41,7 @@ class Finding:
     message: str
 
 
-@dataclass
+@dataclass(repr=False)
 class Report:
     """What the check found. Also `model.report`."""
 
@@ -52,6 +55,26 @@ class Report:
     def add(self, level: Literal["error", "warning", "note"], message: str) -> None:
         """Add a finding."""
         self.findings.append(Finding(level, message))
+
+    def __repr__(self) -> str:
+        lines = [f"  {finding.level}: {finding.message}" for finding in self.findings]
+        return "\n".join([f"Report({self._verdict()}", *lines]) + ")"
+
+    def _repr_html_(self) -> str:
+        """The verdict, and every finding."""
+        rows = [(finding.level, finding.message) for finding in self.findings]
+        return make_table(["level", "finding"], rows, self._verdict())
+
+    def _verdict(self) -> str:
+        """In one line."""
+        if math.isnan(self.max_logit_difference):
+            return "not checked"
+        count = Counter(finding.level for finding in self.findings)
+        return (
+            f"logits within {self.max_logit_difference:.2g} of the native model's; "
+            f"{count['error']} errors, {count['warning']} warnings; "
+            f"{len(self.dead_hooks)} hook points never fire (.dead_hooks)"
+        )
 
     def announce(self) -> None:
         """Print warnings once; raise on errors.

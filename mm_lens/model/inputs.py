@@ -13,10 +13,14 @@ from PIL import Image
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from mm_lens._notebook import make_table, make_thumbnails
 from mm_lens.data.pictures import Picture, open_picture
 from mm_lens.errors import InputError
-from mm_lens.layout.layout import TokenLayout
+from mm_lens.layout.layout import SHOWN, TokenLayout
 from mm_lens.model.families import Family
+
+COUNTED = ("visual", "text", "pad")
+"""Groups whose tokens notebooks count."""
 
 _STORAGES: set[StorageWeakRef] = set()
 """Memory of the tokens of all `Inputs` that live."""
@@ -82,7 +86,16 @@ class Inputs(Mapping[str, Any]):
         return self.tensors[name]
 
     def __repr__(self) -> str:
-        return f"Inputs(\n{self.layout.describe()}\n)"
+        return f"Inputs(\n{self.layout.describe(most=SHOWN)}\n)"
+
+    def _repr_html_(self) -> str:
+        """Prompt, pictures and number of tokens of each row."""
+        counts = zip(*(self.layout.counts(group).tolist() for group in COUNTED), strict=True)
+        rows = [
+            (text, make_thumbnails(pictures), *numbers)
+            for text, pictures, numbers in zip(self.text, self.images, counts, strict=True)
+        ]
+        return make_table(["prompt", "pictures", *COUNTED], rows)
 
 
 def prepare(

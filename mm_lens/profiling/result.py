@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,7 @@ TABLE_FILE, REPLICATES_FILE = "profile.parquet", "replicates.parquet"
 PROVENANCE_FILE = "provenance.json"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Profile:
     """What `mm_lens.profile` returns.
 
@@ -52,6 +54,45 @@ class Profile:
     table: pd.DataFrame
     provenance: dict[str, Any]
     replicates: pd.DataFrame | None = None
+
+    @property
+    def title(self) -> str:
+        """Model and data."""
+        data = self.provenance["data"]
+        names = f"{_shorten(self.provenance['model']['name'])} on {_shorten(data['name'])}"
+        return f"{names} ({data['n_samples']:,} sample{'s' * (data['n_samples'] != 1)})"
+
+    def overview(self) -> pd.DataFrame:
+        """Values at the first, middle and last layer: a row per stream and metric that stands for
+        its kind, a column per modality."""
+        from mm_lens.metrics import METRICS
+
+        table = self.table
+        known = [name for name in dict.fromkeys(table.metric) if name in METRICS]
+        chosen = [name for name in known if "honest" in METRICS[name].headline] or known
+        rows = {}
+        for stream in dict.fromkeys(table.stream):
+            for name in chosen:
+                here = table[(table.stream == stream) & (table.metric == name)]
+                if len(here):
+                    cells = here.groupby("modality", sort=False)[["layer", "value"]].apply(_thirds)
+                    rows[stream, METRICS[name].label] = cells
+        found = pd.DataFrame(rows).T
+        return found.rename_axis(["stream", "first · middle · last layer"]).fillna("–")
+
+    def __repr__(self) -> str:
+        return f"Profile of {self.title}\n{self._counts()}\n{self.overview().to_string()}"
+
+    def _repr_html_(self) -> str:
+        html: str = self.overview().to_html()
+        return f"<p><b>{escape(self.title)}</b><br>{escape(self._counts())}</p>{html}"
+
+    def _counts(self) -> str:
+        warned = int((self.table.warning != "").sum())
+        return (
+            f"{len(self.table):,} values of {self.table.metric.nunique()} metrics in .table, "
+            f"{warned:,} with a warning (.warnings())"
+        )
 
     def warnings(self) -> dict[str, int]:
         """How many values each warning concerns, most frequent first; # stands for any number."""
@@ -110,3 +151,15 @@ class Profile:
                 f"{path} holds no readable profile ({error}). Give a directory that "
                 "Profile.save or mm-lens profile wrote."
             ) from error
+
+
+def _thirds(curve: pd.DataFrame) -> str:
+    """Values at the first, the middle and the last layer of a curve."""
+    values = curve.sort_values("layer").value.tolist()
+    at = dict.fromkeys([0, len(values) // 2, len(values) - 1])
+    return " · ".join("–" if math.isnan(values[i]) else f"{values[i]:.3g}" for i in at)
+
+
+def _shorten(name: str) -> str:
+    """A name as it is; of a long path, the end."""
+    return name if len(name) <= 40 else f"…/{Path(name).name[-36:]}"

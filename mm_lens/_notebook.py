@@ -1,0 +1,45 @@
+"""What notebooks show of an object: small tables and thumbnails, as HTML."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Sequence
+from html import escape
+from io import BytesIO
+
+from PIL import Image
+
+THUMBNAIL = 72
+"""Longest side of a thumbnail in pixels."""
+
+
+class Html(str):
+    """Text that is HTML already."""
+
+
+def make_table(head: Sequence[str], rows: Iterable[Sequence[object]], caption: str = "") -> str:
+    """An HTML table; every entry but `Html` is escaped."""
+    top = "".join(f'<th style="text-align:left">{escape(name)}</th>' for name in head)
+    body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
+    title = f"<caption>{escape(caption)}</caption>" if caption else ""
+    return f"<table>{title}<tr>{top}</tr>{body}</table>"
+
+
+def make_thumbnails(pictures: Iterable[Image.Image]) -> Html:
+    """Small copies of pictures, side by side."""
+    return Html(" ".join(map(_thumbnail, pictures)))
+
+
+def _cell(entry: object) -> str:
+    content = entry if isinstance(entry, Html) else escape(str(entry))
+    return f'<td style="text-align:left">{content}</td>'
+
+
+def _thumbnail(picture: Image.Image) -> str:
+    small = picture.convert("RGB")
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    buffer = BytesIO()
+    small.save(buffer, format="png")
+    encoded = base64.b64encode(buffer.getvalue()).decode()
+    about = f"picture of {picture.width}×{picture.height} pixels"
+    return f'<img alt="{about}" title="{about}" src="data:image/png;base64,{encoded}">'
