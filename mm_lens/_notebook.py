@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Iterable, Sequence
 from html import escape
 from io import BytesIO
@@ -28,6 +29,11 @@ def make_table(head: Sequence[str], rows: Iterable[Sequence[object]], caption: s
 def make_thumbnails(pictures: Iterable[Image.Image]) -> Html:
     """Small copies of pictures, side by side."""
     return Html(" ".join(map(_thumbnail, pictures)))
+
+
+def embed_json(data: object) -> str:
+    """JSON to stand inside a script: no text in it can end the script or begin a comment."""
+    return json.dumps(data).replace("<", "\\u003c")
 
 
 def _cell(entry: object) -> str:

@@ -4,6 +4,10 @@
 class MMLensError(Exception):
     """Root of every error mm_lens raises on purpose."""
 
+    def __str__(self) -> str:
+        """The message, safe to print: names in it may come from a file that somebody else made."""
+        return show_safely(super().__str__())
+
 
 class InputError(MMLensError, ValueError):
     """The prompt, images or tensors given do not fit the model or each other."""
@@ -19,3 +23,8 @@ class DataError(MMLensError, ValueError):
 
 class MMLensWarning(UserWarning):
     """A result that can be used only with the caveat in the message."""
+
+
+def show_safely(text: str) -> str:
+    """Text with escapes for what could steer a terminal or cannot be encoded."""
+    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)

@@ -22,6 +22,7 @@ import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any, cast
 
@@ -44,6 +45,8 @@ _INSTRUCTIONS = re.compile(
     r"|FRAME|MEMOIZE|SHORT_BINUNICODE|BINUNICODE8"
 )
 _MAX_PROGRAM = 2**26  # bytes; that of a 7-billion-parameter model has some 10^5
+_MAX_MODULES = 1_000
+_END, _POINTER, _RECORD = 22, 20, 56  # bytes at the end of a zip archive (APPNOTE 4.3.14 to 4.3.16)
 _LOCK = threading.Lock()  # torch keeps its list of allowed globals for the whole process
 
 
@@ -104,6 +107,8 @@ def read(path: str | Path, stand_ins: str | None = None) -> Any:
         raise MMLensError(f"{path} is missing.") from error
     except Exception as error:  # a damaged file fails in any way
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if "weights" in reason.lower():  # torch's advice is to run it
+            reason = "it holds more than tensors"
         raise MMLensError(
             f"{path} is truncated or damaged, or torch.save did not write it ({reason}). Nothing "
             "in it was run. Fetch it again and compare its size."
@@ -139,12 +144,19 @@ def check_dense(path: str | Path, name: str, tensor: Tensor) -> None:
         )
 
 
-def module_tensors(module: StandIn, _depth: int = 0) -> dict[str, Tensor]:
+def module_tensors(module: StandIn) -> dict[str, Tensor]:
     """What `state_dict()` of a pickled module would be.
 
     Raises:
-        MMLensError: it is no `torch.nn.Module` of a sensible depth.
+        MMLensError: it is no `torch.nn.Module` of a sensible depth and size.
     """
+    return _module_tensors(module, 0, count(1))
+
+
+def _module_tensors(module: StandIn, depth: int, number: Iterator[int]) -> dict[str, Tensor]:
+    # A child may be shared: few bytes can stand for any number of modules.
+    if next(number) > _MAX_MODULES:
+        raise _not_a_module(module, f"more than {_MAX_MODULES:,} modules")
     found: dict[str, Tensor] = {}
     for group in ("_parameters", "_buffers"):
         for name, tensor in _entries(module, group).items():
@@ -152,14 +164,15 @@ def module_tensors(module: StandIn, _depth: int = 0) -> dict[str, Tensor]:
                 found[name] = tensor.detach()
             elif tensor is not None:
                 raise _not_a_module(module, f"{group}[{name!r}] is no tensor")
-    if _depth == 8:
+    if depth == 8:
         raise _not_a_module(module, "more than 8 levels")
     for name, child in _entries(module, "_modules").items():
         if child is None:
             continue
         if not isinstance(child, StandIn):
             raise _not_a_module(module, f"_modules[{name!r}] is no module")
-        found |= {f"{name}.{key}": t for key, t in module_tensors(child, _depth + 1).items()}
+        inner = _module_tensors(child, depth + 1, number)
+        found |= {f"{name}.{key}": tensor for key, tensor in inner.items()}
         if len(found) > 10_000:
             raise _not_a_module(module, "more than 10,000 tensors")
     return found
@@ -176,8 +189,28 @@ def _not_a_module(module: StandIn, why: str) -> MMLensError:
     return MMLensError(f"{name_of(type(module))} is not a pickled torch.nn.Module: {why}.")
 
 
+def _check_end(path: Path) -> None:
+    """See that there is one list of contents: the one that Python reads is the one torch reads.
+
+    The end of a large archive (ZIP64) holds a pointer to its list. Python's reader takes the record
+    in front of the pointer, torch's the one that it points to: they must be the same.
+    """
+    end = path.stat().st_size - _END
+    with path.open("rb") as file:
+        file.seek(max(end - _POINTER, 0))
+        pointer = file.read(_POINTER)
+        if pointer[:4] != b"PK\x06\x07":
+            return
+        record = int.from_bytes(pointer[8:16], "little")
+        file.seek(max(end - _POINTER - _RECORD, 0))
+        before = file.read(4)
+    if record != end - _POINTER - _RECORD or before != b"PK\x06\x06":
+        raise ValueError("it points to another list of contents than its own")
+
+
 def _check_zip(path: Path, allowed: re.Pattern[str] | None) -> set[str]:
     """The globals of an archive, all of them allowed."""
+    _check_end(path)
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
         names = [entry.filename.lower() for entry in entries]  # torch's reader ignores case
@@ -186,7 +219,8 @@ def _check_zip(path: Path, allowed: re.Pattern[str] | None) -> set[str]:
         ]
         if len(set(names)) < len(names) or len({name.split("/")[0] for name in names}) > 1:
             raise ValueError("its list of contents is inconsistent")
-        if min(entry.header_offset for entry in entries) > 0 or archive.comment:
+        commented = archive.comment or any(entry.comment for entry in entries)
+        if min(entry.header_offset for entry in entries) > 0 or commented:
             raise ValueError("there is something beside the archive in it")
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
             raise ValueError("it is compressed, which torch.save never does")

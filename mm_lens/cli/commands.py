@@ -185,6 +185,11 @@ def profile_command(
     run_dir = Path(states or f"{os.path.abspath(out)}.partial") if states != "ram" else None
     # What can be wrong is looked at before anything slow begins.
     check_free(out, PROVENANCE_FILE, overwrite)
+    if run_dir is not None and Path(os.path.abspath(run_dir)).is_relative_to(os.path.abspath(out)):
+        raise typer.BadParameter(
+            f"--states {run_dir} lies in --out, which is written as a whole at the end. Name a "
+            "directory beside it."
+        )
     if model.startswith("demo/"):
         demo.path(model)
     named = data in datasets.names()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import typer
 
-from mm_lens.errors import MMLensError
+from mm_lens.errors import MMLensError, show_safely
 
 # The root of typer's complaints about a command line, wherever its version keeps that class.
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
@@ -72,7 +72,7 @@ def _system(error: OSError) -> str:
             "Free some space or name another --out."
         )
     if error.filename:
-        return f"{error.filename}: {error.strerror}. {notes}".strip()
+        return show_safely(f"{error.filename}: {error.strerror}. {notes}".strip())
     return _line(error)
 
 
@@ -80,7 +80,7 @@ def _line(error: BaseException) -> str:
     """The message of an error on one line."""
     format_message = getattr(error, "format_message", None)  # typer's name the option as well
     text = format_message() if format_message else str(error)
-    return " ".join(f"{text or type(error).__name__} {_notes(error)}".split())
+    return " ".join(show_safely(f"{text or type(error).__name__} {_notes(error)}").split())
 
 
 def _notes(error: BaseException) -> str:

@@ -7,7 +7,6 @@ notebook (plotly alone is 5 MB).
 from __future__ import annotations
 
 import base64
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ import numpy as np
 from matplotlib.colors import to_hex
 from PIL import Image
 
+from mm_lens._notebook import embed_json
 from mm_lens.drawing.on_image import (
     TokenBoxes,
     find_token_boxes,
@@ -217,8 +217,7 @@ def explore(
             for part in cells
         ],
     }
-    # A closing tag inside a string would end the script.
-    script = f"const data = {json.dumps(data)};".replace("</", "<\\/") + SCRIPT
+    script = f"const data = {embed_json(data)};{SCRIPT}"
     body = (
         '<p id="slide"><input id="slider" type="range" min="0" step="1"> <b id="layer"></b></p>'
         f'<div id="panels"></div><p>{escape(label)}: <span id="low"></span> <span id="bar"></span> '

@@ -11,6 +11,7 @@ from typing import Any
 
 from plotly.offline import get_plotlyjs
 
+from mm_lens._notebook import embed_json
 from mm_lens.drawing.curves import DrawnCurve, Look, Panel
 from mm_lens.metrics import METRICS
 
@@ -180,8 +181,7 @@ def section(metric: str, title: str, figures: Mapping[str, dict[str, Any]]) -> s
     ]
     for heading, drawing in figures.items():
         name = escape("-".join(["plot", metric, heading]).rstrip("-"))
-        # A closing tag inside a string would end the script.
-        drawn = json.dumps(drawing).replace("</", "<\\/")
+        drawn = embed_json(drawing)
         parts.append(
             f"<h3>{escape(heading)}</h3>" * bool(heading)
             + f'<div id="{name}"></div><script>Plotly.newPlot("{name}", {drawn});</script>\n'

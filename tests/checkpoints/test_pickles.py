@@ -334,6 +334,99 @@ def test_an_archive_larger_than_it_looks_is_refused(tmp_path):
         pickles.read(written(comment=b"text"))
 
 
+def test_an_archive_with_two_lists_of_contents_is_refused(tmp_path, canary):
+    """Python's reader lists a decoy; torch's follows a pointer in a comment to the other list."""
+    decoy = archive(tmp_path / "decoy", pickle.dumps({}, 2)).read_bytes()
+    evil = archive(tmp_path / "evil", pickle.dumps(touch(canary), 2)).read_bytes()
+    front, end = decoy[:-22], decoy[-22:]
+    size, offset = (int.from_bytes(end[i : i + 4], "little") for i in (12, 16))
+    entries, listed = front[:offset], front[offset:]
+    e_size, e_offset = (int.from_bytes(evil[-22:][i : i + 4], "little") for i in (12, 16))
+    # The other archive between the entries and the list of the decoy, its offsets moved along.
+    moved = len(entries)
+    e_list = bytearray(evil[e_offset : e_offset + e_size])
+    start = 0
+    while start < len(e_list):
+        at = int.from_bytes(e_list[start + 42 : start + 46], "little") + moved
+        e_list[start + 42 : start + 46] = at.to_bytes(4, "little")
+        start += 46 + sum(
+            int.from_bytes(e_list[start + k : start + k + 2], "little") for k in (28, 30, 32)
+        )
+    n = int.from_bytes(evil[-22:][10:12], "little")
+    body = entries + evil[:e_offset] + bytes(e_list)
+    record = b"PK\x06\x06" + (44).to_bytes(8, "little") + bytes([45, 0, 45, 0]) + bytes(8)
+    record += n.to_bytes(8, "little") * 2 + e_size.to_bytes(8, "little")
+    record += (moved + e_offset).to_bytes(8, "little")
+    place = len(body)
+    body += record + b"...."
+    pointer = b"PK\x06\x07" + bytes(4) + place.to_bytes(8, "little") + (1).to_bytes(4, "little")
+    last = listed.rindex(b"PK\x01\x02")
+    listed = listed[: last + 32] + (20).to_bytes(2, "little") + listed[last + 34 :] + pointer
+    end = end[:12] + (size + 20).to_bytes(4, "little") + len(body).to_bytes(4, "little") + end[20:]
+    path = tmp_path / "both.pt"
+    path.write_bytes(body + listed + end)
+    with zipfile.ZipFile(path) as seen:  # the attack is one: the readers differ
+        assert seen.read("archive/data.pkl") == pickle.dumps({}, 2)
+    assert b"system" in torch.PyTorchFileReader(str(path)).get_record("data.pkl")
+    with pytest.raises(MMLensError, match="truncated or damaged"):
+        pickles.read(path)
+    assert not canary.exists()
+
+
+def test_a_large_archive_as_torch_writes_it_is_read(tmp_path, monkeypatch):
+    """With the records that archives beyond 4 GB have."""
+    path = tmp_path / "large.pt"
+    torch.save({"a": torch.arange(5)}, path)
+    content = path.read_bytes()
+    front, end = content[:-22], content[-22:]
+    number, size, offset = (
+        int.from_bytes(end[i:j], "little") for i, j in ((10, 12), (12, 16), (16, 20))
+    )
+    if front[-20:-16] != b"PK\x06\x07":
+        record = b"PK\x06\x06" + (44).to_bytes(8, "little") + bytes([45, 0, 45, 0]) + bytes(8)
+        record += number.to_bytes(8, "little") * 2
+        record += size.to_bytes(8, "little") + offset.to_bytes(8, "little")
+        place = len(front)
+        pointer = bytes(4) + place.to_bytes(8, "little") + (1).to_bytes(4, "little")
+        path.write_bytes(front + record + b"PK\x06\x07" + pointer + end)
+    assert torch.equal(pickles.read_tensors(path)["a"], torch.arange(5))
+
+
+def test_nobody_is_told_to_run_the_file(tmp_path, canary, monkeypatch):
+    path = tmp_path / "file.pt"
+    torch.save({"a": touch(canary)}, path)
+    monkeypatch.setattr(pickles, "_check_zip", lambda path, allowed: set())
+    with pytest.raises(MMLensError) as caught:
+        pickles.read(path)
+    assert "weights_only" not in str(caught.value)
+    assert not canary.exists()
+
+
+def test_names_of_files_do_not_steer_the_terminal(tmp_path):
+    path = tmp_path / "file.pt"
+    archive(path, program(b"cos\nsys\x1b[2J\x07\n"))
+    with pytest.raises(MMLensError) as caught:
+        pickles.read(path)
+    assert "\x1b" not in str(caught.value)
+    assert "\\x1b[2J" in str(caught.value)
+
+
+def test_shared_children_do_not_multiply():
+    """Eight levels of modules that each hold the next one fifty times: 50^8 modules."""
+    module = type("Module", (pickles.StandIn,), {"__module__": "m"})
+
+    def make(children):
+        made = module()
+        made.state = {"_parameters": {}, "_buffers": {}, "_modules": children}
+        return made
+
+    inner = make({})
+    for _ in range(7):
+        inner = make({str(i): inner for i in range(50)})
+    with pytest.raises(MMLensError, match="more than 1,000 modules"):
+        pickles.module_tensors(inner)
+
+
 def test_torchscript_and_tar_files_are_refused(tmp_path):
     with pytest.warns(DeprecationWarning, match="script"):
         torch.jit.script(nn.Linear(2, 3)).save(tmp_path / "script.pt")

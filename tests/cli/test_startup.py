@@ -55,6 +55,7 @@ PROFILE = ["profile", "--model", "demo/llava-next", "--data", "easy-vqa", "--out
         (["profile", "--model", "demo/nope", *PROFILE[3:]], "demo/llava-next"),
         ([*PROFILE[:4], "nope.csv", *PROFILE[5:]], "neither a data set"),
         ([*PROFILE[:4], "FILE", *PROFILE[5:]], "Known endings"),
+        ([*PROFILE, "--states", "OUT"], "lies in --out"),
         (["profile"], "Missing option"),
         (["compare", "FULL", "--out", "OUT"], "two or more"),
         (["compare", "NOPE", "NOPE", "--out", "OUT"], "holds no readable profile"),
