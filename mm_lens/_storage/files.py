@@ -13,6 +13,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from mm_lens._storage.differences import find_differences
 from mm_lens.errors import InputError, MMLensError
 
 JOURNAL = "journal.json"
@@ -37,7 +38,7 @@ def whole_directory(path: str | Path, mark: str, overwrite: bool = False) -> Ite
     """
     path = Path(os.path.abspath(path))
     check_free(path, mark, overwrite)
-    with _parents(path):
+    with _make_parents(path):
         work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         try:
             new = work / "new"
@@ -61,7 +62,7 @@ def resumable_directory(
     Args:
         path: the directory to write.
         mark: name of a file that tells a directory written by this program.
-        origin: what the content is made from, as JSON: only the same is gone on with.
+        origin: what the content is made from, as JSON: only the same is resumed.
         overwrite: replace an earlier directory.
 
     Raises:
@@ -73,7 +74,7 @@ def resumable_directory(
     path = Path(os.path.abspath(path))
     check_free(path, mark, overwrite)
     staging = path.with_name(f"{path.name}.partial")
-    with _parents(path), _locked(path):
+    with _make_parents(path), _lock(path):
         check_free(path, mark, overwrite)
         if (staging / mark).exists() and not (staging / JOURNAL).exists():
             shutil.rmtree(staging)  # killed in its very last step
@@ -101,10 +102,11 @@ def _open_journal(staging: Path, origin: dict[str, Any]) -> None:
         staging.mkdir(exist_ok=True)
     elif journal.exists():
         earlier = json.loads(journal.read_text("utf-8"))
-        if difference := _difference(earlier, origin):
+        if difference := next(find_differences(earlier, origin), None):
+            name, then, now = difference
             raise MMLensError(
-                f"{staging} is the unfinished work on something else ({difference}). Delete it to "
-                "begin anew, or name another directory."
+                f"{staging} is the unfinished work on something else ({name}: {then} then, {now} "
+                "now). Delete it to begin anew, or name another directory."
             )
         return
     elif [file.name for file in staging.iterdir()] != [f"{JOURNAL}.part"]:
@@ -114,18 +116,8 @@ def _open_journal(staging: Path, origin: dict[str, Any]) -> None:
     draft.rename(journal)
 
 
-def _difference(earlier: Any, now: Any, name: str = "") -> str:
-    """The first entry in which two JSON objects differ, in words; empty if they are the same."""
-    if isinstance(earlier, dict) and isinstance(now, dict):
-        for key in sorted({*earlier, *now}):
-            if found := _difference(earlier.get(key), now.get(key), key):
-                return found
-        return ""
-    return "" if earlier == now else f"{name}: {earlier} then, {now} now"
-
-
 @contextmanager
-def _parents(path: Path) -> Iterator[None]:
+def _make_parents(path: Path) -> Iterator[None]:
     """Create the directories above, and remove those that end up empty."""
     made = [parent for parent in path.parents if not parent.exists()]  # the nearest one first
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -138,7 +130,7 @@ def _parents(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _lock(path: Path) -> Iterator[None]:
     """One process at a time; the lock of a killed one is free."""
     file = path.with_name(f".{path.name}.lock")
     lock = FileLock(file)

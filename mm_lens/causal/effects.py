@@ -143,7 +143,7 @@ def effect_table(
             of each.
         about: what the cells do, for the file.
         batch_size: cells in one forward pass.
-        save: file that keeps what is done, to be gone on with after Ctrl-C. To know whether it is
+        save: file that keeps what is done, to be resumed after Ctrl-C. To know whether it is
             of the same table costs a forward pass of each sample, `mm_lens.causal.sweep.PROBES`
             calls of its metrics, and one pass over the weights.
         progress: show a progress bar on stderr.

@@ -111,7 +111,7 @@ def generic_activation_patch(
         corrupt_hooks: forward hooks that are part of the corrupted run, such as
             `mm_lens.causal.mean_embedding_hooks`. They must treat every row alike.
         batch_size: patches in one forward pass.
-        save: file that keeps what is done, to be gone on with after Ctrl-C. To know whether it is
+        save: file that keeps what is done, to be resumed after Ctrl-C. To know whether it is
             of the same sweep costs one pass over the weights and the clean activations, and
             `mm_lens.causal.sweep.PROBES` calls of the metric.
         progress: show a progress bar on stderr.

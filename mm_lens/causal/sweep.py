@@ -1,6 +1,6 @@
-"""Running many interventions: several in one forward pass, with progress, and to be gone on with.
+"""Running many interventions: several in one forward pass, with progress, and resumable.
 
-What is done is kept in a file, if one is named: after Ctrl-C or a kill, the same call goes on where
+What is done is kept in a file, if one is named: after Ctrl-C or a kill, the same call resumes where
 it stopped and ends with the same values. The file says what it was made from, and is refused for
 anything else.
 """

@@ -55,7 +55,7 @@ class ConversionPlan:
     expected: Mapping[str, Sequence[int]]
     """Names and shapes that the model has."""
     sources: Mapping[str, Path]
-    """Every file read, by a name: an interrupted conversion goes on only if none has changed."""
+    """Every file read, by a name: an interrupted conversion is resumed only if none has changed."""
     write_rest: Callable[[Path, torch.dtype], None]
     """Writes configuration, tokenizer and processor into a directory."""
 
@@ -82,7 +82,7 @@ def write(
     Args:
         plan: what to write.
         out: the directory.
-        record: what is converted, for `RECORD_FILE`; must be the same to go on with.
+        record: what is converted, for `RECORD_FILE`; must be the same to resume.
         dtype: of all weights; None keeps that of the sources, which must all have the same.
         shard_bytes: most bytes in one file, and so about what memory must hold.
         overwrite: replace an earlier conversion.
@@ -274,7 +274,7 @@ def _cannot_write(error: OSError, out: Path) -> MMLensError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return MMLensError(
             f"The disk is full ({error.strerror}): {out} was not written. Free some space and run "
-            "the same again to go on with it, or name another directory."
+            "the same again to resume it, or name another directory."
         )
     return MMLensError(
         f"{error.filename or out}: {error.strerror or error}. {out} was not written: name another "

@@ -151,8 +151,8 @@ def profile_command(
     states: Annotated[
         str | None,
         typer.Option(
-            help="Directory for the states and for what a killed run goes on from; or ram: states "
-            "in memory, nothing to go on from.",
+            help="Directory for the states and for what a killed run is resumed from; or ram: "
+            "states in memory, nothing to resume from.",
             show_default="OUT.partial",
         ),
     ] = None,
@@ -287,7 +287,7 @@ def convert_command(
             )
     except KeyboardInterrupt as error:
         raise failures.Interrupted(
-            f"Interrupted: {out} was not written. The same command goes on behind the last file "
+            f"Interrupted: {out} was not written. The same command resumes behind the last file "
             "that was finished."
         ) from error
     if not quiet:

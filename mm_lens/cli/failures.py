@@ -50,7 +50,7 @@ def explain(error: BaseException) -> tuple[int, str] | None:
 
 @contextmanager
 def note_kept(run_dir: Path | None) -> Iterator[None]:
-    """Have every failure say whether there is something to go on from."""
+    """Have every failure say whether there is something to resume from."""
     try:
         yield
     except BaseException as error:

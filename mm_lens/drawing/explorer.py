@@ -190,15 +190,15 @@ def explore(
             )
         words = [words[k] for k in (range(count) if layers is None else layers)]
     scale = scale_of(table, limits)
-    cells = find_token_boxes(layout, row, index)
+    parts = find_token_boxes(layout, row, index)
     here = layout.row_of(row).to("cpu")
-    drawn = [position for part in cells for position in part.positions]
+    drawn = [position for part in parts for position in part.positions]
     spelled = sorted({w for layer in words or () for position in drawn for w in layer[position]})
     number = {word: i for i, word in enumerate(spelled)}
     data = {
         "width": image.width,
         "height": image.height,
-        "picture": _encoded(relief(image)),
+        "picture": _encode(relief(image)),
         "layers": names,
         "label": label,
         "low": scale.low,
@@ -214,7 +214,7 @@ def explore(
                 "values": [[_short(x) for x in layer[part.positions]] for layer in table],
                 "words": words and _numbers(words, part, number),
             }
-            for part in cells
+            for part in parts
         ],
     }
     script = f"const data = {embed_json(data)};{SCRIPT}"
@@ -251,7 +251,7 @@ def _place(layout: TokenLayout, position: int) -> str:
     return f"position {position}: {where}, row {row}, column {column}"
 
 
-def _encoded(image: Image.Image) -> str:
+def _encode(image: Image.Image) -> str:
     image.thumbnail((LONGEST, LONGEST))
     buffer = BytesIO()
     image.save(buffer, format="png")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from einops import rearrange
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
@@ -167,13 +168,13 @@ def draw_values(
     unnamed = not names and layers is None and len(table) == 1
     names = [""] if unnamed else panel_names(table, layers, names)
     scale, shade = scale_of(table, limits), np.asarray(relief(image))
-    cells: list[TokenBoxes | None] = [*find_token_boxes(layout, row, index)]
+    parts: list[TokenBoxes | None] = [*find_token_boxes(layout, row, index)]
     single, wide = len(table) == 1, image.height < image.width / 3
     if single:
-        cells = [None, *cells]  # the picture itself beside it
-    titles = ["picture" if part is None else part.title for part in cells]
+        parts = [None, *parts]  # the picture itself beside it
+    titles = ["picture" if part is None else part.title for part in parts]
     # Layers side by side and parts below each other; of wide pictures and of one layer the reverse.
-    panels = [[(part, layer) for layer in table] for part in cells]
+    panels = [[(part, layer) for layer in table] for part in parts]
     rows, columns = titles, names
     if single != wide:
         panels = [list(line) for line in zip(*panels, strict=True)]
@@ -236,8 +237,9 @@ def _fill_panel(
         Rectangle((0, 0), width, height, fc="white", ec="0.65", hatch="////", linewidth=0)
     )
     values = layer[part.positions]
-    x0, y0, x1, y1 = part.boxes.T
-    corners = np.stack([x0, y0, x1, y0, x1, y1, x0, y1], 1).reshape(-1, 4, 2)
+    x0, y0, x1, y1 = rearrange(part.boxes, "cell side -> side cell")
+    around = np.stack([x0, y0, x1, y0, x1, y1, x0, y1])
+    corners = rearrange(around, "(corner xy) cell -> cell corner xy", xy=2)
     finite = np.isfinite(values)
     cells = PolyCollection(
         corners[finite],

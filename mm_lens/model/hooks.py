@@ -248,7 +248,7 @@ class ModalityHookPoint(HookPoint):
     def __getstate__(self) -> dict[str, Any]:
         if self.fwd_hooks or self.bwd_hooks:
             raise HookError(
-                f"{self.name} has hooks, which would go on working on the original in a copy. "
+                f"{self.name} has hooks, which would still work on the original in a copy. "
                 "Take them off first: model.reset_hooks(including_permanent=True)."
             )
         return self.__dict__

@@ -1,7 +1,7 @@
 """The metrics of a profile, site by site: one stream, modality and layer at a time.
 
 A site reads the states of its layer and of the one before, so memory holds one pair of hooks.
-Cells are independent: processes share them, and a run that was killed does those that are missing.
+Sites are independent: processes share them, and a resumed run does those that are missing.
 """
 
 from __future__ import annotations

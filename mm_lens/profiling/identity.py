@@ -1,7 +1,7 @@
 """What a run is: the model, the data and the options that its numbers follow from.
 
-Two runs with the same identity on the same kind of machine give the same table, so that one may go
-on with what the other has left. How many processes share the work is not part of it.
+Two runs with the same identity on the same kind of machine give the same table, so that one may
+resume what the other has left. How many processes share the work is not part of it.
 """
 
 from __future__ import annotations

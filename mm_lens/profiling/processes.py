@@ -62,7 +62,7 @@ class Processes:
             return set(items)
         from accelerate.utils import gather_object  # type: ignore[import-untyped]
 
-        with _others():
+        with _blame_others():
             return set(gather_object(list(items)))
 
     def wait(self) -> None:
@@ -72,7 +72,7 @@ class Processes:
             MMLensError: one of them has ended.
         """
         if self._state is not None:
-            with _others():
+            with _blame_others():
                 self._state.wait_for_everyone()
 
     def finish(self) -> None:
@@ -83,7 +83,7 @@ class Processes:
 
 
 @contextmanager
-def _others() -> Iterator[None]:
+def _blame_others() -> Iterator[None]:
     """Say it where another process has not come."""
     try:
         yield

@@ -85,7 +85,7 @@ def profile(
             in the provenance.
         data_name: name of the data set in the provenance.
         run_dir: a directory for states and finished metrics. They then need disk instead of memory;
-            a killed run goes on when called again, and ends with the same table; and several
+            a killed run is resumed when called again, and ends with the same table; and several
             processes (`accelerate launch`) share the work. It stays; delete it when the profile is
             saved. None keeps states in memory.
         restart: discard what an earlier run has left in `run_dir`.

@@ -10,7 +10,7 @@ part-0/visual.residual.003       their states (`mm_lens.profiling.stores`)
 sites/residual.visual.003        finished metrics of one stream, modality and layer
 ```
 
-**A run killed at any moment goes on and ends with the same table.** Indices, sites and the manifest
+**A run killed at any moment is resumed and ends with the same table.** Indices, sites and the manifest
 are replaced as a whole. States are written in place, before the index that names them is: a slot
 changes hands only when its token has left the sample for good, because smaller keys have come. If
 the index with these keys is lost, the batch that brought them is done again, and they come again,
@@ -41,6 +41,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from mm_lens._storage.checked import read_file, sync_directory, write_file
+from mm_lens._storage.differences import find_differences
 from mm_lens.errors import DataError, InputError
 from mm_lens.profiling.processes import Processes
 from mm_lens.profiling.stores import FileStore
@@ -203,11 +204,11 @@ class RunDirectory:
 def open_run(
     path: Path, manifest: Mapping[str, Any], processes: Processes, restart: bool = False
 ) -> Iterator[RunDirectory]:
-    """Begin a run directory, or go on with one. It stays, unless nothing was kept in it.
+    """Begin a run directory, or resume one. It stays, unless nothing was kept in it.
 
     Args:
         path: the directory; its parents are created.
-        manifest: what the run is, as JSON: only the same run is gone on with.
+        manifest: what the run is, as JSON: only the same run is resumed.
         processes: those that work on the run, all of which come here.
         restart: discard an earlier run.
 
@@ -255,7 +256,7 @@ def note(path: Path) -> str:
     """What to tell whose run has failed: what it has left, or "" if that is nothing."""
     if not any(path.glob(f"part-*/{INDEX}")):
         return ""
-    return f"What was done is in {path}: run the same again to go on."
+    return f"What was done is in {path}: run the same again to resume."
 
 
 def remove_run(path: Path) -> None:
@@ -281,21 +282,15 @@ def _check_ours(path: Path) -> None:
 
 def _check_same(path: Path, manifest: dict[str, Any]) -> None:
     earlier = json.loads(read_file(path / MANIFEST).removeprefix(MARK))
-    if found := list(_differences(earlier, manifest)):
+    found = [
+        f"{name} is {there} there and {here} here"
+        for name, there, here in find_differences(earlier, manifest)
+    ]
+    if found:
         raise InputError(
             f"{path} holds an unfinished run that is not this one: {'; '.join(found)}. "
             "Give restart=True (--restart) to discard it, or write elsewhere."
         )
-
-
-def _differences(earlier: Any, now: Any, name: str = "") -> Iterator[str]:
-    """Every entry in which two manifests differ, in words."""
-    if isinstance(earlier, dict) and isinstance(now, dict):
-        for key in sorted({*earlier, *now}):
-            inner = f"{name}.{key}" if name else key
-            yield from _differences(earlier.get(key), now.get(key), inner)
-    elif earlier != now:
-        yield f"{name} is {earlier} there and {now} here"
 
 
 def _discard(path: Path) -> None:

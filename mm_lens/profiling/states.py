@@ -8,13 +8,13 @@ the final norm; Hugging Face's `hidden_states[-1]` is after it.
 from __future__ import annotations
 
 import inspect
-import os
 import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+import psutil
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -119,7 +119,7 @@ def collect(
     if done and progress and run:
         samples = sum(len(reader.ranges[number]) for number in done)
         tqdm.write(
-            f"Going on with {run.path}: {samples:,} of {plan.n_samples:,} samples are done.",
+            f"Resuming {run.path}: {samples:,} of {plan.n_samples:,} samples are done.",
             file=sys.stderr,
         )
     committed = time.monotonic()
@@ -232,7 +232,7 @@ def _bar(
 
 def _check_memory(rows: int, cfg: Any) -> None:
     need = rows * cfg.d_model * torch.empty((), dtype=cfg.dtype).element_size()
-    have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    have = psutil.virtual_memory().total
     if need > 0.8 * have:
         raise InputError(
             f"The sampled states would take {need / 2**30:.0f} GiB of this machine's "

@@ -17,6 +17,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
@@ -105,7 +106,10 @@ class FileStore:
         if not len(slots):
             return
         records = _records(rows, keys)
-        size, content = records.shape[1], records.numpy().reshape(-1).data
+        size, content = (
+            records.shape[1],
+            rearrange(records.numpy(), "record byte -> (record byte)").data,
+        )
         file = self._file(stream, state, _header(rows))
         ends = [*(1 + (slots.diff() != 1).nonzero().squeeze(1)).tolist(), len(slots)]
         first, begin = slots.tolist(), 0
@@ -122,7 +126,8 @@ class FileStore:
             dtype, d = _parse(path)
             size = d * dtype.itemsize + _SUM
             whole = np.memmap(path, np.uint8, "r", offset=_HEADER)
-            table = whole[: len(whole) // size * size].reshape(-1, size)
+            whole = whole[: len(whole) // size * size]
+            table = rearrange(whole, "(record byte) -> record byte", byte=size)
             order = slots.argsort()  # through the file from front to back
             records = torch.empty(len(slots), size, dtype=torch.uint8)
             records[order] = torch.from_numpy(table[slots[order].numpy()])
@@ -130,7 +135,8 @@ class FileStore:
             raise DataError(f"{path} is damaged ({error}). {REMEDY}") from error
         rows, sums = records[:, :-_SUM], records[:, -_SUM:]
         rows = rows.clone(memory_format=torch.contiguous_format).view(dtype)
-        found = sums.clone(memory_format=torch.contiguous_format).view(torch.int64).squeeze(1)
+        found = sums.clone(memory_format=torch.contiguous_format).view(torch.int64)
+        found = rearrange(found, "n 1 -> n")
         if wrong := int((found != row_checksums(rows) ^ keys).sum()):
             raise DataError(
                 f"{path} is damaged: {wrong:,} of {len(rows):,} states do not match their "
@@ -161,7 +167,8 @@ class FileStore:
 
 def _records(rows: Float[Tensor, "n d"], keys: Int64[Tensor, " n"]) -> UInt8[Tensor, "n size"]:
     sums = row_checksums(rows) ^ keys
-    return torch.cat([rows.contiguous().view(torch.uint8), sums[:, None].view(torch.uint8)], 1)
+    parts = rows.contiguous(), rearrange(sums, "n -> n 1")
+    return torch.cat([part.view(torch.uint8) for part in parts], 1)
 
 
 def _header(rows: Float[Tensor, "n d"]) -> bytes:

@@ -1,4 +1,4 @@
-"""The file that keeps a sweep: gone on with after Ctrl-C, refused for whatever is not the same."""
+"""The file that keeps a sweep: resumed after Ctrl-C, refused for whatever is not the same."""
 
 from __future__ import annotations
 

@@ -652,7 +652,7 @@ def test_ctrl_c_keeps_what_is_finished(source, converted, tower, tmp_path, monke
     arguments = [str(source), str(tmp_path / "other"), "--vision-tower", str(tower), "--quiet"]
     assert cli.run(["convert", "omnifusion", *arguments]) == 130
     assert "Interrupted: " in (error := capsys.readouterr().err)
-    assert "The same command goes on" in error
+    assert "The same command resumes" in error
     assert not list(tmp_path.glob("other*"))
     monkeypatch.undo()
     assert contents(convert(source, tmp_path / "out", tower)) == contents(converted)
@@ -675,7 +675,7 @@ def test_a_full_disk_is_told_before_and_while_writing(source, tower, tmp_path, m
         real(tensors, path, metadata)
 
     monkeypatch.setattr(shards, "save_file", full)
-    with pytest.raises(MMLensError, match=r"The disk is full.*run the same again to go on"):
+    with pytest.raises(MMLensError, match=r"The disk is full.*run the same again to resume"):
         convert(source, tmp_path / "out", tower)
     assert not (tmp_path / "out").exists()
     assert len(list((tmp_path / "out.partial").iterdir())) == 2  # a shard and the journal

@@ -210,7 +210,7 @@ def test_what_was_done_is_kept_and_gone_on_from(profile, tmp_path, monkeypatch):
         patch.setattr("mm_lens.drawing.report.write", _interrupt)
         code, _, err = profile()
     assert (code, is_one_line(err)) == (130, True)
-    assert f"Interrupted. What was done is in {partial}: run the same again to go on." in err
+    assert f"Interrupted. What was done is in {partial}: run the same again to resume." in err
     assert [path.name for path in partial.parent.iterdir()] == ["one.partial"]
     with monkeypatch.context() as patch:
         patch.setattr("mm_lens.drawing.report.write", lambda profile, directory: iter(()))

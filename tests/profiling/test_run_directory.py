@@ -1,4 +1,4 @@
-"""A run that is killed, meets a full disk or damaged files: it goes on, or it says why not."""
+"""A run that is killed, meets a full disk or damaged files: it resumes, or it says why not."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ N, KILLS = 12, 10
 
 @pytest.fixture
 def every_batch(monkeypatch):
-    """Commit after every batch, so that small runs have something to go on from."""
+    """Commit after every batch, so that small runs have something to resume from."""
     monkeypatch.setattr(states, "COMMIT_SECONDS", 0.0)
 
 
@@ -393,7 +393,7 @@ def test_nothing_is_left_of_a_run_that_has_kept_nothing(model, data, tmp_path, m
 # ---- disks and files ----
 
 
-def test_a_full_disk_stops_the_run_which_then_goes_on(
+def test_a_full_disk_stops_the_run_which_then_resumes(
     model, data, whole, tmp_path, monkeypatch, every_batch
 ):
     left = [40]
