@@ -16,16 +16,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.utilities.components_utils import get_act_name
 
-from mm_lens.causal.effects import (
-    EffectTable,
-    LogitMetrics,
-    effect_table,
-    make_windows,
-    resolve_layers,
-)
+from mm_lens.causal.effects import EffectTable, effect_table, make_windows
 from mm_lens.causal.knockout import describe_group, group_name, name_apart
+from mm_lens.causal.logit_metrics import LogitMetrics
 from mm_lens.causal.rerun import Rerun
 from mm_lens.causal.transfer import Move, read_clean
+from mm_lens.data.corruptions import assign_others
 from mm_lens.errors import HookError, InputError
 from mm_lens.layout.layout import TokenLayout
 from mm_lens.layout.matching import match_regions
@@ -34,6 +30,7 @@ from mm_lens.model.bridge import VisionLanguageBridge
 from mm_lens.model.cache import LayoutCache
 from mm_lens.model.hooks import PARENTS, NamedHook, find_frame
 from mm_lens.model.inputs import Inputs
+from mm_lens.model.streams import resolve_layers
 
 How: TypeAlias = Literal["zero", "mean", "resample"]
 
@@ -78,7 +75,7 @@ def ablation_hooks(
     """
     numbers = resolve_layers(layers, model.cfg.n_layers)
     edit = plan_edits(inputs.layout, group, hook=hook, how=how, means=means, donor=donor)
-    return [(_point(hook, k), make_edit_hook([edit(k)], inputs.layout)) for k in numbers]
+    return [(_name_point(hook, k), make_edit_hook([edit(k)], inputs.layout)) for k in numbers]
 
 
 def plan_edits(
@@ -101,7 +98,7 @@ def plan_edits(
     if donor is not None and how == "resample":
         source, move = donor, Move(*match_regions(found, layout, donor.layout)[0])
         return lambda k: Edit(
-            move.row, move.target, move.values(read_clean(source, _point(hook, k)))
+            move.row, move.target, move.values(read_clean(source, _name_point(hook, k)))
         )
     row, position = found.masks[0].nonzero(as_tuple=True)
 
@@ -127,13 +124,13 @@ def make_edit_hook(each: Sequence[Edit], layout: TokenLayout) -> Callable[..., T
         for copy in range(len(tensor) // layout.shape[0]):
             edit = each[copy % len(each)]
             at = (edit.row + copy * layout.shape[0], edit.position)
-            out[at] = 0 if edit.value is None else _checked(edit.value, tensor, hook).to(tensor)
+            out[at] = 0 if edit.value is None else _check_shape(edit.value, tensor, hook).to(tensor)
         return out
 
     return run
 
 
-def _checked(value: Tensor, tensor: Tensor, hook: Any) -> Tensor:
+def _check_shape(value: Tensor, tensor: Tensor, hook: Any) -> Tensor:
     one = tensor.shape[2:]
     if value.shape[-len(one) :] != one:
         raise InputError(
@@ -163,7 +160,7 @@ def mean_activation(
     count = 0
     for inputs in samples:
         mask = group_mask(inputs.layout, group)
-        names = [_point(hook, k) for k in layers]
+        names = [_name_point(hook, k) for k in layers]
         with torch.no_grad():
             _, cache = model.run_with_cache(inputs, names_filter=names)
         for k, name in zip(layers, names, strict=True):
@@ -229,7 +226,7 @@ def ablation_table(
     """
     named = name_apart(groups, group_name, "groups")
     spans = make_windows(model.cfg.n_layers, window, stride)
-    cells = [
+    trials = [
         {"first_layer": span[0], "last_layer": span[-1], "group": name}
         for span in spans
         for name in named
@@ -242,13 +239,16 @@ def ablation_table(
             name: mean_activation(model, inputs_of, group, layers=every, hook=hook)
             for name, group in named.items()
         }
-    donors = _donors(len(samples), seed) if how == "resample" else []
+    donors: list[int] = []
+    if how == "resample":
+        generator = torch.Generator().manual_seed(seed)
+        donors = assign_others(torch.randperm(len(samples), generator=generator).tolist())
 
     def prepare(rerun: Rerun) -> Any:
         donor = None
         if donors:
             which = next(i for i, inputs in enumerate(inputs_of) if inputs is rerun.inputs)
-            names = [_point(hook, k) for k in every]
+            names = [_name_point(hook, k) for k in every]
             with torch.no_grad():
                 _, donor = model.run_with_cache(inputs_of[donors[which]], names_filter=names)
 
@@ -259,12 +259,12 @@ def ablation_table(
         }
 
         def run(chunk: Sequence[Mapping[str, Any]]) -> tuple[Tensor, ...]:
-            """Logits of each cell, a copy for each; all of them are of one window."""
+            """Logits of each trial, a copy for each; all of them are of one window."""
             span = range(chunk[0]["first_layer"], chunk[0]["last_layer"] + 1)
             hooks = [
                 (
-                    _point(hook, k),
-                    make_edit_hook([edit[cell["group"]](k) for cell in chunk], layout),
+                    _name_point(hook, k),
+                    make_edit_hook([edit[trial["group"]](k) for trial in chunk], layout),
                 )
                 for k in span
             ]
@@ -273,16 +273,8 @@ def ablation_table(
         return run
 
     about = ["ablation", *map(describe_group, named.values()), how, hook, window, stride, donors]
-    return effect_table(model, samples, cells, prepare, about=about, seed=seed, **options)
+    return effect_table(model, samples, trials, prepare, about=about, seed=seed, **options)
 
 
-def _donors(n: int, seed: int) -> list[int]:
-    """A donor for each of `n` samples: none its own, each used once."""
-    if n < 2:
-        raise InputError("Resampling needs at least two samples: none may be its own donor.")
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).tolist()
-    return [order[(order.index(i) + 1) % n] for i in range(n)]
-
-
-def _point(hook: str, layer: int) -> str:
+def _name_point(hook: str, layer: int) -> str:
     return str(get_act_name(hook, layer))

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mm_lens._notebook import make_table
 from mm_lens.errors import InputError
+from mm_lens.layout.groups import last_index
 from mm_lens.model.inputs import Inputs
 
 
@@ -45,10 +46,10 @@ def option_tokens(tokenizer: Any, options: Sequence[str]) -> Int[Tensor, " optio
             "Answers(tokens=...)."
         )
     found = torch.tensor([tokens[0] for tokens in ids])
-    return _different(found, options)
+    return _check_different(found, options)
 
 
-def _different(tokens: Tensor, options: Sequence[Any]) -> Tensor:
+def _check_different(tokens: Tensor, options: Sequence[Any]) -> Tensor:
     if len(tokens.unique()) != len(tokens):
         same = [options[i] for i in range(len(tokens)) if (tokens == tokens[i]).sum() > 1]
         raise InputError(f"The options {same} are the same token: they cannot be told apart.")
@@ -94,7 +95,7 @@ class Answers:
         if tokens is None:
             self.tokens = option_tokens(model.tokenizer, options)
         else:
-            self.tokens = _different(torch.tensor([*tokens]), options)
+            self.tokens = _check_different(torch.tensor([*tokens]), options)
         if len(self.tokens) != len(self.options):
             raise InputError(f"{len(self.tokens)} tokens were given for {len(options)} options.")
         batch = inputs.layout.shape[0]
@@ -102,10 +103,7 @@ class Answers:
         self.wrong = None if wrong is None else self._index(wrong, batch)
         if self.wrong is not None and bool((self.right == self.wrong).any()):
             raise InputError("In some row the right and the wrong answer are the same option.")
-        attended = inputs.layout.mask("all")
-        self.last = (
-            attended * torch.arange(1, attended.shape[1] + 1, device=attended.device)
-        ).argmax(1)
+        self.last = last_index(inputs.layout)
 
     def __repr__(self) -> str:
         pairs = Counter(zip(self._names(self.right), self._names(self.wrong), strict=True))

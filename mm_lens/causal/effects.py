@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from operator import index
 from os import PathLike
 from typing import Any, TypeAlias
 
 import pandas as pd
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
@@ -22,6 +22,7 @@ from transformer_lens.utilities.statistics import (
     sign_flip_permutation_pvalue,
 )
 
+from mm_lens.causal.logit_metrics import LogitMetrics, evaluate_metrics, name_metrics
 from mm_lens.causal.rerun import Rerun
 from mm_lens.causal.sweep import fingerprint, probe_metrics, split_trials, sweep
 from mm_lens.errors import InputError, MMLensWarning
@@ -30,38 +31,8 @@ from mm_lens.model.bridge import VisionLanguageBridge
 from mm_lens.model.fingerprint import weights_digest
 from mm_lens.model.inputs import Inputs
 
-LogitMetric: TypeAlias = "Callable[[Float[Tensor, 'batch pos d_vocab']], Tensor]"
-LogitMetrics: TypeAlias = "LogitMetric | Mapping[str, LogitMetric]"
 Trial: TypeAlias = "Mapping[str, Any]"
 Runner: TypeAlias = "Callable[[Sequence[Trial]], tuple[Tensor, ...]]"
-
-
-def resolve_layers(layers: Any, n_layers: int) -> list[int]:
-    """Numbers of blocks, counted from the front.
-
-    Args:
-        layers: numbers of blocks, negative ones from the end (-1 is the last); None takes all.
-        n_layers: blocks of the model.
-
-    Raises:
-        InputError: there is none, one is no whole number, or one is no block of the model.
-    """
-    if layers is None:
-        return list(range(n_layers))
-    try:
-        found = [index(layer) for layer in layers]
-    except TypeError as error:
-        raise InputError(
-            f"layers= is a list of numbers of blocks, as [0, 5] or range(4, 8), not {layers!r}."
-        ) from error
-    if not found:
-        raise InputError("layers= names no block. Leave it out to take all.")
-    if wrong := [layer for layer in found if not -n_layers <= layer < n_layers]:
-        raise InputError(
-            f"There is no layer {wrong[0]}: the model has {n_layers}, 0 to {n_layers - 1} (or "
-            f"-{n_layers} to -1 from the end)."
-        )
-    return [layer % n_layers for layer in found]
 
 
 def make_windows(n_layers: int, window: int, stride: int = 1) -> list[range]:
@@ -122,7 +93,7 @@ class EffectTable(pd.DataFrame):
 def effect_table(
     model: VisionLanguageBridge,
     samples: Sequence[tuple[Inputs, LogitMetrics]],
-    cells: Sequence[Trial],
+    trials: Sequence[Trial],
     prepare: Callable[[Rerun], Runner],
     *,
     about: Sequence[Any] = (),
@@ -133,16 +104,16 @@ def effect_table(
     n_resamples: int = 1000,
     seed: int = 0,
 ) -> EffectTable:
-    """Effect of each cell on each metric, over samples.
+    """Effect of each trial on each metric, over samples.
 
     Args:
         model: in evaluation mode.
         samples: inputs and their metric, which returns one value for each row.
-        cells: interventions, as columns of the table; each starts at its `first_layer`.
-        prepare: makes of a run of one sample the function from cells (of one window) to the logits
+        trials: interventions, as columns of the table; each starts at its `first_layer`.
+        prepare: makes of a run of one sample the function from trials (of one window) to the logits
             of each.
-        about: what the cells do, for the file.
-        batch_size: cells in one forward pass.
+        about: what the trials do, for the file.
+        batch_size: trials in one forward pass.
         save: file that keeps what is done, to be resumed after Ctrl-C. To know whether it is
             of the same table costs a forward pass of each sample, `mm_lens.causal.sweep.PROBES`
             calls of its metrics, and one pass over the weights.
@@ -152,29 +123,29 @@ def effect_table(
         seed: of both.
 
     Returns:
-        The columns of the cells and metric, baseline, value, effect, low, high, p_value, n. Fewer
+        The columns of the trials and metric, baseline, value, effect, low, high, p_value, n. Fewer
         than `MIN_SAMPLES` samples give no interval and no p-value (NaN), and a warning.
 
     Raises:
-        InputError: there is no sample or no cell, or a metric does not return one value per row.
+        InputError: there is no sample or no trial, or a metric does not return one value per row.
         DataError: `save` holds another table.
     """
-    if not samples or not cells:
-        raise InputError("A table needs at least one sample and one cell.")
+    if not samples or not trials:
+        raise InputError("A table needs at least one sample and one trial.")
     if model.training:
         raise InputError("The model is in training mode; call model.eval() first.")
-    named = [_named(metrics) for _, metrics in samples]
+    named = [name_metrics(metrics) for _, metrics in samples]
     names = list(named[0])
     if any(list(metrics) != names for metrics in named):
         raise InputError("Every sample needs the same metrics, by name and order.")
-    layers = sorted({cell["first_layer"] for cell in cells})
+    layers = sorted({trial["first_layer"] for trial in trials})
     rows = [inputs.layout.shape[0] for inputs, _ in samples]
     ends = torch.tensor([0, *rows]).cumsum(0).tolist()
     work: list[list[int]] = []
-    spans = [(cell["first_layer"], cell["last_layer"]) for cell in cells]
+    spans = [(trial["first_layer"], trial["last_layer"]) for trial in trials]
     for k in range(len(samples)):
-        for chunk in split_trials(cells, spans, batch_size):
-            work.append([k * len(cells) + i for i in chunk])
+        for chunk in split_trials(trials, spans, batch_size):
+            work.append([k * len(trials) + i for i in chunk])
     current: list[Any] = [None, None]
     baseline = torch.full((len(names), sum(rows)), torch.nan)
     most = max(rows)
@@ -182,14 +153,14 @@ def effect_table(
     def run_of(k: int) -> Any:
         if current[0] != k:
             rerun = Rerun(model, samples[k][0], layers)
-            baseline[:, ends[k] : ends[k + 1]] = _evaluate(named[k], rerun.logits, rows[k])
+            baseline[:, ends[k] : ends[k + 1]] = evaluate_metrics(named[k], rerun.logits, rows[k])
             current[:] = [k, prepare(rerun)]
         return current[1]
 
     def evaluate(indices: Sequence[int]) -> Tensor:
-        k = indices[0] // len(cells)
-        logits = run_of(k)([cells[i % len(cells)] for i in indices])
-        found = torch.stack([_evaluate(named[k], part, rows[k]) for part in logits])
+        k = indices[0] // len(trials)
+        logits = run_of(k)([trials[i % len(trials)] for i in indices])
+        found = torch.stack([evaluate_metrics(named[k], part, rows[k]) for part in logits])
         return torch.nn.functional.pad(found, (0, most - rows[k]), value=torch.nan)
 
     origin = ""
@@ -198,19 +169,21 @@ def effect_table(
         for k, (inputs, _) in enumerate(tqdm(samples, desc="baselines", disable=not progress)):
             with torch.no_grad():
                 logits = model(inputs)
-            baseline[:, ends[k] : ends[k + 1]] = _evaluate(named[k], logits, rows[k])
+            baseline[:, ends[k] : ends[k + 1]] = evaluate_metrics(named[k], logits, rows[k])
             probes.append(probe_metrics(named[k], logits))
         told = [sorted(inputs.tensors.items()) for inputs, _ in samples]
-        origin = fingerprint(about, cells, rows, told, weights_digest(model), baseline, probes)
+        origin = fingerprint(about, trials, rows, told, weights_digest(model), baseline, probes)
     values = sweep(work, evaluate, origin=origin, save=save, progress=progress, desc="effects")
-    values = values.reshape(len(samples), len(cells), len(names), most)
+    values = rearrange(
+        values, "(sample trial) metric row -> sample trial metric row", sample=len(samples)
+    )
     flat = torch.cat([values[k, ..., : rows[k]] for k in range(len(samples))], -1)
     effect = flat - baseline
-    low, high, p = _intervals(effect, confidence, n_resamples, seed)
+    low, high, p = _estimate_intervals(effect, confidence, n_resamples, seed)
     return EffectTable(
         [
             {
-                **cell,
+                **trial,
                 "metric": name,
                 "baseline": float(baseline[m].mean()),
                 "value": float(flat[i, m].mean()),
@@ -220,16 +193,16 @@ def effect_table(
                 "p_value": float(p[i, m]),
                 "n": flat.shape[-1],
             }
-            for i, cell in enumerate(cells)
+            for i, trial in enumerate(trials)
             for m, name in enumerate(names)
         ]
     )
 
 
-def _intervals(
-    effect: Float[Tensor, "cell metric row"], confidence: float, n_resamples: int, seed: int
+def _estimate_intervals(
+    effect: Float[Tensor, "trial metric row"], confidence: float, n_resamples: int, seed: int
 ) -> tuple[Tensor, ...]:
-    """Low, high and p-value of the mean effect [cell, metric]; NaN of too few samples."""
+    """Low, high and p-value of the mean effect [trial, metric]; NaN of too few samples."""
     if effect.shape[-1] < MIN_SAMPLES:
         warnings.warn(
             f"{effect.shape[-1]} sample(s) give no interval: low, high and p_value are NaN. Give "
@@ -249,22 +222,3 @@ def _intervals(
         effect, n_permutations=n_resamples, generator=derive_generator(seed, "permutation")
     )
     return low, high, p
-
-
-def _named(metrics: Any) -> Mapping[str, LogitMetric]:
-    return metrics if isinstance(metrics, Mapping) else {"metric": metrics}
-
-
-def _evaluate(
-    metrics: Mapping[str, LogitMetric], logits: Tensor, rows: int
-) -> Float[Tensor, "metric row"]:
-    out = []
-    for name, metric in metrics.items():
-        value = torch.as_tensor(metric(logits)).detach().float().cpu()
-        if value.shape != (rows,):
-            raise InputError(
-                f"The metric {name!r} returned the shape {tuple(value.shape)}; it must return one "
-                f"value for each of the {rows} row(s)."
-            )
-        out.append(value)
-    return torch.stack(out)

@@ -23,19 +23,15 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from mm_lens.causal.effects import (
-    EffectTable,
-    LogitMetrics,
-    effect_table,
-    make_windows,
-    resolve_layers,
-)
+from mm_lens.causal.effects import EffectTable, effect_table, make_windows
+from mm_lens.causal.logit_metrics import LogitMetrics
 from mm_lens.causal.rerun import Rerun
 from mm_lens.errors import InputError
 from mm_lens.layout.groups import group_mask
 from mm_lens.layout.layout import TokenLayout
 from mm_lens.model.bridge import VisionLanguageBridge
 from mm_lens.model.inputs import Inputs
+from mm_lens.model.streams import resolve_layers
 
 
 @contextmanager
@@ -143,7 +139,7 @@ def knockout_table(
     """
     named = name_apart(edges, lambda edge: " → ".join(map(group_name, edge)), "edges")
     spans = make_windows(model.cfg.n_layers, window, stride)
-    cells = [
+    trials = [
         {
             "first_layer": span[0],
             "last_layer": span[-1],
@@ -165,20 +161,20 @@ def knockout_table(
 
     groups = [describe_group(group) for edge in named.values() for group in edge]
     about = ["knockout", *groups, window, stride, heads, keep_self]
-    return effect_table(model, samples, cells, prepare, about=about, **options)
+    return effect_table(model, samples, trials, prepare, about=about, **options)
 
 
 def _run(
     model: VisionLanguageBridge,
     rerun: Rerun,
     blocked: Mapping[str, Tensor],
-    cells: Sequence[Mapping[str, Any]],
+    trials: Sequence[Mapping[str, Any]],
 ) -> tuple[Tensor, ...]:
-    """Logits of each cell; all of them are of one window."""
-    span = range(cells[0]["first_layer"], cells[0]["last_layer"] + 1)
-    together = torch.cat([blocked[cell["edge"]] for cell in cells])
+    """Logits of each trial; all of them are of one window."""
+    span = range(trials[0]["first_layer"], trials[0]["last_layer"] + 1)
+    together = torch.cat([blocked[trial["edge"]] for trial in trials])
     with mask_keys(model, dict.fromkeys(span, together), rerun.inputs.layout):
-        return rerun.run(span[0], len(cells))
+        return rerun.run(span[0], len(trials))
 
 
 @contextmanager

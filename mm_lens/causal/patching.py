@@ -34,12 +34,12 @@ from typing import Any, Literal, TypeAlias
 
 import pandas as pd
 import torch
-from jaxtyping import Float
+from einops import rearrange
 from torch import Tensor
 from transformer_lens.patching import PatchingResult
 from transformer_lens.utilities.components_utils import get_act_name
 
-from mm_lens.causal.effects import resolve_layers
+from mm_lens.causal.logit_metrics import LogitMetrics, evaluate_metrics, name_metrics
 from mm_lens.causal.rerun import Rerun
 from mm_lens.causal.sweep import fingerprint, probe_metrics, split_trials, sweep
 from mm_lens.causal.transfer import Move, average_sources, patch, read_clean
@@ -50,9 +50,8 @@ from mm_lens.model.bridge import VisionLanguageBridge
 from mm_lens.model.cache import LayoutCache
 from mm_lens.model.fingerprint import weights_digest
 from mm_lens.model.inputs import Inputs
+from mm_lens.model.streams import resolve_layers
 
-LogitMetric: TypeAlias = "Callable[[Float[Tensor, 'batch pos d_vocab']], Tensor]"
-LogitMetrics: TypeAlias = "LogitMetric | Mapping[str, LogitMetric]"
 Resample: TypeAlias = Literal["nearest", "mean"]
 
 PATCHABLE = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "z", "q", "k", "v")
@@ -139,28 +138,30 @@ def generic_activation_patch(
         layer: read_clean(clean_cache, get_act_name(activation_name, layer)) for layer in blocks
     }
     n_heads = clean[blocks[0]].shape[2] if heads else 1
-    cells = [(la, r, h) for la in blocks for r in range(len(found)) for h in range(n_heads)]
+    trials = [(la, r, h) for la in blocks for r in range(len(found)) for h in range(n_heads)]
     rerun = Rerun(model, corrupted, blocks, corrupt_hooks)
-    evaluate = _Evaluation(patching_metric, corrupted.layout.shape[0])
-    baseline = evaluate(rerun.logits)
+    metrics, batch = name_metrics(patching_metric), corrupted.layout.shape[0]
+    baseline = evaluate_metrics(metrics, rerun.logits, batch, scalars=True)
 
     def run(indices: Sequence[int]) -> Tensor:
-        layer = cells[indices[0]][0]
-        parts = [(moves[cells[i][1]], cells[i][2] if heads else None) for i in indices]
-        hook = partial(patch, parts=parts, clean=clean[layer], batch=corrupted.layout.shape[0])
+        layer = trials[indices[0]][0]
+        parts = [(moves[trials[i][1]], trials[i][2] if heads else None) for i in indices]
+        hook = partial(patch, parts=parts, clean=clean[layer], batch=batch)
         logits = rerun.run(layer, len(indices), [(get_act_name(activation_name, layer), hook)])
-        return torch.stack([evaluate(part) for part in logits])
+        return torch.stack(
+            [evaluate_metrics(metrics, part, batch, scalars=True) for part in logits]
+        )
 
     origin = ""
     if save is not None:
         origin = fingerprint(
-            [activation_name, cells, found, [name for name, _ in corrupt_hooks]],
+            [activation_name, trials, found, [name for name, _ in corrupt_hooks]],
             [(move.row, move.target, move.source, move.groups) for move in moves],
-            [baseline, rerun.logits, clean, probe_metrics(evaluate.metrics, rerun.logits)],
+            [baseline, rerun.logits, clean, probe_metrics(metrics, rerun.logits)],
             weights_digest(model),
         )
     values = sweep(
-        split_trials(cells, [cell[0] for cell in cells], batch_size),
+        split_trials(trials, [trial[0] for trial in trials], batch_size),
         run,
         origin=origin,
         save=save,
@@ -168,12 +169,26 @@ def generic_activation_patch(
         desc=f"patching {activation_name} by {found.axis}",
     )
     axes = ["layer", found.axis, *(["head"] if heads else [])]
-    shape = [len(blocks), len(found), *([n_heads] if heads else [])]
-    values = values.reshape(*shape, *values.shape[1:]).movedim(len(shape), 0)
-    return evaluate.result(values, baseline, axes, _index(cells, found, heads))
+    head = "head" if heads else ""
+    values = rearrange(
+        values,
+        f"(layer region {head}) metric ... -> metric layer region {head} ...",
+        layer=len(blocks),
+        region=len(found),
+    )
+    several = isinstance(patching_metric, Mapping)
+    return PatchingResult(
+        values=values if several else values[0],
+        axis_names=axes,
+        index_df=_make_index(trials, found, heads),
+        metric_names=list(metrics),
+        reduced=baseline.ndim == 1,
+        baseline=baseline if several else baseline[0],
+        has_metric_axis=several,
+    )
 
 
-def _sweep_of(activation_name: str, what: str, heads: bool = False) -> Any:
+def _make_sweep(activation_name: str, what: str, heads: bool = False) -> Any:
     made = partial(generic_activation_patch, activation_name=activation_name, heads=heads)
     made.__doc__ = (
         f"Patch {what} by region: `(model, corrupted, clean_cache, patching_metric, *, axis, …)`."
@@ -182,15 +197,15 @@ def _sweep_of(activation_name: str, what: str, heads: bool = False) -> Any:
     return made
 
 
-get_act_patch_resid_pre = _sweep_of("resid_pre", "the residual stream at the start of each block")
-get_act_patch_resid_mid = _sweep_of("resid_mid", "the residual stream between attention and MLP")
-get_act_patch_resid_post = _sweep_of("resid_post", "the residual stream at the end of each block")
-get_act_patch_attn_out = _sweep_of("attn_out", "the output of each attention layer")
-get_act_patch_mlp_out = _sweep_of("mlp_out", "the output of each MLP")
-get_act_patch_attn_head_out_by_pos = _sweep_of("z", "the output of each attention head", True)
-get_act_patch_attn_head_q_by_pos = _sweep_of("q", "the queries of each attention head", True)
-get_act_patch_attn_head_k_by_pos = _sweep_of("k", "the keys of each key-value head", True)
-get_act_patch_attn_head_v_by_pos = _sweep_of("v", "the values of each key-value head", True)
+get_act_patch_resid_pre = _make_sweep("resid_pre", "the residual stream at the start of each block")
+get_act_patch_resid_mid = _make_sweep("resid_mid", "the residual stream between attention and MLP")
+get_act_patch_resid_post = _make_sweep("resid_post", "the residual stream at the end of each block")
+get_act_patch_attn_out = _make_sweep("attn_out", "the output of each attention layer")
+get_act_patch_mlp_out = _make_sweep("mlp_out", "the output of each MLP")
+get_act_patch_attn_head_out_by_pos = _make_sweep("z", "the output of each attention head", True)
+get_act_patch_attn_head_q_by_pos = _make_sweep("q", "the queries of each attention head", True)
+get_act_patch_attn_head_k_by_pos = _make_sweep("k", "the keys of each key-value head", True)
+get_act_patch_attn_head_v_by_pos = _make_sweep("v", "the values of each key-value head", True)
 
 
 def stack(results: Sequence[PatchingResult]) -> PatchingResult:
@@ -229,59 +244,15 @@ def stack(results: Sequence[PatchingResult]) -> PatchingResult:
     )
 
 
-class _Evaluation:
-    """All metrics on the logits of one run: [metric] or [metric, batch]."""
-
-    def __init__(self, metrics: LogitMetrics, batch: int) -> None:
-        self.several = isinstance(metrics, Mapping)
-        self.metrics = metrics if isinstance(metrics, Mapping) else {"metric": metrics}
-        if not self.metrics:
-            raise InputError("There is no metric: the mapping is empty. See mm_lens.answers.")
-        self.batch = batch
-        self.reduced = False
-
-    def __call__(self, logits: Tensor) -> Tensor:
-        out = []
-        for name, metric in self.metrics.items():
-            value = torch.as_tensor(metric(logits)).detach().float().cpu()
-            if value.ndim > 1 or (value.ndim == 1 and len(value) != self.batch):
-                raise InputError(
-                    f"The metric {name!r} returned the shape {tuple(value.shape)}; it must return "
-                    f"a scalar, or one value for each of the {self.batch} row(s)."
-                )
-            out.append(value)
-        if len({value.ndim for value in out}) > 1:
-            shapes = {name: tuple(x.shape) for name, x in zip(self.metrics, out, strict=True)}
-            raise InputError(
-                f"Some metrics return a scalar and others one value for each row: {shapes}. Let "
-                "all return [batch], or all a scalar."
-            )
-        self.reduced = out[0].ndim == 0
-        return torch.stack(out)
-
-    def result(
-        self, values: Tensor, baseline: Tensor, axes: list[str], index: pd.DataFrame
-    ) -> PatchingResult:
-        return PatchingResult(
-            values=values if self.several else values[0],
-            axis_names=axes,
-            index_df=index,
-            metric_names=list(self.metrics),
-            reduced=self.reduced,
-            baseline=baseline if self.several else baseline[0],
-            has_metric_axis=self.several,
-        )
-
-
-def _index(cells: list[tuple[int, int, int]], found: Regions, heads: bool) -> pd.DataFrame:
+def _make_index(trials: list[tuple[int, int, int]], found: Regions, heads: bool) -> pd.DataFrame:
     table: dict[str, list[Any]] = {
-        "layer": [layer for layer, _, _ in cells],
-        found.axis: [found.labels[region] for _, region, _ in cells],
+        "layer": [layer for layer, _, _ in trials],
+        found.axis: [found.labels[region] for _, region, _ in trials],
     }
     if heads:
-        table["head"] = [head for _, _, head in cells]
+        table["head"] = [head for _, _, head in trials]
     for name, values in found.columns.items():
-        table[name] = [values[region] for _, region, _ in cells]
+        table[name] = [values[region] for _, region, _ in trials]
     return pd.DataFrame(table)
 
 

@@ -72,7 +72,7 @@ class Rerun:
             options["attention_mask"] = mask.repeat(copies, 1)
             # As the bridge derives them for tokens, which are not passed here.
             options["position_ids"] = (options["attention_mask"].cumsum(-1) - 1).clamp(min=0)
-        with torch.no_grad(), _blocks_skipped(self.model, layer), self._layout(copies):
+        with torch.no_grad(), _skip_blocks(self.model, layer), self._layout(copies):
             logits = self.model.run_with_hooks(
                 state.repeat(copies, 1, 1),
                 fwd_hooks=[*self.hooks, *hooks],
@@ -94,7 +94,7 @@ class Rerun:
 
 
 @contextmanager
-def _blocks_skipped(model: VisionLanguageBridge, n: int) -> Iterator[None]:
+def _skip_blocks(model: VisionLanguageBridge, n: int) -> Iterator[None]:
     """Have the first `n` blocks hand on their input."""
     skipped = list(model.blocks)[:n]
     for block in skipped:  # past `__setattr__`, which TransformerLens sends on to what is wrapped

@@ -32,10 +32,10 @@ PROBES = 64
 """Enough to tell accuracies of two of eight options apart but once in 10⁸."""
 
 
-def split_trials(cells: Sequence[Any], groups: Sequence[Any], size: int) -> list[list[int]]:
-    """Indices of `cells` in runs of at most `size`, none across two of `groups`."""
+def split_trials(trials: Sequence[Any], groups: Sequence[Any], size: int) -> list[list[int]]:
+    """Indices of `trials` in runs of at most `size`, none across two of `groups`."""
     out: list[list[int]] = []
-    for i in range(len(cells)):
+    for i in range(len(trials)):
         if not out or len(out[-1]) == size or groups[out[-1][0]] != groups[i]:
             out.append([])
         out[-1].append(i)
@@ -50,12 +50,12 @@ def sweep(
     save: str | PathLike[str] | None = None,
     progress: bool = True,
     desc: str = "sweep",
-) -> Float[Tensor, "cell ..."]:
-    """Values of all cells; `evaluate` is called once for each chunk of `work`.
+) -> Float[Tensor, "trial ..."]:
+    """Values of all trials; `evaluate` is called once for each chunk of `work`.
 
     Args:
-        work: cells of each forward pass, every cell once.
-        evaluate: values of the cells of one chunk, on the CPU.
+        work: trials of each forward pass, every trial once.
+        evaluate: values of the trials of one chunk, on the CPU.
         origin: what the values depend on, as a digest: a file of another origin is refused.
         save: file that keeps what is done.
         progress: show a progress bar on stderr.
@@ -73,15 +73,15 @@ def sweep(
     last = time.monotonic()
     with tqdm(total=n, initial=int(done.sum()), desc=desc, disable=not progress) as bar:
         try:
-            for cells in work:
-                if bool(done[list(cells)].all()):
+            for trials in work:
+                if bool(done[list(trials)].all()):
                     continue
-                found = evaluate(cells)
+                found = evaluate(trials)
                 if values is None:
                     values = found.new_full((n, *found.shape[1:]), torch.nan)
-                values[list(cells)] = found
-                fresh = int((~done[list(cells)]).sum())
-                done[list(cells)] = True
+                values[list(trials)] = found
+                fresh = int((~done[list(trials)]).sum())
+                done[list(trials)] = True
                 bar.update(fresh)
                 if path is not None and time.monotonic() - last > SAVE_EVERY:
                     _write(path, origin, done, values)
@@ -89,7 +89,7 @@ def sweep(
         finally:  # on Ctrl-C too
             if path is not None and values is not None:
                 _write(path, origin, done, values)
-    assert values is not None, "a sweep has at least one cell"
+    assert values is not None, "a sweep has at least one trial"
     return values
 
 
@@ -99,7 +99,7 @@ def fingerprint(*parts: Any) -> str:
 
     Cost: one pass over the tensors.
     """
-    return f"{digest(repr(_told(parts))):x}"
+    return f"{digest(repr(_describe(parts))):x}"
 
 
 def probe_metrics(
@@ -130,17 +130,17 @@ def probe_metrics(
     return out
 
 
-def _told(part: Any) -> Any:
+def _describe(part: Any) -> Any:
     if isinstance(part, np.ndarray):
         part = torch.from_numpy(np.ascontiguousarray(part))
     if isinstance(part, Tensor):
         return tensor_checksum(part)
     if is_dataclass(part) and not isinstance(part, type):
-        return [type(part).__name__, *(_told(getattr(part, f.name)) for f in fields(part))]
+        return [type(part).__name__, *(_describe(getattr(part, f.name)) for f in fields(part))]
     if isinstance(part, Mapping):
-        return [(_told(key), _told(value)) for key, value in part.items()]
+        return [(_describe(key), _describe(value)) for key, value in part.items()]
     if isinstance(part, (list, tuple)):
-        return [_told(x) for x in part]
+        return [_describe(x) for x in part]
     return repr(part)
 
 

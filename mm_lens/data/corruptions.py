@@ -7,14 +7,15 @@ corruption too: of the same question, with another answer; `others` deals them o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias, TypeVar
+from typing import TypeVar
 
 import numpy as np
+from einops import rearrange
 from PIL import Image, ImageFilter
 
 from mm_lens.errors import InputError
+from mm_lens.layout.groups import Rect
 
-Rect: TypeAlias = "tuple[float | int, float | int, float | int, float | int]"
 T = TypeVar("T")
 
 
@@ -24,13 +25,23 @@ def others(items: Sequence[T], seed: int = 0) -> list[T]:
     Raises:
         InputError: there are fewer than two.
     """
-    if len(items) < 2:
-        raise InputError("Another image needs at least two images.")
     order = np.random.default_rng(seed).permutation(len(items))
-    out: list[Any] = [None] * len(items)
-    for i, j in zip(order, np.roll(order, -1), strict=True):
-        out[i] = items[j]
-    return out
+    return [items[j] for j in assign_others(order.tolist())]
+
+
+def assign_others(order: Sequence[int]) -> list[int]:
+    """For each index another one: the next in `order`, a permutation of all, as in a circle.
+
+    Raises:
+        InputError: there are fewer than two.
+    """
+    if len(order) < 2:
+        raise InputError(
+            f"There are {len(order)} to draw another one from. Give at least two: none may stand "
+            "for itself."
+        )
+    following = dict(zip(order, [*order[1:], order[0]], strict=True))
+    return [following[i] for i in range(len(order))]
 
 
 def blank(image: Image.Image, colour: tuple[int, int, int] | None = None) -> Image.Image:
@@ -83,7 +94,7 @@ def remove_box(
 
 
 def _mean(pixels: np.ndarray) -> tuple[int, int, int]:
-    red, green, blue = (round(float(c)) for c in pixels.reshape(-1, 3).mean(0))
+    red, green, blue = (round(float(c)) for c in rearrange(pixels, "... rgb -> (...) rgb").mean(0))
     return red, green, blue
 
 

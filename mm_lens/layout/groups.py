@@ -12,7 +12,8 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mm_lens.errors import InputError
@@ -93,10 +94,14 @@ def group_mask(
 
 def last_position(layout: TokenLayout) -> Bool[Tensor, "batch pos"]:
     """The last attended position of each row."""
-    attended = layout.mask("all")
     index = torch.arange(layout.shape[1], device=layout.device)
-    last = (attended * (index + 1)).argmax(1)
-    return (index == last[:, None]) & attended
+    return (index == rearrange(last_index(layout), "batch -> batch 1")) & layout.mask("all")
+
+
+def last_index(layout: TokenLayout) -> Int[Tensor, " batch"]:
+    """Index of the last attended position of each row; 0 in a row that is padding alone."""
+    counted = torch.arange(1, layout.shape[1] + 1, device=layout.device)
+    return (layout.mask("all") * counted).argmax(1)
 
 
 def which_image(layout: TokenLayout, image: int | None) -> int:

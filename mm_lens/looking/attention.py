@@ -15,14 +15,16 @@ from functools import partial
 from typing import Any
 
 import torch
+from einops import einsum
 from jaxtyping import Float, Float32
 from torch import Tensor
 
 from mm_lens.errors import InputError
 from mm_lens.layout.groups import group_mask
-from mm_lens.looking.token_values import Where, resolve_layers
+from mm_lens.looking.token_values import Where
 from mm_lens.model.bridge import VisionLanguageBridge
 from mm_lens.model.inputs import Inputs
+from mm_lens.model.streams import resolve_layers
 
 
 def attention_map(
@@ -44,7 +46,7 @@ def attention_map(
         source: who looks: "last", a group ("text after"), or a mask as of
             `mm_lens.token_values.saying`.
         target: who is looked at.
-        layers: blocks, from 0; None takes all.
+        layers: blocks, negative ones from the end; None takes all.
 
     Returns:
         A share of each head's attention: summed over all attended positions it is 1, so over the
@@ -69,7 +71,9 @@ def attention_map(
         weight = looks.to(pattern.device, pattern.dtype) / looks.sum(1, keepdim=True).clamp(
             min=1
         ).to(pattern.device)
-        mean = torch.einsum("bhqk,bq->hbk", pattern.float(), weight.float())
+        mean = einsum(
+            pattern.float(), weight.float(), "batch head query key, batch query -> head batch key"
+        )
         out[k] = mean.cpu().masked_fill(hidden, math.nan)
 
     with torch.no_grad():

@@ -31,11 +31,12 @@ from transformer_lens.tools.analysis import logit_readout
 from mm_lens.errors import InputError, MMLensError
 from mm_lens.layout.groups import group_mask
 from mm_lens.layout.layout import TokenLayout
-from mm_lens.looking.token_values import Where, read_states, resolve_layers
+from mm_lens.looking.token_values import Where, read_states
 from mm_lens.model.bridge import VisionLanguageBridge
 from mm_lens.model.inputs import Inputs
+from mm_lens.model.streams import resolve_layers
 
-Quantity: TypeAlias = Literal["probs", "log_probs", "logits"]
+ReturnType: TypeAlias = Literal["probs", "log_probs", "logits"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +44,7 @@ class Readout:
     """Words at tokens and layers; NaN and -1 where a position was not read. All on the CPU.
 
     Attributes:
-        layers: states that were read, ascending: the first axis of every tensor.
+        layers: states that were read, as they were asked for: the first axis of every tensor.
         layout: what the positions are.
         quantity: what `top` and `targets` hold.
         top_ids: ids of the top words, best first.
@@ -55,7 +56,7 @@ class Readout:
 
     layers: tuple[int, ...]
     layout: TokenLayout
-    quantity: Quantity
+    quantity: ReturnType
     top_ids: Int64[Tensor, "layers batch pos k"]
     top: Float32[Tensor, "layers batch pos k"]
     entropy: Float32[Tensor, "layers batch pos"]
@@ -83,7 +84,7 @@ def visual_logit_lens(
     layers: Sequence[int] | None = None,
     top_k: int = 5,
     targets: Sequence[str] = (),
-    quantity: Quantity = "probs",
+    quantity: ReturnType = "probs",
     chunk_size: int = 64,
     progress: bool = False,
 ) -> Readout:
@@ -95,7 +96,7 @@ def visual_logit_lens(
         model: the model, in eval mode.
         inputs: what `model.prepare` returned; rows may hold unequal pictures and padding.
         where: which tokens: a group, "last", or a mask; see `mm_lens.token_values`.
-        layers: states to read, from 0; None reads all.
+        layers: states to read, negative ones from the end; None reads all.
         top_k: how many words to keep.
         targets: words whose value and rank are wanted at every token; a second readout. A word of
             several tokens stands for its first.
@@ -141,7 +142,7 @@ def visual_logit_lens(
         if layered[k] == n_states - 1:
             checked["read"] = logit_readout(model, state[probe.to(state.device)]).values
 
-    layered = (*wanted, n_states - 1) if wanted[-1] < n_states - 1 else wanted
+    layered = wanted if n_states - 1 in wanted else (*wanted, n_states - 1)
     with bar:
         logits = read_states(model, inputs, layered, read)
     _check_path(checked["read"].cpu().float(), logits[probe.to(logits.device)].cpu().float())

@@ -3,7 +3,8 @@
 Layers are states, as in a profile: state 0 enters block 0, state l leaves block l - 1; the last is
 taken before the final norm. Every function runs the model once, keeps no more than two states at a
 time, and returns `[layers, batch, pos]` on the CPU with NaN where no value was asked for, so that
-`values[layer, row]` can be drawn on the picture with `mm_lens.drawing.draw_values`.
+`values[layer, row]` can be drawn on the picture with `mm_lens.drawing.draw_values`. The first axis
+has the layers in the order in which they were asked for.
 
 `where` is what `mm_lens.layout.group_mask` takes: a group of `TokenLayout` ("visual", "newline",
 "text after", …), "last" for the last attended token of each row, a `Box` in pixels, or a mask of
@@ -29,7 +30,7 @@ from mm_lens.metrics.numerics.regression import Target
 from mm_lens.metrics.tokens import Tokens
 from mm_lens.model.bridge import VisionLanguageBridge
 from mm_lens.model.inputs import Inputs
-from mm_lens.model.streams import state_names
+from mm_lens.model.streams import resolve_layers, state_names
 
 Where: TypeAlias = str | Box | Tensor
 
@@ -46,7 +47,7 @@ def norms(
         model: the model.
         inputs: what `model.prepare` returned.
         where: which tokens; see the module.
-        layers: states to read, from 0; None reads all.
+        layers: states to read, negative ones from the end; None reads all.
 
     Raises:
         InputError: there is no such group or layer.
@@ -80,7 +81,7 @@ def cosine_to_mean(
         inputs: what `model.prepare` returned.
         where: which tokens.
         mean_of: tokens whose mean is taken; None takes those of `where`.
-        layers: states to read, from 0; None reads all.
+        layers: states to read, negative ones from the end; None reads all.
 
     Raises:
         InputError: there is no such group or layer, or the group of the mean is empty.
@@ -120,7 +121,7 @@ def linearity_error(
         model: the model.
         inputs: a batch of three pictures or more, each in a row of its own.
         where: which tokens: the map is fitted to these as well.
-        layers: states to predict, from 0; None predicts all.
+        layers: states to predict, negative ones from the end; None predicts all.
         target: "state", or "update" for the difference between the two states.
         seed: of the folds.
 
@@ -193,18 +194,6 @@ def find_words(model: VisionLanguageBridge, inputs: Inputs, text: str) -> Bool[T
         prompts = "; ".join(inputs.text)
         raise InputError(f"No prompt says {text!r}. The prompts are: {prompts}")
     return found
-
-
-def resolve_layers(layers: Sequence[int] | None, count: int) -> tuple[int, ...]:
-    """The layers asked for, ascending; all if None.
-
-    Raises:
-        InputError: one of them does not exist.
-    """
-    wanted = tuple(range(count)) if layers is None else tuple(sorted(set(layers)))
-    if not wanted or wanted[0] < 0 or wanted[-1] >= count:
-        raise InputError(f"Layers {list(wanted)} were asked for; there are 0 to {count - 1}.")
-    return wanted
 
 
 def read_states(

@@ -261,7 +261,7 @@ class VisionLanguageBridge(TransformerBridge):
         """As `TransformerBridge.generate`; also without KV cache every step sees the image.
 
         Raises:
-            InputError: rows are padded on the right, so that generation would continue from padding.
+            InputError: rows are padded on the right: generation would continue from padding.
         """
         tokens, kwargs = self._unpack_for_generation(input, kwargs)
         pixels = self._pixels(kwargs)
@@ -320,8 +320,8 @@ class VisionLanguageBridge(TransformerBridge):
         mask = kwargs.get("attention_mask")
         if isinstance(mask, Tensor) and mask.ndim == 2 and not bool(mask[:, -1].all()):
             raise InputError(
-                "Some rows are padded on the right: generation would continue from padding. Prepare "
-                'the batch with padding_side="left".'
+                "Some rows are padded on the right: generation would continue from padding. "
+                'Prepare the batch with padding_side="left".'
             )
         return tokens, kwargs
 

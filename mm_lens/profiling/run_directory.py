@@ -10,12 +10,12 @@ part-0/visual.residual.003       their states (`mm_lens.profiling.stores`)
 sites/residual.visual.003        finished metrics of one stream, modality and layer
 ```
 
-**A run killed at any moment is resumed and ends with the same table.** Indices, sites and the manifest
-are replaced as a whole. States are written in place, before the index that names them is: a slot
-changes hands only when its token has left the sample for good, because smaller keys have come. If
-the index with these keys is lost, the batch that brought them is done again, and they come again,
-in whichever process. So an index may name tokens whose states are gone, but none that the merged
-sample of all batches keeps.
+**A run killed at any moment is resumed and ends with the same table.** Indices, sites and the
+manifest are replaced as a whole. States are written in place, before the index that names them is:
+a slot changes hands only when its token has left the sample for good, because smaller keys have
+come. If the index with these keys is lost, the batch that brought them is done again, and they come
+again, in whichever process. So an index may name tokens whose states are gone, but none that the
+merged sample of all batches keeps.
 
 **Several processes** write parts of their own. They first agree on what is done, so that each batch
 is in one part only, even where a network file system shows a file late. The merged sample is the

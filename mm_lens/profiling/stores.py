@@ -126,8 +126,8 @@ class FileStore:
             dtype, d = _parse(path)
             size = d * dtype.itemsize + _SUM
             whole = np.memmap(path, np.uint8, "r", offset=_HEADER)
-            whole = whole[: len(whole) // size * size]
-            table = rearrange(whole, "(record byte) -> record byte", byte=size)
+            end = len(whole) // size * size  # what is behind it was cut off in writing
+            table = rearrange(whole[:end], "(record byte) -> record byte", byte=size)
             order = slots.argsort()  # through the file from front to back
             records = torch.empty(len(slots), size, dtype=torch.uint8)
             records[order] = torch.from_numpy(table[slots[order].numpy()])

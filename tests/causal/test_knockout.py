@@ -175,8 +175,8 @@ def test_refusals(bridge, family):
         ({"source": "all", "target": "all"}, "without any key"),
         ({"source": "visual", "target": "nonsense"}, "No group"),
         ({"layers": [7]}, "no layer 7"),
-        ({"layers": []}, "no block"),
-        ({"layers": range(0)}, "no block"),
+        ({"layers": []}, "no layer"),
+        ({"layers": range(0)}, "no layer"),
         ({"heads": [4]}, "no head 4"),
         ({"heads": []}, "no head"),
     ):
@@ -320,13 +320,15 @@ def test_ablation_table(model):
         ({"how": "mean"}, "means="),
         ({"how": "resample"}, "donor="),
         ({"group": "image 3"}, "no position"),
-        ({"layers": []}, "no block"),
+        ({"layers": []}, "no layer"),
         ({"layers": [3]}, "no layer 3"),
     ):
         with pytest.raises(InputError, match=complaint):
             ablation_hooks(model, inputs[0], **{"group": "visual", **options, **change})
-    with pytest.raises(InputError, match="no block"):
+    with pytest.raises(InputError, match="no layer"):
         mean_activation(model, inputs, "visual", layers=[])
+    with pytest.raises(InputError, match="named twice"):  # its states would count twice
+        mean_activation(model, inputs, "visual", layers=[2, -1])
 
 
 @torch.no_grad()

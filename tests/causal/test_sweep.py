@@ -10,7 +10,7 @@ from conftest import load_tiny
 from tiny import random_image
 
 import mm_lens
-from mm_lens import DataError
+from mm_lens import DataError, InputError
 from mm_lens.causal import patching
 from mm_lens.causal.answers import Answers
 from mm_lens.causal.knockout import knockout_table
@@ -159,6 +159,17 @@ def test_few_samples_give_no_interval(model):
         assert (found, table["n"][0]) == (enough, len(rows))
         assert table["effect"].notna().all()
         assert any("give no interval" in str(w.message) for w in caught) != enough
+
+
+def test_a_table_wants_metrics_of_one_value_per_row(model):
+    inputs = model.prepare(*BATCH)
+    for bad, complaint in (
+        ({}, "no metric"),
+        (lambda logits: logits.sum(), r"the shape \(\); it must return one value"),
+        ({"a": lambda logits: logits[0, 0]}, "'a' returned the shape"),
+    ):
+        with pytest.raises(InputError, match=complaint):
+            knockout_table(model, [(inputs, bad)], [("visual", "last")], progress=False)
 
 
 def test_what_repr_leaves_out_is_told():

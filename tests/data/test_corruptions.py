@@ -70,5 +70,7 @@ def test_others_are_never_the_same():
         found = corruptions.others(list(range(n)), seed=n)
         assert sorted(found) == list(range(n))
         assert all(i != other for i, other in enumerate(found))
-    with pytest.raises(InputError, match="two"):
-        corruptions.others([1])
+    assert corruptions.assign_others([2, 0, 1, 3]) == [1, 3, 0, 2]  # 2 → 0 → 1 → 3 → 2
+    for few in ([], [1]):
+        with pytest.raises(InputError, match="at least two"):
+            corruptions.others(few)

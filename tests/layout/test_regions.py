@@ -12,6 +12,7 @@ from tiny import random_image
 import mm_lens
 from mm_lens import InputError
 from mm_lens.causal import patching
+from mm_lens.layout.groups import last_index
 from mm_lens.layout.matching import are_aligned, find_counterparts, match_positions, match_regions
 from mm_lens.layout.regions import Box, Grid, find_regions, group_mask
 
@@ -82,6 +83,7 @@ def test_named_axes_are_the_groups_of_the_layout(model):
     assert torch.equal(patch.masks.any(0), layout.mask("visual") & ~layout.newline)
     last = group_mask(layout, "last")
     assert last.nonzero()[:, 1].tolist() == [int(row.nonzero()[-1]) for row in batch.attention_mask]
+    assert last_index(layout).tolist() == last.nonzero()[:, 1].tolist()
     own = find_regions(layout, {"mine": last})
     assert find_regions(layout, own) is own
 

@@ -58,14 +58,14 @@ def test_maps_equal_native_attention(eager, family, side):
     word = find_words(eager, inputs, "what is")
     maps = {
         "last": attention_map(eager, inputs),
-        "word": attention_map(eager, inputs, word, "all", layers=[2, 0]),
+        "word": attention_map(eager, inputs, word, "all", layers=[-1, 0]),
     }
     assert maps["last"].shape == (3, 4, *layout.shape)
     for row in range(3):
         attended = inputs.attention_mask[row].nonzero().squeeze(1).tolist()
         sources = {"last": [attended[-1]], "word": word[row].nonzero().squeeze(1).tolist()}
         targets = {"last": layout.mask("visual")[row], "word": layout.mask("all")[row]}
-        for name, blocks in (("last", (0, 1, 2)), ("word", (0, 2))):
+        for name, blocks in (("last", (0, 1, 2)), ("word", (2, 0))):
             for k, block in enumerate(blocks):
                 for head in range(4):
                     found = maps[name][k, head, row]
@@ -92,8 +92,20 @@ def test_empty_sources_and_unknown_blocks(eager):
     inputs = prepare(eager, "left")
     with pytest.raises(InputError, match="no position"):
         attention_map(eager, inputs, "text between 0 and 1")
-    with pytest.raises(InputError, match="there are 0 to 2"):
+    with pytest.raises(InputError, match="no layer 3: there are 3"):
         attention_map(eager, inputs, layers=[3])
+
+
+@pytest.mark.parametrize("read", [norms, cosine_to_mean])
+def test_layers_come_in_the_order_asked_for(eager, read):
+    inputs = prepare(eager, "left")
+    every = read(eager, inputs)
+    assert not every[0].equal(every[2])
+    for layers in ([2, 0], [-1], [-2, 3]):
+        found = read(eager, inputs, layers=layers)
+        assert torch.equal(found.nan_to_num(-1), every[layers].nan_to_num(-1))
+    with pytest.raises(InputError, match="named twice"):
+        read(eager, inputs, layers=[3, -1])
 
 
 def test_norms_and_cosines_equal_plain_loops(eager, family):
@@ -165,6 +177,9 @@ def test_state_zero_has_no_linearity_error(model):
     visual = inputs.layout.mask("visual")
     assert found[1][visual].isfinite().all()
     assert 0 < float(found[1][visual].mean()) < 1.5
+    with pytest.warns(MMLensWarning, match="tokens for each dimension"):
+        turned = linearity_error(model, inputs, layers=[1 - 4, 0])
+    assert torch.equal(turned.flip(0).nan_to_num(-1), found.nan_to_num(-1))
 
 
 def test_find_words_finds_words(model):

@@ -67,7 +67,7 @@ def test_words_targets_ranks_and_entropy(model, family):
     inputs = prepare(model)
     lens, _ = native_logits(family, inputs)
     found = visual_logit_lens(model, inputs, layers=[3, 1], top_k=4, targets=["d", " is"])
-    assert found.layers == (1, 3)
+    assert found.layers == (3, 1)
     words = found.words(row=2)
     for k, layer in enumerate(found.layers):
         for row, position in inputs.layout.mask("visual").nonzero().tolist():
@@ -124,7 +124,7 @@ def test_what_cannot_be_read_is_refused(model):
     inputs = prepare(model)
     with pytest.raises(InputError, match="no position"):
         visual_logit_lens(model, model.prepare("No picture."))
-    with pytest.raises(InputError, match="there are 0 to 3"):
+    with pytest.raises(InputError, match="no layer 4: there are 4"):
         visual_logit_lens(model, inputs, layers=[4])
     with pytest.raises(InputError, match="no token"):
         visual_logit_lens(model, inputs, targets=[" "])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from conftest import FAMILIES, load_tiny
@@ -9,7 +10,8 @@ from native_runs import plain_main_stream
 from tiny import random_image
 
 import mm_lens
-from mm_lens.model.streams import main_stream_hooks
+from mm_lens import InputError
+from mm_lens.model.streams import main_stream_hooks, resolve_layers
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -40,3 +42,21 @@ def test_main_stream_equals_plain_loop(family, attention, padding_side):
         assert torch.equal(cache["resid_post", layer][valid], want[layer + 1][valid])
     _, residual = model.run_with_cache(inputs, names_filter=names)
     assert not torch.equal(residual["resid_post", 0][valid], want[1][valid])
+
+
+def test_layers_keep_their_order_and_count_from_the_end_too():
+    assert resolve_layers(None, 3) == (0, 1, 2)
+    assert resolve_layers(np.array([-1, 0]), 3) == (2, 0)
+    assert resolve_layers(range(2, -1, -1), 3) == (2, 1, 0)
+    for layers, complaint in (
+        ([], "names no layer"),
+        ([3], r"no layer 3: there are 3, 0 to 2 \(or -3 to -1"),
+        ([-4], "no layer -4"),
+        ([1, 1], "named twice"),
+        ([2, -1], "named twice"),
+        (3, "list of numbers of layers"),
+        ("12", "list of numbers of layers"),
+        ([0.5], "list of numbers of layers"),
+    ):
+        with pytest.raises(InputError, match=complaint):
+            resolve_layers(layers, 3)

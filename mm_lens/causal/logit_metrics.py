@@ -1,0 +1,60 @@
+"""Metrics of the user's on the logits of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mm_lens.errors import InputError
+
+LogitMetric: TypeAlias = "Callable[[Float[Tensor, 'batch pos d_vocab']], Tensor]"
+LogitMetrics: TypeAlias = "LogitMetric | Mapping[str, LogitMetric]"
+
+
+def name_metrics(metrics: LogitMetrics) -> Mapping[str, LogitMetric]:
+    """The metrics by name; a single one is called "metric".
+
+    Raises:
+        InputError: there is none.
+    """
+    named = metrics if isinstance(metrics, Mapping) else {"metric": metrics}
+    if not named:
+        raise InputError("There is no metric: the mapping is empty. See mm_lens.answers.")
+    return named
+
+
+def evaluate_metrics(
+    metrics: Mapping[str, LogitMetric], logits: Tensor, rows: int, *, scalars: bool = False
+) -> Float[Tensor, metric * row]:
+    """All metrics on the logits of one run, on the CPU.
+
+    Args:
+        metrics: by name.
+        logits: of the run.
+        rows: of its inputs.
+        scalars: whether metrics may return a scalar (all of them then) instead of one value for
+            each row.
+
+    Raises:
+        InputError: a metric returns another shape, or some return scalars and others do not.
+    """
+    found = []
+    for name, metric in metrics.items():
+        value = torch.as_tensor(metric(logits)).detach().float().cpu()
+        if value.shape != (rows,) and not (scalars and value.ndim == 0):
+            raise InputError(
+                f"The metric {name!r} returned the shape {tuple(value.shape)}; it must return "
+                f"{'a scalar, or ' * scalars}one value for each of the {rows} row(s)."
+            )
+        found.append(value)
+    if len({value.ndim for value in found}) > 1:
+        shapes = {name: tuple(x.shape) for name, x in zip(metrics, found, strict=True)}
+        raise InputError(
+            f"Some metrics return a scalar and others one value for each row: {shapes}. Let "
+            "all return [batch], or all a scalar."
+        )
+    return torch.stack(found)
