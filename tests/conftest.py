@@ -12,6 +12,9 @@ from tiny_omnifusion import tiny_omnifusion
 import mm_lens
 from mm_lens import VisionLanguageBridge
 
+# Fixtures that tests of several folders use.
+pytest_plugins = ["disturbed_runs", "fake_hub", "made_comparisons", "published_files"]
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Tests run in several processes, and start more: threads would only wait for each other.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -36,10 +39,20 @@ def load_tiny(
     return mm_lens.load(hf_model=model, processor=processor, **load_options)  # type: ignore[arg-type]
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Tests marked `every_family` run once with each of `FAMILIES`."""
+    marked = metafunc.definition.get_closest_marker("every_family")
+    if marked and "family" in metafunc.fixturenames:
+        metafunc.parametrize("family", FAMILIES, indirect=True, scope="module")
+
+
 @pytest.fixture(scope="module")
-def family() -> str:
-    """Overridden where tests hold for all `FAMILIES`."""
-    return "llava-next"
+def family(request: pytest.FixtureRequest) -> str:
+    """The family of `model`, `native` and `fresh`: LLaVA-NeXT, or each where a test says so.
+
+    `pytestmark = pytest.mark.every_family` says it for a file, the mark alone for a test.
+    """
+    return getattr(request, "param", "llava-next")
 
 
 @pytest.fixture(scope="module")

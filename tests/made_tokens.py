@@ -61,3 +61,7 @@ def in_float64() -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+def manifold(seed: int, n: int, dimension: int, d: int = 30) -> torch.Tensor:
+    return normal(seed, n, dimension) @ rotation(seed + 1, d)[:dimension]

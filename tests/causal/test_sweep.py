@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
-
 import pytest
 import torch
+from causal_cases import BATCH, OTHER
 from conftest import load_tiny
-from tiny import random_image
+from native_runs import metric
 
 import mm_lens
 from mm_lens import DataError, InputError
@@ -18,13 +17,7 @@ from mm_lens.causal.patching import Box
 from mm_lens.causal.sweep import fingerprint, probe_metrics
 
 pytestmark = pytest.mark.filterwarnings("ignore::mm_lens.MMLensWarning")
-BATCH = (["What is it?", "Why?"], [random_image(31, 57), random_image(31, 57, 1)])
-OTHER = (BATCH[0], [random_image(31, 57, 2), random_image(31, 57, 3)])
 IDS = [60, 61, 62, 63]
-
-
-def metric(logits):
-    return logits[:, -1, 3] - logits[:, -1, 5]
 
 
 @pytest.fixture(scope="module")
@@ -144,21 +137,6 @@ def test_another_table_is_refused(answers, tmp_path):
             table(answers("a").metrics)
         weight.data.copy_(before)
     assert table(answers("a").metrics).equals(want)
-
-
-def test_few_samples_give_no_interval(model):
-    """Not one of zero width: three rows are too few, four are enough."""
-    for rows, enough in (([0, 1, 0], False), ([0, 1, 0, 1], True)):
-        inputs = model.prepare(*([part[i] for i in rows] for part in BATCH))
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            table = knockout_table(
-                model, [(inputs, metric)], [("visual", "last")], window=3, progress=False
-            )
-        found = table[["low", "high", "p_value"]].notna().all(axis=None)
-        assert (found, table["n"][0]) == (enough, len(rows))
-        assert table["effect"].notna().all()
-        assert any("give no interval" in str(w.message) for w in caught) != enough
 
 
 def test_a_table_wants_metrics_of_one_value_per_row(model):

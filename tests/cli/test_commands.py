@@ -12,12 +12,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import torch
 from tiny import random_image, tiny_llava_next
 
 import mm_lens
 from mm_lens.cli import commands as cli
-from mm_lens.cli import failures
 from mm_lens.profiling.result import Profile
 
 
@@ -222,34 +220,6 @@ def test_what_was_done_is_kept_and_gone_on_from(profile, tmp_path, monkeypatch):
     assert code == 0
     assert "4 of 4 samples are done" in err
     assert [path.name for path in partial.parent.iterdir()] == ["one"]
-
-
-@pytest.mark.parametrize(
-    ("error", "message"),
-    [
-        (OSError(errno.ENOSPC, "No space left on device"), "The disk is full"),
-        (PermissionError(errno.EACCES, "Permission denied", "/data/x"), "/data/x: Permission"),
-        (torch.OutOfMemoryError("CUDA out of memory. Tried …"), "The GPU is out of memory"),
-        (MemoryError(), "Out of memory"),
-        (mm_lens.DataError("Image 7 cannot be read."), "Image 7"),
-    ],
-)
-def test_every_failure_says_what_is_kept(tmp_path, error, message):
-    (tmp_path / "part-3").mkdir()
-    (tmp_path / "part-3" / "index").touch()
-    with pytest.raises(type(error)), failures.note_kept(tmp_path):
-        raise error
-    code, line = failures.explain(error)
-    assert code == 1
-    assert line.startswith(message)
-    assert f"What was done is in {tmp_path}" in line
-
-
-def test_a_bug_keeps_its_traceback(monkeypatch):
-    assert failures.explain(RuntimeError("no idea")) is None
-    monkeypatch.setattr(cli, "app", lambda *args, **kwargs: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        cli.run([])
 
 
 def test_states_may_lie_elsewhere_and_be_discarded(no_pictures, profile, tmp_path, monkeypatch):

@@ -2,53 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import re
-
 import numpy as np
-import pandas as pd
 import pytest
+from drawn_profiles import NAMES, make_profile
 from figures import drawn
-from PIL import Image
 
 from mm_lens import InputError
 from mm_lens.drawing import curves as plots
 from mm_lens.drawing import report
 from mm_lens.metrics import METRICS
-from mm_lens.profiling.result import COLUMNS, Profile
-
-FEW = ("linearity_heldout", "dimension_mle", "anisotropy")
-NAMES = ("linearity_heldout", "linearity_paper", "dimension_mle", "dimension_paper", "anisotropy")
-
-
-def make_profile(names=NAMES, streams=("residual", "main"), layers=9, seed=0) -> Profile:
-    """A made-up profile with intervals, chance levels, and some values missing."""
-    rng, rows = np.random.default_rng(seed), []
-    for stream in streams:
-        for modality in ("visual", "text", "all"):
-            for name in names:
-                known = METRICS.get(name)
-                for layer in range(known.arity - 1 if known else 0, layers):
-                    value = rng.uniform(0.2, 0.9) * (30 if known and known.unit else 1)
-                    row = [
-                        value,
-                        0.9 * value,
-                        1.1 * value,
-                        40_000 + layer,
-                        5.0,
-                        value / 20,
-                        "2 copies",
-                    ]
-                    if modality == "text" and layer == 3:
-                        row = [np.nan, np.nan, np.nan, 0, 0.0, np.nan, "constant </script> states"]
-                    rows.append(["m", stream, layer, f"blocks.{layer}", modality, name, *row])
-    about = {"model": {"name": "model"}, "data": {"name": "data", "n_samples": 7, "n_skipped": 0}}
-    return Profile(pd.DataFrame(rows, columns=list(COLUMNS)), about)
-
-
-@pytest.fixture(scope="module")
-def profile():
-    return make_profile()
+from mm_lens.profiling.result import Profile
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -143,35 +106,3 @@ def test_one_stream_unknown_metric_and_no_value_at_all():
     figure = plots.draw(Profile(empty, profile.provenance))
     assert any("no value" in text.get_text() for text in figure.axes[0].texts)
     assert "no value" in report.render(Profile(empty, profile.provenance))
-
-
-def test_files(tmp_path):
-    profile = make_profile(FEW)
-    names = [path.name for path in report.write(profile, tmp_path)]
-    assert names == [
-        "overview.png",
-        *(f"{name}.png" for name in plots.metrics(profile)),
-        "report.html",
-    ]
-    assert sorted(names) == sorted(path.name for path in tmp_path.iterdir())
-    for path in tmp_path.glob("*.png"):
-        assert 1000 <= Image.open(path).width <= 1400
-
-
-def test_page_needs_no_network_and_tells_all(profile):
-    html = report.render(profile)
-    assert not re.search(r'<(script|link|img)[^>]*(src|href)="', html)
-    assert len(html) > 3_000_000  # plotly itself
-    for name in NAMES:
-        data = html.split(f'Plotly.newPlot("plot-{name}", ')[1].split(");</script>")[0]
-        found = json.loads(data.replace("<\\/", "</"))
-        curves = [trace for trace in found["data"] if "name" in trace]
-        assert len(curves) == 6
-        rows = profile.table[(profile.table.metric == name) & (profile.table.stream == "residual")]
-        text = rows[rows.modality == "text"]
-        assert curves[1]["y"] == [None if np.isnan(v) else v for v in text.value]
-        hover = curves[1]["text"][list(text.layer).index(3)]
-        assert "constant &lt;/script&gt; states" in hover
-        assert "95 % interval" in curves[0]["text"][0]
-        assert re.search("40,00[01] tokens", curves[0]["text"][0])
-    assert "constant &lt;/script&gt; states" in html

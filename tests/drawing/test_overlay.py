@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import base64
-import json
-import re
-from io import BytesIO
-
 import numpy as np
 import pytest
 import torch
-from conftest import FAMILIES
 from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from PIL import Image, ImageDraw
+from painted import ASPECTS, colour_at, data_of, pixels_of, shades
 from tiny import random_image
 
 from mm_lens import InputError
 from mm_lens.drawing import draw_layout, draw_values, explore
 
-ASPECTS = [
-    (12, 12), (31, 57), (57, 31), (20, 200), (200, 20), (40, 64), (64, 40), (36, 108), (90, 30),
-    (70, 75),
-]  # fmt: skip
 """(height, width) of pictures."""
 
 
@@ -50,14 +40,6 @@ def test_a_missing_image_raises(model, batch):
         draw_layout(batch, row=1)
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
-def each(request):
-    """Tiny models of all families, for what is drawn on the image."""
-    from conftest import load_tiny
-
-    return load_tiny(request.param, check=False)
-
-
 def brightest(figure, axis):
     """Centre of the yellowest pixel of a drawn figure, in coordinates of `axis`; no colour bar."""
     figure.set_dpi(60)
@@ -72,6 +54,7 @@ def brightest(figure, axis):
     return axis.transData.inverted().transform((left + 0.5, len(yellow) - top - 0.5))
 
 
+@pytest.mark.every_family
 @pytest.mark.parametrize(("height", "width"), ASPECTS)
 def test_a_painted_patch_is_brightest_where_it_belongs(each, height, width):
     image = random_image(height, width).convert("L").convert("RGB")  # yellow is no part of it
@@ -103,6 +86,7 @@ def test_a_painted_patch_is_brightest_where_it_belongs(each, height, width):
         assert boxes[:, 1].min() <= found[1] <= boxes[:, 3].max()
 
 
+@pytest.mark.every_family
 def test_layers_share_their_colours_and_tokens_may_be_the_visual_ones(each):
     image = random_image(31, 57)
     layout = each.prepare("What is it?", image).layout
@@ -121,6 +105,7 @@ def test_layers_share_their_colours_and_tokens_may_be_the_visual_ones(each):
     assert sum(map(len, drawn)) == 3 * int(visual.sum())
 
 
+@pytest.mark.every_family
 def test_chosen_layers_keep_their_numbers(each):
     image = random_image(31, 57)
     layout = each.prepare("What is it?", image).layout
@@ -146,27 +131,6 @@ def test_chosen_layers_keep_their_numbers(each):
         assert told == [f"{layer}.{p}" for p in base.tolist()]
 
 
-def shades(kind, side=64):
-    """A picture in flat grey: "white", "black", or both halves."""
-    picture = Image.new("RGB", (side, side), "black" if kind == "black" else "white")
-    if kind == "halves":
-        ImageDraw.Draw(picture).rectangle((0, 0, side // 2 - 1, side), fill="black")
-    return picture
-
-
-def pixels_of(figure):
-    """The drawn figure, from 0 to 1."""
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3] / 255
-
-
-def colour_at(figure, pixels, axis, x, y):
-    """Of the pixel at coordinates of `axis`."""
-    across, up = axis.transData.transform((x, y))
-    return pixels[len(pixels) - 1 - int(up), int(across)]
-
-
 @pytest.mark.parametrize("kind", ["white", "black", "halves"])
 @pytest.mark.parametrize("value", [0.02, 0.25, 0.98])
 def test_colours_are_those_of_the_bar_whatever_is_below(model, kind, value):
@@ -184,25 +148,6 @@ def test_colours_are_those_of_the_bar_whatever_is_below(model, kind, value):
         if kind == "halves":  # and its two sides are told apart
             dark, light = (colour_at(figure, pixels, axis, x, 30).sum() for x in (31.2, 32.8))
             assert light - dark > 0.2
-
-
-def test_the_interactive_picture_has_the_colours_of_its_bar(model):
-    image = shades("halves")
-    layout = model.prepare("What is it?", image).layout
-    values = torch.linspace(0, 1, layout.shape[1])
-    data = data_of(explore(image, layout, values, limits=(0.2, 1.0)).html)
-    assert data["colours"][64] == "#{:02x}{:02x}{:02x}".format(
-        *(round(255 * part) for part in colormaps["cividis"](64)[:3])
-    )
-    assert data["marks"] == ["≤", ""]  # below 0.2 colours stay the same
-    over = Image.open(BytesIO(base64.b64decode(data["picture"].split(",")[1])))
-    opacity = np.asarray(over)[..., 3] / 255
-    assert over.size == image.size
-    assert opacity[:, :20].max() == opacity[:, 44:].max() == 0  # flat: nothing over the values
-    assert opacity[:, 30:34].min() > 0.05
-    ink = np.asarray(over)[..., :3]
-    assert (ink[:, 31] == 0).all()
-    assert (ink[:, 32] == 255).all()
 
 
 @pytest.mark.parametrize(("height", "width", "layers"), [(64, 64, 3), (200, 20, 3), (20, 200, 1)])
@@ -230,11 +175,7 @@ def test_newlines_cover_no_label(model, height, width, layers):
     assert bar.x1 <= figure.bbox.x1
 
 
-def data_of(html):
-    """What a page draws."""
-    return json.loads(html.split("const data = ")[1].split(";\nconst panels")[0])
-
-
+@pytest.mark.every_family
 def test_signs_limits_and_missing_values(each):
     image = random_image(31, 57)
     layout = each.prepare("What is it?", image).layout
@@ -253,6 +194,7 @@ def test_signs_limits_and_missing_values(each):
     assert draw_values(image, layout, torch.ones(layout.shape[1])).axes  # all the same
 
 
+@pytest.mark.every_family
 def test_what_does_not_fit_is_refused(each):
     image = random_image(31, 57)
     inputs = each.prepare(["What is it?", "No picture."], [image, None])
@@ -274,41 +216,3 @@ def test_what_does_not_fit_is_refused(each):
         draw_values(image, layout, values, limits=(1.0, 1.0))
     with pytest.raises(InputError, match="words"):
         explore(image, layout, values, words=[[["a"]]])
-
-
-def test_the_interactive_picture_holds_values_words_and_places(each, tmp_path):
-    image = random_image(31, 57)
-    layout = each.prepare("What is it?", image).layout
-    n = layout.shape[1]
-    values = torch.rand(4, n)
-    position = int(layout.positions("base")[0, 2])
-    values[1, position] = torch.nan
-    words = [[[f"</script>{layer}.{p}", "b"] for p in range(n)] for layer in range(4)]
-    page = explore(image, layout, values, words=words, label="probability [1]")
-    html = page.save(tmp_path / "pictures" / "page.html").read_text(encoding="utf-8")
-    assert not re.search(r'(src|href)="', html)
-    assert html.count("</script>") == 1
-    assert len(page._repr_html_()) < 200_000
-    data = data_of(html)
-    assert data["layers"] == [f"layer {k}" for k in range(4)]
-    assert len(data["colours"]) == 256
-    drawn = 0
-    for part in data["parts"]:
-        for i, (cell, place) in enumerate(zip(part["cells"], part["places"], strict=True)):
-            drawn += 1
-            where = int(re.findall(r"position (\d+)", place)[0])
-            newline = bool(layout.newline[0, where])
-            assert newline == ("newline" in place)
-            if not newline:
-                assert cell == pytest.approx(layout.box[0, where].tolist(), abs=0.01)
-                column, row = int(layout.grid_col[0, where]), int(layout.grid_row[0, where])
-                assert f"row {row}, column {column}" in place
-            for layer in range(4):
-                value = part["values"][layer][i]
-                if layer == 1 and where == position:
-                    assert value is None
-                else:
-                    assert value == pytest.approx(float(values[layer, where]), rel=1e-3)
-                told = [data["words"][k] for k in part["words"][layer][i]]
-                assert told == words[layer][where]
-    assert drawn == int(layout.counts("visual")[0])

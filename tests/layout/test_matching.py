@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import FAMILIES
 from native_runs import layers_of, metric, run_native
 from tiny import random_image
 
@@ -15,7 +14,7 @@ import mm_lens
 from mm_lens.causal import patching
 from mm_lens.causal.patching import Box
 
-pytestmark = pytest.mark.filterwarnings("ignore::mm_lens.MMLensWarning")
+pytestmark = [pytest.mark.every_family, pytest.mark.filterwarnings("ignore::mm_lens.MMLensWarning")]
 WIDE, TALL = (160, 40), (40, 160)
 """Clean and corrupted image, width and height."""
 BOX = (2.0, 70.0, 33.0, 140.0)
@@ -25,11 +24,6 @@ AXIS = {
     "box": Box(*BOX),
     "centred": Box(0, 75, 40, 110, touch="centre"),
 }
-
-
-@pytest.fixture(scope="module", params=FAMILIES)
-def family(request):
-    return request.param
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import FAMILIES
 from native_runs import native_patched, native_states
 from tiny import random_image
 
@@ -16,10 +15,7 @@ from mm_lens.layout.groups import last_index
 from mm_lens.layout.matching import are_aligned, find_counterparts, match_positions, match_regions
 from mm_lens.layout.regions import Box, Grid, find_regions, group_mask
 
-
-@pytest.fixture(scope="module", params=FAMILIES)
-def family(request):
-    return request.param
+pytestmark = pytest.mark.every_family
 
 
 def layout_of(model, height, width, text="Eh?"):

@@ -12,10 +12,7 @@ import mm_lens.looking.logit_lens
 from mm_lens import InputError, MMLensError
 from mm_lens.looking.logit_lens import first_token, visual_logit_lens
 
-
-@pytest.fixture(scope="module", params=FAMILIES)
-def family(request):
-    return request.param
+pytestmark = pytest.mark.every_family
 
 
 def prepare(model, side="left"):

@@ -8,7 +8,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_tokens import normal, rotation, tokens_of
+from made_streams import D, N, X, Y, batches, equal, splits, stream
+from made_tokens import normal, tokens_of
 
 from mm_lens.errors import InputError, MMLensWarning
 from mm_lens.metrics import METRICS, Tokens, evaluate
@@ -19,36 +20,7 @@ from mm_lens.metrics.accumulators import (
     SpectrumMoments,
 )
 from mm_lens.metrics.cka import cka_matrix
-from mm_lens.metrics.numerics import products
 from mm_lens.metrics.tokens import sampling_key, subsample
-
-N, D = 300, 8
-X = normal(0, N, D) * torch.logspace(0, 1, D).double() + 1000  # a mean that costs raw sums 6 digits
-Y = X + torch.tanh(X - 1000) @ normal(1, D, D) + 0.3 * normal(2, N, D)
-
-splits = st.lists(st.integers(0, N), max_size=6).map(lambda cuts: [0, *sorted(cuts), N])
-
-
-def batches(cuts: list[int], *rows: torch.Tensor) -> list[tuple[torch.Tensor, ...]]:
-    return [tuple(r[a:b] for r in rows) for a, b in itertools.pairwise(cuts)]
-
-
-def stream(make, parts, shards: int):
-    """Feed the parts to shards in turn, then merge the shards, the last first."""
-    accumulators = [make() for _ in range(shards)]
-    for i, part in enumerate(parts):
-        accumulators[i % shards].update(*part)
-    merged = make()
-    for accumulator in reversed(accumulators):
-        merged.merge(accumulator)
-    return merged
-
-
-def equal(found: dict[str, float], expected: dict[str, float], rel: float) -> None:
-    assert found.keys() == expected.keys()
-    for name in found:
-        # R² is measured on the scale of one.
-        assert found[name] == pytest.approx(expected[name], rel=rel, abs=rel), name
 
 
 @settings(max_examples=15, deadline=None)
@@ -67,21 +39,6 @@ def test_exact_metrics_do_not_depend_on_order_batches_or_shards(make, rows, cuts
     whole = make()
     whole.update(*rows(torch.arange(N)))
     equal(found, whole.compute(), 1e-13)
-
-
-@settings(max_examples=15, deadline=None)
-@given(cuts=splits, shards=st.integers(1, 4))
-def test_moments_merge_to_1e_13(cuts, shards):
-    found = stream(LinearityMoments, batches(cuts, X, Y), shards).state
-    x, y = X - X.mean(0), Y - Y.mean(0)
-    spread_x, spread_y = x.square().sum(0).sqrt(), y.square().sum(0).sqrt()
-    assert found.n == N
-    assert float(((found.xx - x.T @ x) / spread_x / spread_x[:, None]).abs().max()) < 1e-13
-    assert float(((found.xy - x.T @ y) / spread_y / spread_x[:, None]).abs().max()) < 1e-13
-    for mean, exact in ((found.x, X.mean(0)), (found.y, Y.mean(0))):
-        assert float((mean / exact - 1).abs().max()) < 1e-13
-    assert float(found.yy) == pytest.approx(float(y.square().sum()), rel=1e-13)
-    assert float(found.uu) == pytest.approx(float((y - x).square().sum()), rel=1e-13)
 
 
 def test_exact_values_equal_those_of_one_call():
@@ -198,62 +155,6 @@ def test_rows_that_are_not_finite_are_dropped_and_counted(make, batch, dropped, 
         warnings.simplefilter("error")  # a clean batch is none to warn of
         second.update(*one)
     assert second.dropped == len(dropped)
-
-
-def residual_layer(n: int, d: int, narrow: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """States of unequal variance along rotated axes, massive tokens at position 0."""
-    x = normal(0, n, d) * torch.logspace(0, narrow, d).double() @ rotation(1, d)
-    x[::60] *= 300
-    x = x + 30
-    return x, x + torch.tanh(x - 30) @ normal(2, d, d) / d + 0.3 * normal(3, n, d)
-
-
-@pytest.mark.parametrize("narrow", [0, -1, -2])
-def test_split_float32_mode(narrow):
-    """R² of state and update to 1e-6 of the float64 one."""
-    exact, fast = LinearityMoments(), LinearityMoments(fast=True)
-    for part in batches([0, 1000, 2000, 3000], *residual_layer(3000, 64, narrow)):
-        exact.update(*part)
-        fast.update(*part)
-    equal(fast.compute(), exact.compute(), 1e-6)
-    spectrum, quick = SpectrumMoments(), SpectrumMoments(fast=True)
-    x, _ = residual_layer(3000, 64, narrow)
-    spectrum.update(x)
-    quick.update(x)
-    equal(quick.compute(), spectrum.compute(), 1e-5)
-
-
-def test_split_mode_says_where_float32_is_not_enough():
-    fast = LinearityMoments(fast=True)
-    fast.update(*residual_layer(3000, 64, -5))
-    with pytest.warns(MMLensWarning, match="Use fast=False"):
-        fast.compute()
-
-
-@pytest.mark.parametrize("scale", [1e-25, 1e-10, 1e10, 1e25])
-def test_split_mode_at_any_scale(scale):
-    x, y = (t * scale for t in residual_layer(1000, 16, -1))
-    exact, fast = LinearityMoments(), LinearityMoments(fast=True)
-    exact.update(x, y)
-    fast.update(x, y)
-    equal(fast.compute(), exact.compute(), 1e-6)
-    perfect = LinearityMoments(fast=True)
-    perfect.update(x, x @ rotation(4, 16))
-    assert perfect.compute()["linearity_paper"] == pytest.approx(1, abs=1e-6)
-
-
-def test_split_mode_does_not_hear_of_autocast_or_rounded_products(monkeypatch):
-    x, y = residual_layer(1000, 16, -1)
-    exact, plain = LinearityMoments(), LinearityMoments(fast=True)
-    exact.update(x, y)
-    plain.update(x, y)
-    fast, rounded = LinearityMoments(fast=True), LinearityMoments(fast=True)
-    with torch.autocast("cpu", torch.bfloat16):
-        fast.update(x, y)
-    assert fast.compute() == plain.compute()
-    monkeypatch.setattr(products, "keeps_float32", lambda device: False)
-    rounded.update(x, y)
-    assert rounded.compute() == exact.compute()
 
 
 @pytest.mark.parametrize("mean", [0.1, 1e6])

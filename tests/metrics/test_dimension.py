@@ -6,22 +6,15 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from made_tokens import in_float64, microscope, normal, rotation, tokens_of
-from scipy import optimize
+from made_tokens import in_float64, manifold, microscope, normal, tokens_of
 from skdim.id import TwoNN
 
-from mm_lens.metrics import METRICS, Tokens, evaluate, nearest, sampling_key
+from mm_lens.metrics import METRICS, Tokens, evaluate, sampling_key
 from mm_lens.metrics.dimension import Neighbourhood
-from mm_lens.metrics.gride import SCALES
-from mm_lens.metrics.numerics.ratios import fit_gride, fit_line, fit_mle, log_ratios
 
 
 def value(name: str, tokens: Tokens, seed: int = 0) -> float:
     return METRICS[name].compute(tokens, seed=seed).value
-
-
-def manifold(seed: int, n: int, dimension: int, d: int = 30) -> torch.Tensor:
-    return normal(seed, n, dimension) @ rotation(seed + 1, d)[:dimension]
 
 
 def with_copies(x: torch.Tensor, copies: int) -> torch.Tensor:
@@ -154,57 +147,3 @@ def test_one_token_id_for_all_is_no_news():
     tokens = tokens_of(manifold(0, 300, 8))
     tokens = Tokens(tokens.x, tokens.sample, tokens.position, torch.zeros_like(tokens.token_id))
     assert "token id" not in METRICS["dimension_mle"].compute(tokens).warning
-
-
-@pytest.mark.parametrize("n1", [1, *SCALES])
-def test_gride_is_the_maximum_of_the_published_density(n1):
-    """Denti et al. 2022: the log likelihood as printed, maximised by scipy."""
-    found = nearest(manifold(n1, 700, 6), 2 * n1)
-    mu = (found.distance[:, -1] / found.distance[:, n1 - 1]).numpy()
-
-    def loss(d: float) -> float:
-        log_beta = 2 * math.lgamma(n1) - math.lgamma(2 * n1)
-        density = (
-            np.log(d)
-            + (n1 - 1) * np.log(mu**d - 1)
-            - (d * (2 * n1 - 1) + 1) * np.log(mu)
-            - log_beta
-        )
-        return -float(density.sum())
-
-    best = optimize.minimize_scalar(loss, bounds=(1, 30), method="bounded", options={"xatol": 1e-9})
-    assert fit_gride(log_ratios(found, n1), n1).value == pytest.approx(best.x, rel=1e-6)
-
-
-def test_gride_finds_a_known_dimension_and_hears_no_noise_between_the_nearest():
-    names = [f"dimension_gride_{n1}" for n1 in SCALES]
-    for estimate in evaluate(tokens_of(manifold(3, 2000, 4)), None, names).values():
-        assert estimate.value == pytest.approx(4, rel=0.08)
-        assert estimate.low < estimate.value < estimate.high
-    # Every point twice, 1e-3 apart in all directions: near-copies fool the nearest two only.
-    x = manifold(0, 1000, 3)
-    x = torch.cat([x, x]) + 1e-3 * normal(5, 2000, 30)
-    found = evaluate(tokens_of(x), None, [*names, "dimension_mle"])
-    assert abs(found["dimension_mle"].value - 3) > 1
-    assert found["dimension_gride_8"].value == pytest.approx(3, rel=0.15)
-
-
-def test_gride_needs_sixteen_neighbours():
-    few = METRICS["dimension_gride_8"].compute(tokens_of(manifold(0, 16, 3)))
-    assert math.isfinite(METRICS["dimension_gride_4"].compute(tokens_of(manifold(0, 16, 3))).value)
-    assert math.isnan(few.value)
-    assert few.warning == "16 distinct states are too few for 16 neighbours"
-
-
-@pytest.mark.parametrize("fit", [fit_mle, lambda ratios: fit_line(ratios, int(0.9 * len(ratios)))])
-def test_influence_is_what_ten_more_of_a_token_move(fit):
-    found = nearest(manifold(0, 8000, 4))
-    ratios = (found.r2 / found.r1).log()
-    before = fit(ratios)
-    assert abs(float(before.influence.sum())) < 1e-9
-    largest = float(before.influence.abs().max())
-    order = ratios.argsort()
-    for i in order[[0, 1200, 4000, 6800, 7600, -1]]:
-        after = fit(torch.cat([ratios, ratios[i].repeat(10)]))
-        moved = (after.value - before.value) / 10
-        assert moved == pytest.approx(float(before.influence[i]), abs=0.02 * largest)

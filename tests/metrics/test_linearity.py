@@ -2,43 +2,18 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
+from linear_pairs import pair, run, svd_r2
 from made_tokens import clustered, microscope, normal, rotation, tokens_of
-from torch import Tensor
 
 from mm_lens.metrics import METRICS, Estimate, Tokens, evaluate
-from mm_lens.metrics.intervals import left_out, sample_groups
-from mm_lens.metrics.numerics.linear_fit import TARGETS, LinearFit
-from mm_lens.metrics.numerics.regression import _STRENGTHS, Moments, Ridge
-
-NAMES = [name for name, metric in METRICS.items() if metric.kind == "linearity"]
-
-
-def run(x: Tensor, y: Tensor, samples: int | None = None) -> dict[str, Estimate]:
-    return evaluate(tokens_of(x, samples), tokens_of(y, samples), NAMES)
+from mm_lens.metrics.intervals import left_out
+from mm_lens.metrics.numerics.linear_fit import LinearFit
 
 
 def noise(seed: int, n: int, d: int, name: str) -> Estimate:
     return METRICS[name].compute(tokens_of(normal(seed, n, d)), tokens_of(normal(seed + 99, n, d)))
-
-
-def pair(seed: int, n: int, d: int) -> tuple[Tensor, Tensor]:
-    """A residual update, partly linear, with columns of very different scale."""
-    x = normal(seed, n, d) @ normal(seed + 1, d, d) * torch.logspace(-2, 2, d).double() + 3
-    return x, x + torch.tanh(x) @ normal(seed + 2, d, d) / d + 0.3 * normal(seed + 3, n, d)
-
-
-def svd_r2(x: Tensor, y: Tensor, cut: float = 0.0) -> float:
-    """In-sample R² by a truncated SVD of the standardised inputs, in numpy."""
-    a, b = x.double().numpy(), y.double().numpy()
-    a, b = a - a.mean(0), b - b.mean(0)
-    spread = np.linalg.norm(a, axis=0)
-    varies = spread > 1e-12 * np.abs(x.double().numpy()).max()
-    u, s, _ = np.linalg.svd(a[:, varies] / spread[varies], full_matrices=False)
-    u = u[:, s > cut * s[0]]
-    return float(1 - np.linalg.norm(b - u @ (u.T @ b)) ** 2 / np.linalg.norm(b) ** 2)
 
 
 @pytest.mark.parametrize(("n", "d"), [(300, 20), (800, 64), (70, 64)])
@@ -67,32 +42,6 @@ def test_a_tiny_update_keeps_its_digits():
     update = 1e-6 * (x @ normal(1, 20, 20) + 3 * normal(2, 400, 20))
     found = run(x, x + update)
     assert found["linearity_update_paper"].value == pytest.approx(svd_r2(x, update), abs=1e-8)
-
-
-def rank_deficient() -> dict[str, tuple[Tensor, Tensor]]:
-    x, y = pair(0, 300, 24)
-    constant = x.clone()
-    constant[:, 5], constant[:, 9] = 0.1, 1e6
-    return {
-        "constant columns": (constant, y),
-        "low rank": (normal(4, 300, 6) @ normal(5, 6, 24), y),
-        "repeated tokens": (x[:10].repeat(30, 1), y),
-        "repeated columns": (torch.cat([x[:, :12], x[:, :12]], 1), y),
-        "fewer tokens than dimensions": (x[:15], y[:15]),
-        "copied column with rounding": (torch.cat([x[:, :23], x[:, :1] * 3], 1), y),
-    }
-
-
-@pytest.mark.parametrize("name", rank_deficient())
-def test_rank_deficient_inputs_equal_a_truncated_svd(name):
-    x, y = rank_deficient()[name]
-    found = run(x, y)["linearity_paper"]
-    centred = (x - x.mean(0)).numpy()
-    spread = np.linalg.norm(centred, axis=0)
-    keep = spread > 1e-12 * x.abs().max().item()
-    rank = int(np.linalg.matrix_rank(centred[:, keep] / spread[keep], tol=1e-7))
-    assert found.value == pytest.approx(svd_r2(x, y, cut=1e-7), abs=1e-9)
-    assert found.chance == pytest.approx(rank / (len(x) - 1))
 
 
 @pytest.mark.parametrize("ratio", [1.0, 2.0, 4.0])
@@ -141,62 +90,6 @@ def test_a_planted_map_is_found_held_out(spread):
     for name in ("linearity_paper", "linearity_adjusted", "linearity_heldout"):
         assert found[name].value == pytest.approx(truth, abs=0.01)
         assert found[name].low < truth < found[name].high
-
-
-def test_held_out_equals_ridge_by_explicit_solves():
-    """The chosen map, its choice and its score, by plain loops over rows."""
-    x, y = pair(0, 120, 6)
-    tokens, tokens_next = tokens_of(x, 12), tokens_of(y, 12)
-    fit = LinearFit(tokens, tokens_next, seed=3)
-    fold, _ = sample_groups(tokens.sample, 4, seed=3)
-
-    def solve(rows: Tensor, strength: float) -> tuple[Tensor, Tensor, Tensor]:
-        a, b = x[rows] - x[rows].mean(0), y[rows] - y[rows].mean(0)
-        gram = a.T @ a
-        penalty = strength * gram.trace() / len(gram) * torch.eye(len(gram)).double()
-        map_ = torch.linalg.solve(gram + penalty, a.T @ b)
-        return map_, x[rows].mean(0), y[rows].mean(0)
-
-    def error(rows: Tensor, test: Tensor, strength: float) -> float:
-        map_, mean_x, mean_y = solve(rows, strength)
-        return float((y[test] - mean_y - (x[test] - mean_x) @ map_).square().sum())
-
-    residual = total = 0.0
-    finite = [float(s) for s in _STRENGTHS[:-1]]
-    for f in range(4):
-        inner = [g for g in range(4) if g != f]
-        scores = [
-            sum(error((fold != f) & (fold != g), fold == g, s) for g in inner) for s in finite
-        ]
-        best = finite[int(np.argmin(scores))]
-        residual += error(fold != f, fold == f, best)
-        total += float((y[fold == f] - y[fold != f].mean(0)).square().sum())
-    assert fit.held_out("state")[0] == pytest.approx(1 - residual / total, rel=1e-8)
-
-
-@pytest.mark.parametrize("target", TARGETS)
-def test_errors_from_moments_are_errors_of_rows(target):
-    x, y = pair(1, 90, 5)
-    train, held = slice(0, 60), slice(60, 90)
-    ridge = Ridge(Moments.of(x[train], y[train]))
-    errors = ridge.errors(Moments.of(x[held], y[held]))[target]
-    inputs = x[held] - x[train].mean(0)
-    goal = y - x if target == "update" else y
-    outputs = goal[held] - goal[train].mean(0)
-    for choice in (0, 20, 40, 57):
-        direct = (outputs - inputs @ ridge.map(target, choice)).square().sum()
-        assert float(errors[choice]) == pytest.approx(float(direct), rel=1e-9)
-    assert float(errors[-1]) == pytest.approx(float(outputs.square().sum()), rel=1e-12)
-
-
-def test_folds_by_sample_do_not_leak():
-    """A map that only recognises the sample scores high by token and nothing by sample."""
-    n, d, samples = 1200, 60, 40
-    x, y = clustered(0, n, d, samples, 0.9), clustered(7, n, d, samples, 0.9)
-    by_sample = LinearFit(tokens_of(x, samples), tokens_of(y, samples), 0)
-    by_token = LinearFit(tokens_of(x), tokens_of(y), 0)
-    assert by_token.held_out("state")[0] > 0.5
-    assert abs(by_sample.held_out("state")[0]) < 0.02
 
 
 def test_too_few_tokens_are_said_and_headline_withheld():

@@ -22,12 +22,12 @@ from transformer_lens.tools.analysis.jacobian_lens_decomposition import estimate
 from mm_lens import InputError
 from mm_lens.model.binding import take_rows
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.every_family, pytest.mark.filterwarnings("ignore")]
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
-def case(request):
-    return Case(request.param)
+@pytest.fixture(scope="module")
+def case(family):
+    return Case(family)
 
 
 @pytest.fixture(scope="module")

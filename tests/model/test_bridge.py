@@ -9,10 +9,7 @@ from tiny import random_image
 
 from mm_lens import InputError
 
-
-@pytest.fixture(scope="module", params=FAMILIES)
-def family(request):
-    return request.param
+pytestmark = pytest.mark.every_family
 
 
 PROMPTS = {

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from conftest import FAMILIES, load_tiny
+from conftest import load_tiny
 from tiny import random_image
 from transformer_lens import patching, utilities
 from transformer_lens.hook_points import HookPoint
@@ -16,10 +16,7 @@ from transformers import DynamicCache
 import mm_lens
 from mm_lens.model.hooks import PARENTS, ModalityHookPoint
 
-
-@pytest.fixture(scope="module", params=FAMILIES)
-def family(request):
-    return request.param
+pytestmark = pytest.mark.every_family
 
 
 def masked_edit(mask, edit):

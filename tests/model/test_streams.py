@@ -13,10 +13,7 @@ import mm_lens
 from mm_lens import InputError
 from mm_lens.model.streams import main_stream_hooks, resolve_layers
 
-
-@pytest.fixture(scope="module", params=FAMILIES)
-def family(request):
-    return request.param
+pytestmark = pytest.mark.every_family
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

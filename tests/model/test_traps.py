@@ -11,6 +11,7 @@ import gc
 import pytest
 import torch
 from conftest import FAMILIES, load_tiny
+from keyword_inputs import keywords, n_image
 from tiny import random_image
 from transformer_lens import patching
 from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
@@ -18,10 +19,7 @@ from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_f
 import mm_lens
 from mm_lens import HookError, InputError
 
-
-@pytest.fixture(scope="module", params=FAMILIES)
-def family(request):
-    return request.param
+pytestmark = pytest.mark.every_family
 
 
 def plain_bridge(family):
@@ -34,19 +32,6 @@ def plain_bridge(family):
     )
     bridge.processor = processor
     return bridge
-
-
-def keywords(inputs):
-    return {k: v for k, v in inputs.items() if k != "input_ids"}
-
-
-@pytest.fixture(scope="module")
-def one(model):
-    return model.prepare("What is it?", random_image(31, 57))
-
-
-def n_image(inputs):
-    return inputs.layout.counts("visual").item()
 
 
 def logit(logits):
@@ -171,16 +156,6 @@ def test_bound_after_a_cached_prefix(model, one):
     with model.bound(one):
         rest = model(one.input_ids[:, 2:], past_key_values=past)
     assert torch.allclose(rest, model(one)[:, 2:], atol=1e-5)
-
-
-def test_placeholder_count_must_match(model, one):
-    n, first = n_image(one), int(one.layout.positions("visual")[0, 0])
-    cut = torch.cat([one.input_ids[:, :first], one.input_ids[:, first + 3 :]], dim=1)
-    with pytest.raises(InputError, match=rf"{n - 3} image placeholders.*make {n} tokens"):
-        model(cut, pixel_values=one.pixel_values, image_sizes=one.image_sizes)
-    words = model.prepare("Only words.")
-    with pytest.raises(InputError, match=rf"0 image placeholders.*make {n} tokens"):
-        model(words.input_ids, pixel_values=one.pixel_values, image_sizes=one.image_sizes)
 
 
 # 2. generate without KV cache drops the image after the first step: see test_native.
@@ -431,66 +406,6 @@ def test_prepared_prompts_have_one_bos_or_none(family, model, one):
 def test_strings_with_placeholders_are_refused(model):
     with pytest.raises(InputError, match="prepare"):
         model("<image>\nWhat is it?")
-
-
-def test_mappings_are_taken(model, one):
-    want = model(one)
-    assert torch.equal(model(**one), want)
-    assert torch.equal(model(one.tensors), want)
-    assert torch.equal(model(one.input_ids, **keywords(one)), want)
-    _, cache = model.run_with_cache(one.tensors, names_filter=mm_lens.names("q", "visual"))
-    assert cache["q", 0, "visual"].shape[1] == n_image(one)
-
-
-def test_embeddings_need_a_layout(model, one):
-    _, cache = model.run_with_cache(one, names_filter="blocks.1.hook_in")
-    residual = cache["blocks.1.hook_in"]
-    name = "blocks.2.visual.hook_resid_post"
-    hooks = [(name, lambda x, hook: x * 0)]
-    with pytest.raises(HookError, match="starts from embeddings"):
-        model.run_with_hooks(residual, fwd_hooks=hooks, start_at_layer=1)
-    with model.bound(one):
-        got = model.run_with_hooks(residual, fwd_hooks=hooks, start_at_layer=1)
-        assert torch.allclose(model(residual, start_at_layer=1), model(one), atol=1e-5)
-        _, resumed = model.run_with_cache(residual, names_filter=name, start_at_layer=1)
-    assert torch.allclose(got, model.run_with_hooks(one, fwd_hooks=hooks), atol=1e-5)
-    assert resumed.layout is one.layout
-
-
-def test_embeddings_of_another_shape_or_padded(model, one, batch):
-    name = "blocks.1.hook_in"
-    residual = model.run_with_cache(one, names_filter=name)[1][name]
-    zero = [("blocks.2.visual.hook_resid_post", lambda x, hook: x * 0)]
-    with model.bound(one):
-        three = model.run_with_hooks(residual.repeat(3, 1, 1), fwd_hooks=zero, start_at_layer=1)
-        alone = model.run_with_hooks(residual, fwd_hooks=zero, start_at_layer=1)
-        assert torch.allclose(three, alone.expand_as(three), atol=1e-5)
-        with pytest.raises(HookError, match=r"\(1, 50\)"):
-            model.run_with_hooks(residual[:, :50], fwd_hooks=zero, start_at_layer=1)
-    residual = model.run_with_cache(batch, names_filter=name)[1][name]
-    valid = batch.attention_mask.bool()
-    assert not valid.all()
-    with model.bound(batch):
-        resumed = model(residual, start_at_layer=1)
-    assert torch.allclose(resumed[valid], model(batch)[valid], atol=1e-5)
-
-
-def test_one_dimensional_tokens(model, one):
-    rest = keywords(one)
-    assert torch.equal(model(one.input_ids[0], **rest), model(one))
-    loss = model(one.input_ids[0], return_type="loss", **rest)
-    assert torch.equal(loss, model(one, return_type="loss"))
-    _, cache = model.run_with_cache("abc", names_filter="blocks.0.text.hook_q")
-    assert cache.layout.counts("text").tolist() == [cache["q", 0, "text"].shape[1]]
-
-
-def test_a_block_alone_has_no_layout(model, one):
-    _, cache = model.run_with_cache(one, names_filter="blocks.0.hook_in")
-    with (
-        model.hooks(fwd_hooks=[("blocks.0.visual.hook_resid_pre", lambda x, hook: x)]),
-        pytest.raises(HookError, match="outside of a forward pass"),
-    ):
-        model.blocks[0](cache["blocks.0.hook_in"])
 
 
 # 13. center_unembed with d_vocab == d_model.

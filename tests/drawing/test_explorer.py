@@ -1,0 +1,75 @@
+"""The interactive picture."""
+
+from __future__ import annotations
+
+import base64
+import re
+from io import BytesIO
+
+import numpy as np
+import pytest
+import torch
+from matplotlib import colormaps
+from painted import data_of, shades
+from PIL import Image
+from tiny import random_image
+
+from mm_lens.drawing import explore
+
+
+def test_the_interactive_picture_has_the_colours_of_its_bar(model):
+    image = shades("halves")
+    layout = model.prepare("What is it?", image).layout
+    values = torch.linspace(0, 1, layout.shape[1])
+    data = data_of(explore(image, layout, values, limits=(0.2, 1.0)).html)
+    assert data["colours"][64] == "#{:02x}{:02x}{:02x}".format(
+        *(round(255 * part) for part in colormaps["cividis"](64)[:3])
+    )
+    assert data["marks"] == ["≤", ""]  # below 0.2 colours stay the same
+    over = Image.open(BytesIO(base64.b64decode(data["picture"].split(",")[1])))
+    opacity = np.asarray(over)[..., 3] / 255
+    assert over.size == image.size
+    assert opacity[:, :20].max() == opacity[:, 44:].max() == 0  # flat: nothing over the values
+    assert opacity[:, 30:34].min() > 0.05
+    ink = np.asarray(over)[..., :3]
+    assert (ink[:, 31] == 0).all()
+    assert (ink[:, 32] == 255).all()
+
+
+@pytest.mark.every_family
+def test_the_interactive_picture_holds_values_words_and_places(each, tmp_path):
+    image = random_image(31, 57)
+    layout = each.prepare("What is it?", image).layout
+    n = layout.shape[1]
+    values = torch.rand(4, n)
+    position = int(layout.positions("base")[0, 2])
+    values[1, position] = torch.nan
+    words = [[[f"</script>{layer}.{p}", "b"] for p in range(n)] for layer in range(4)]
+    page = explore(image, layout, values, words=words, label="probability [1]")
+    html = page.save(tmp_path / "pictures" / "page.html").read_text(encoding="utf-8")
+    assert not re.search(r'(src|href)="', html)
+    assert html.count("</script>") == 1
+    assert len(page._repr_html_()) < 200_000
+    data = data_of(html)
+    assert data["layers"] == [f"layer {k}" for k in range(4)]
+    assert len(data["colours"]) == 256
+    drawn = 0
+    for part in data["parts"]:
+        for i, (cell, place) in enumerate(zip(part["cells"], part["places"], strict=True)):
+            drawn += 1
+            where = int(re.findall(r"position (\d+)", place)[0])
+            newline = bool(layout.newline[0, where])
+            assert newline == ("newline" in place)
+            if not newline:
+                assert cell == pytest.approx(layout.box[0, where].tolist(), abs=0.01)
+                column, row = int(layout.grid_col[0, where]), int(layout.grid_row[0, where])
+                assert f"row {row}, column {column}" in place
+            for layer in range(4):
+                value = part["values"][layer][i]
+                if layer == 1 and where == position:
+                    assert value is None
+                else:
+                    assert value == pytest.approx(float(values[layer, where]), rel=1e-3)
+                told = [data["words"][k] for k in part["words"][layer][i]]
+                assert told == words[layer][where]
+    assert drawn == int(layout.counts("visual")[0])

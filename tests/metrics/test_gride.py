@@ -1,0 +1,32 @@
+"""GRIDE against the published density."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from made_tokens import manifold, normal, tokens_of
+
+from mm_lens.metrics import METRICS, evaluate
+from mm_lens.metrics.gride import SCALES
+
+
+def test_gride_finds_a_known_dimension_and_hears_no_noise_between_the_nearest():
+    names = [f"dimension_gride_{n1}" for n1 in SCALES]
+    for estimate in evaluate(tokens_of(manifold(3, 2000, 4)), None, names).values():
+        assert estimate.value == pytest.approx(4, rel=0.08)
+        assert estimate.low < estimate.value < estimate.high
+    # Every point twice, 1e-3 apart in all directions: near-copies fool the nearest two only.
+    x = manifold(0, 1000, 3)
+    x = torch.cat([x, x]) + 1e-3 * normal(5, 2000, 30)
+    found = evaluate(tokens_of(x), None, [*names, "dimension_mle"])
+    assert abs(found["dimension_mle"].value - 3) > 1
+    assert found["dimension_gride_8"].value == pytest.approx(3, rel=0.15)
+
+
+def test_gride_needs_sixteen_neighbours():
+    few = METRICS["dimension_gride_8"].compute(tokens_of(manifold(0, 16, 3)))
+    assert math.isfinite(METRICS["dimension_gride_4"].compute(tokens_of(manifold(0, 16, 3))).value)
+    assert math.isnan(few.value)
+    assert few.warning == "16 distinct states are too few for 16 neighbours"

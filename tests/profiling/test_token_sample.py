@@ -1,0 +1,63 @@
+"""Bottom-k sampling, in the memory of the sample."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from made_data import make_data
+from made_states import states_of
+
+from mm_lens.profiling.token_sample import BottomK, TokenSample
+
+
+def test_bottom_k_is_the_start_of_the_sorted_whole():
+    generator = torch.Generator().manual_seed(0)
+    keys = torch.randperm(500, generator=generator) - 250
+    sample, bottom, buffer = keys * 3, BottomK(64), torch.zeros(64, dtype=torch.int64)
+    start = 0
+    for size in (10, 1, 0, 200, 64, 225):
+        part = slice(start, start + size)
+        taken, slots = bottom.offer(keys[part], sample[part], keys[part] + 7, keys[part] + 9)
+        buffer[slots] = keys[part][taken]
+        start += size
+    expected = keys.sort().values[:64]
+    assert torch.equal(buffer[bottom.order], expected)
+    assert torch.equal(bottom.key[bottom.order], expected)
+    assert torch.equal(bottom.sample[bottom.order], expected * 3)
+    assert torch.equal(bottom.position[bottom.order], expected + 7)
+    assert torch.equal(bottom.token_id[bottom.order], expected + 9)
+    assert (bottom.size, bottom.seen) == (64, 500)
+
+
+def test_memory_is_that_of_the_sample_however_large_the_data(model):
+    shapes = []
+    for n in (4, 12):
+        states = states_of(model, make_data(n), k=30, streams=("residual",))
+        (part,) = states.tokens.parts
+        stores = [reservoir.store.slots for reservoir in part.reservoirs.values()]
+        shapes.append([[slots.shape for slots in store.values()] for store in stores])
+        assert all(
+            slots.untyped_storage().nbytes() == 30 * 24 * 4 for s in stores for slots in s.values()
+        )
+    assert shapes[0] == shapes[1] == [[(30, 24)] * 4] * 2
+
+
+@pytest.mark.slow
+def test_the_peak_of_a_process_does_not_grow_with_the_data():
+    """What benchmarks/profile_memory.py prints for all of easy-VQA, for less of it."""
+    script = Path(__file__).parents[2] / "benchmarks" / "profile_memory.py"
+    call = [sys.executable, str(script), "--samples", "100", "1500"]
+    shown = subprocess.run(call, capture_output=True, text=True, check=True).stdout
+    ratios = [float(ratio) for ratio in re.findall(r"ratio ([\d.]+)", shown)]
+    assert len(ratios) == 2
+    assert max(ratios) <= 1.05, shown
+
+
+def test_unused_reservoirs_are_not_built(model):
+    assert set(TokenSample(5, ("visual",), 0).reservoirs) == {"visual"}
+    assert set(TokenSample(5, ("all",), 0).reservoirs) == {"visual", "text"}
