@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from einops import rearrange
 from jaxtyping import Int
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -87,6 +88,26 @@ class Binding:
                 "Activations of other inputs than the bound ones are read here. "
                 f"{UNLIKE}: {describe_difference(frame.layout, self.layout)}. {REMEDY}"
             )
+
+    def complete(self, start: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Keyword tensors of a call that starts from tokens or embeddings, with those it lacks.
+
+        Raises:
+            InputError: tokens hold image placeholders, and belong to none of the bound inputs or to
+                several.
+        """
+        masked = kwargs.get("attention_mask") is not None
+        if start.is_floating_point():
+            mask = self.mask(start)
+            if mask is None or masked:
+                return kwargs
+            # As TransformerLens derives them for tokens: a padded token is on nobody's position.
+            positions = (mask.cumsum(-1) - 1).clamp(min=0)
+            return {"position_ids": positions, **kwargs, "attention_mask": mask}
+        sees = kwargs.get("pixel_values") is not None
+        if sees or not bool((start == self.family.image_token_id).any()):
+            return kwargs
+        return {**self.fill(start, masked), **{k: v for k, v in kwargs.items() if v is not None}}
 
     def mask(self, embeddings: Tensor) -> Tensor | None:
         """Padding of the bound inputs, for a pass that starts from embeddings; None if none."""
@@ -181,6 +202,39 @@ class Binding:
             f"The tokens hold {have} image placeholders in their rows, but the bound "
             f"inputs {want}. Bind the inputs that these tokens come from."
         )
+
+
+def unpack(
+    input: Any, kwargs: dict[str, Any], binding: Binding | None
+) -> tuple[Any, dict[str, Any]]:
+    """Tokens (or embeddings) and keyword tensors of whatever a model was called with.
+
+    Args:
+        input: tokens, embeddings, what `prepare` returns, or what TransformerLens takes besides.
+        kwargs: the keyword arguments of the call, which are not changed.
+        binding: gives what is missing.
+
+    Raises:
+        InputError: see `Binding.complete`.
+    """
+    kwargs = dict(kwargs)
+    if isinstance(input, Mapping):
+        kwargs = {**input, **{k: v for k, v in kwargs.items() if v is not None}}
+        input = None
+    if input is None and "input_ids" in kwargs:
+        input = kwargs.pop("input_ids")
+    if input is None and kwargs.get("inputs_embeds") is not None:
+        input = kwargs.pop("inputs_embeds")
+    if not isinstance(input, Tensor):
+        return input, kwargs
+    if input.ndim == 1 and not input.is_floating_point():
+        input = rearrange(input, "pos -> 1 pos")
+    return input, kwargs if binding is None else binding.complete(input, kwargs)
+
+
+def find_pixels(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The keyword tensors that have one row for each image."""
+    return {name: kwargs[name] for name in PER_IMAGE if kwargs.get(name) is not None}
 
 
 def _shares(tokens: Tensor, inputs: Mapping[str, Any]) -> bool:

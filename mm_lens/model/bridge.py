@@ -9,7 +9,6 @@ tokens go, `prepare`, `bound`, hook points per modality, and errors where an edi
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, TypeAlias
@@ -19,20 +18,20 @@ from torch.utils.hooks import RemovableHandle
 from transformer_lens.model_bridge import TransformerBridge
 
 from mm_lens.data.pictures import Picture
-from mm_lens.errors import HookError, InputError, MMLensWarning
+from mm_lens.errors import HookError, InputError
 from mm_lens.layout.layout import TokenLayout
 from mm_lens.model import inputs as _inputs
-from mm_lens.model.binding import Binding, guard_patch
+from mm_lens.model.binding import Binding, find_pixels, guard_patch, unpack
 from mm_lens.model.cache import LayoutCache
 from mm_lens.model.check import Report
 from mm_lens.model.families import Family
 from mm_lens.model.forward import ForwardContext
 from mm_lens.model.hooks import (
     GROUPS,
-    ModalityHookPoint,
     canonical,
     guard,
     install_views,
+    narrow,
     uninstall_views,
 )
 from mm_lens.model.inputs import Inputs
@@ -156,36 +155,7 @@ class VisionLanguageBridge(TransformerBridge):
             self._bound, self.context.explicit = before
 
     def _unpack(self, input: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """Tokens and keyword tensors of whatever was passed as input, bound images included."""
-        if isinstance(input, Mapping):
-            kwargs = {**input, **{k: v for k, v in kwargs.items() if v is not None}}
-            input = None
-        if input is None and "input_ids" in kwargs:
-            input = kwargs.pop("input_ids")
-        if input is None and kwargs.get("inputs_embeds") is not None:
-            input = kwargs.pop("inputs_embeds")
-        if not isinstance(input, Tensor):
-            return input, kwargs
-        if input.is_floating_point():
-            return input, self._mask_from_bound(input, kwargs)
-        input = input[None] if input.ndim == 1 else input
-        return input, self._fill_from_bound(input, kwargs)
-
-    def _mask_from_bound(self, embeddings: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Padding of the bound inputs, for a forward pass that starts from their embeddings."""
-        mask = None if self._bound is None else self._bound.mask(embeddings)
-        if mask is None or kwargs.get("attention_mask") is not None:
-            return kwargs
-        # As TransformerLens derives them for tokens: a padded token is on nobody's position.
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        return {"position_ids": positions, **kwargs, "attention_mask": mask}
-
-    def _fill_from_bound(self, tokens: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
-        blind = (tokens == self.family.image_token_id).any()
-        if self._bound is None or kwargs.get("pixel_values") is not None or not blind:
-            return kwargs
-        filled = self._bound.fill(tokens, masked=kwargs.get("attention_mask") is not None)
-        return {**filled, **{k: v for k, v in kwargs.items() if v is not None}}
+        return unpack(input, kwargs, self._bound)
 
     # ---- running ----
 
@@ -221,12 +191,14 @@ class VisionLanguageBridge(TransformerBridge):
     ) -> Any:
         """As `TransformerBridge.run_with_hooks`; `input` may also be what `prepare` returns."""
         tokens, kwargs = self._unpack(input, kwargs)
-        hooks = self._swept(fwd_hooks), self._swept(bwd_hooks)
+        hooks = self._guard_hooks(fwd_hooks), self._guard_hooks(bwd_hooks)
         return super().run_with_hooks(tokens, *hooks, *args, **kwargs)
 
     def hooks(self, fwd_hooks: Hooks = (), bwd_hooks: Hooks = (), *args: Any, **kwargs: Any) -> Any:
         """As in TransformerLens."""
-        return super().hooks(self._swept(fwd_hooks), self._swept(bwd_hooks), *args, **kwargs)
+        return super().hooks(
+            self._guard_hooks(fwd_hooks), self._guard_hooks(bwd_hooks), *args, **kwargs
+        )
 
     def run_with_cache(
         self,
@@ -264,7 +236,7 @@ class VisionLanguageBridge(TransformerBridge):
             InputError: rows are padded on the right: generation would continue from padding.
         """
         tokens, kwargs = self._unpack_for_generation(input, kwargs)
-        pixels = self._pixels(kwargs)
+        pixels = find_pixels(kwargs)
         if pixels and kwargs.get("use_past_kv_cache", True) is False:
             # TransformerLens passes the image to the first step only, which is enough only if the
             # later ones find it in the cache.
@@ -282,7 +254,7 @@ class VisionLanguageBridge(TransformerBridge):
             InputError: rows are padded on the right.
         """
         tokens, kwargs = self._unpack_for_generation(input, kwargs)
-        pixels = self._pixels(kwargs)
+        pixels = find_pixels(kwargs)
         rest = {k: v for k, v in kwargs.items() if k not in pixels}
         stream = super().generate_stream(tokens, *args, **rest)
         if not pixels:
@@ -306,7 +278,7 @@ class VisionLanguageBridge(TransformerBridge):
         """
         tokens, kwargs = self._unpack_for_generation(input, kwargs)
         with self.context.guarded():
-            if not (pixels := self._pixels(kwargs)):
+            if not (pixels := find_pixels(kwargs)):
                 return super().hf_generate(tokens, *args, **kwargs)
             # transformers encodes the images before the first forward pass.
             mask = {k: v for k, v in kwargs.items() if k == "attention_mask"}
@@ -324,11 +296,6 @@ class VisionLanguageBridge(TransformerBridge):
                 'Prepare the batch with padding_side="left".'
             )
         return tokens, kwargs
-
-    @staticmethod
-    def _pixels(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        keys = ("pixel_values", "image_sizes", "pixel_attention_mask", "image_grid_thw")
-        return {k: kwargs[k] for k in keys if kwargs.get(k) is not None}
 
     def enable_compatibility_mode(self, *args: Any, **kwargs: Any) -> None:
         """As in TransformerLens.
@@ -378,45 +345,25 @@ class VisionLanguageBridge(TransformerBridge):
                 raise HookError(f"{name} never fires in this model. {remedy}")
 
     def _filter(self, names: Names) -> Names:
-        """A filter as TransformerLens takes it: no other spellings; swept if it is a function."""
+        """A filter as TransformerLens takes it: no other spellings; functions narrowed."""
         if names is None:
             return None
         if isinstance(names, str):
             return canonical(names)
-        return [canonical(n) for n in names] if isinstance(names, list) else self._sweep(names)
+        return [canonical(n) for n in names] if isinstance(names, list) else self._narrow(names)
 
-    def _swept(self, hooks: Hooks) -> list[tuple[Any, Callable[..., Any]]]:
+    def _guard_hooks(self, hooks: Hooks) -> list[tuple[Any, Callable[..., Any]]]:
         return [
-            (self._sweep(name) if callable(name) else name, guard_patch(hook, self._layout_now))
+            (self._narrow(name) if callable(name) else name, guard_patch(hook, self._layout_now))
             for name, hook in hooks
         ]
 
     def _layout_now(self) -> TokenLayout:
         return self.context.frame.layout
 
-    def _sweep(self, matches: Callable[[str], bool]) -> Callable[[str], bool]:
-        """A filter that takes no position twice, and nothing that never fires.
-
-        Code written for TransformerLens says `name.endswith("hook_resid_post")` and means one hook
-        point for each block: a view is taken only if its full stream is not.
-        """
+    def _narrow(self, matches: Callable[[str], bool]) -> Callable[[str], bool]:
         points = {name: point for name, point in self.hook_dict.items() if matches(name)}
-        whole = {id(p) for p in points.values() if not isinstance(p, ModalityHookPoint)}
-        dead = {name for name in points if self._remedy_if_dead(name)}
-        if dead:
-            first = min(dead)
-            warnings.warn(
-                f"{len(dead)} hook points that the filter matches never fire and are left out, "
-                f"{first} among them. {self._remedy_if_dead(first)}",
-                MMLensWarning,
-                stacklevel=4,
-            )
-        twice = {
-            name
-            for name, point in points.items()
-            if isinstance(point, ModalityHookPoint) and id(point.parent) in whole
-        }
-        return (points.keys() - dead - twice).__contains__
+        return narrow(points, self._remedy_if_dead).__contains__
 
     def _resolve_hook_point(self, name: str, aliases: Any, hook_dict: Any) -> Any:
         return super()._resolve_hook_point(canonical(name), aliases, hook_dict)
@@ -427,7 +374,7 @@ class VisionLanguageBridge(TransformerBridge):
 
     def add_hook(self, name: Any, *args: Any, **kwargs: Any) -> None:
         """As in TransformerLens, with the spellings `blocks.3.hook_visual_resid_post`."""
-        name = canonical(name) if isinstance(name, str) else self._sweep(name)
+        name = canonical(name) if isinstance(name, str) else self._narrow(name)
         super().add_hook(name, *args, **kwargs)
 
     def get_caching_hooks(self, names_filter: Names = None, *args: Any, **kwargs: Any) -> Any:

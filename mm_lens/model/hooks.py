@@ -18,6 +18,7 @@ own forward pass, whatever ran in between.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, cast
@@ -27,7 +28,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 from transformer_lens.hook_points import HookPoint, LensHandle, _AliasedHookPoint
 
-from mm_lens.errors import HookError, InputError
+from mm_lens.errors import HookError, InputError, MMLensWarning
 from mm_lens.model.forward import ForwardContext, Frame, Selection
 
 Direction = Literal["fwd", "bwd"]
@@ -102,6 +103,36 @@ def canonical(name: str) -> str:
     if (match := _ALIAS.fullmatch(name)) and match[2] in GROUPS and match[3] in PARENTS:
         return f"blocks.{match[1]}.{match[2]}.hook_{match[3]}"
     return name
+
+
+def narrow(
+    points: Mapping[str, HookPoint], remedy_if_dead: Callable[[str], str | None]
+) -> set[str]:
+    """Names of hook points that a filter matches, without a position twice, nor any that is dead.
+
+    Code written for TransformerLens says `name.endswith("hook_resid_post")` and means one hook
+    point for each block: a view is taken only if its full stream is not.
+
+    Args:
+        points: what the filter matches, by name.
+        remedy_if_dead: what to do instead, for the name of a point that never fires.
+    """
+    whole = {id(p) for p in points.values() if not isinstance(p, ModalityHookPoint)}
+    dead = {name for name in points if remedy_if_dead(name)}
+    if dead:
+        first = min(dead)
+        warnings.warn(
+            f"{len(dead)} hook points that the filter matches never fire and are left out, "
+            f"{first} among them. {remedy_if_dead(first)}",
+            MMLensWarning,
+            stacklevel=5,
+        )
+    twice = {
+        name
+        for name, point in points.items()
+        if isinstance(point, ModalityHookPoint) and id(point.parent) in whole
+    }
+    return points.keys() - dead - twice
 
 
 @dataclass
