@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields, replace
 
 import easy_vqa
 import torch
+from einops import repeat
 from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
@@ -46,7 +47,7 @@ class Pictures:
         bucket = self.rng.choices(self.buckets, weights)[0]
         index = torch.randint(len(bucket.owner), (n,), generator=self.generator)
         pixels = canvases.normalise(bucket.pixels[index], self.fusion.processor)
-        sizes = torch.tensor(bucket.size, device=self.device).expand(n, 2)
+        sizes = repeat(torch.tensor(bucket.size, device=self.device), "side -> image side", image=n)
         return Batch(pixels.to(self.device), sizes, bucket.owner[index].tolist())
 
     def prefix(self, size: tuple[int, int]) -> list[int]:

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 import easy_vqa
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int, UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
@@ -176,6 +177,8 @@ def normalise(
     pixels: UInt8[Tensor, "image tile 3 height width"], processor: Any
 ) -> Float[Tensor, "image tile 3 height width"]:
     """What the image processor does after tiling."""
-    mean = torch.tensor(processor.image_processor.image_mean).view(3, 1, 1)
-    std = torch.tensor(processor.image_processor.image_std).view(3, 1, 1)
+    used = processor.image_processor
+    mean, std = (
+        rearrange(torch.tensor(x), "rgb -> rgb 1 1") for x in (used.image_mean, used.image_std)
+    )
     return (pixels / 255 - mean) / std

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor, nn
@@ -47,7 +48,8 @@ class Fusion(ABC):
             image, do_normalize=False, do_rescale=False, return_tensors="pt"
         )
         pixels: Tensor = out["pixel_values"][0]
-        return pixels.reshape(-1, *pixels.shape[-3:]).round().to(torch.uint8)
+        pixels = rearrange(pixels, "... rgb height width -> (...) rgb height width")
+        return pixels.round().to(torch.uint8)
 
     @torch.no_grad()
     def adopt(self, parts: Parts) -> None:

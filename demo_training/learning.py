@@ -5,6 +5,7 @@ from math import cos, pi
 from typing import Any
 
 import torch
+from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
@@ -82,6 +83,14 @@ def average(slow: nn.Module, fast: nn.Module, step: int) -> None:
     torch._foreach_lerp_(list(slow.parameters()), list(fast.parameters()), 1 - keep)
 
 
+def join_tiles(
+    tokens: Float[Tensor, "tile token d"], batch: Batch
+) -> Float[Tensor, "image token d"]:
+    """The tokens of all tiles of an image in one row, for every image of the batch."""
+    images = len(batch.pixels)
+    return rearrange(tokens, "(image tile) token d -> image (tile token) d", image=images)
+
+
 class Reader(nn.Module):
     """Names shape and colour from the tower's features, pooled by maximum and by attention.
 
@@ -103,7 +112,7 @@ class Reader(nn.Module):
     def forward(self, batch: Batch) -> tuple[Float[Tensor, ""], float]:
         """Loss on the features of the last forward pass, and the share of shapes named right."""
         told, shape, colour = truth(batch)
-        tokens = self.features.unflatten(0, batch.pixels.shape[:2]).flatten(1, 2)[told]
+        tokens = join_tiles(self.features, batch)[told]
         pooled = tokens.amax(1), (self.score(tokens).softmax(1) * tokens).sum(1)
         loss, right = torch.zeros((), device=tokens.device), 0.0
         for head, features in zip(self.heads, pooled, strict=True):
@@ -131,7 +140,7 @@ class Naming:
     def __call__(self, batch: Batch) -> Float[Tensor, ""]:
         """Loss on the image tokens of the last forward pass."""
         told, shape, colour = truth(batch)
-        tokens = self.projected.unflatten(0, batch.pixels.shape[:2]).flatten(1, 2)[told]
+        tokens = join_tiles(self.projected, batch)[told]
         words = self.words(self.ids.to(tokens.device))
         scores = 10 * (normalize(tokens, dim=-1) @ normalize(words, dim=-1).T).amax(1)
         shapes, colours = scores.split([len(SHAPES), len(COLOURS)], -1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from einops import rearrange
 from jaxtyping import Float
 from mm_lens_adapters.omnifusion import (
     OmniFusionConfig,
@@ -46,7 +47,7 @@ class OmniFusionFusion(Fusion):
 
     def native(self, pixels: Float[Tensor, "image tile 3 height width"]) -> Tensor:
         """Without the axis of tiles: there is one."""
-        return pixels.squeeze(1)
+        return rearrange(pixels, "image 1 ... -> image ...")
 
     def sees(self, size: tuple[int, int], box: tuple[int, int, int, int]) -> bool:
         """Whether `box` lies within the centre square."""

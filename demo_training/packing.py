@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange
 from jaxtyping import Bool, Int
 from torch import Tensor
 
@@ -73,6 +74,7 @@ def pack(
 
 
 def _mask(owner: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch 1 pos pos"]:
-    query, key = owner[:, :, None], owner[:, None, :]
+    query = rearrange(owner, "batch query -> batch 1 query 1")
+    key = rearrange(owner, "batch key -> batch 1 1 key")
     causal = torch.ones(owner.shape[1], owner.shape[1], dtype=torch.bool).tril()
-    return (causal & ((key == query) | (key == _PREFIX)))[:, None]
+    return causal & ((key == query) | (key == _PREFIX))

@@ -28,6 +28,7 @@ from pathlib import Path
 
 import easy_vqa
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
@@ -125,7 +126,7 @@ class Pretraining(Training):
 
         def loss(step: int) -> tuple[Tensor, float]:
             batch = shown[step % len(shown)].draw(4 * self.args.batch)
-            self.parts.tower(batch.pixels.flatten(0, 1))
+            self.parts.tower(rearrange(batch.pixels, "image tile ... -> (image tile) ..."))
             named: tuple[Tensor, float] = self.reader(batch)
             return named
 

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
+from einops import rearrange
 from jaxtyping import Float64, Int64
 from torch import Tensor
 from transformers.image_processing_utils import get_patch_output_size, select_best_resolution
@@ -167,7 +168,8 @@ def _geometry(tiling: _Tiling, size: Size) -> ImageGeometry:
 def _packed_indices(tiling: _Tiling, size: Size, n_tiles: int) -> Int64[Tensor, " n"]:
     """For each token the running number, from 1, of the feature it holds; 0 for a newline."""
     n_features = tiling.side**2 + tiling.surplus
-    features = torch.arange(1, n_tiles * n_features + 1).view(n_tiles, n_features, 1)
+    numbers = torch.arange(1, n_tiles * n_features + 1)
+    features = rearrange(numbers, "(tile feature) -> tile feature 1", tile=n_tiles)
     try:
         packed, _ = LlavaNextModel.pack_image_features(
             cast(LlavaNextModel, SimpleNamespace(config=tiling.config)),
@@ -183,7 +185,7 @@ def _packed_indices(tiling: _Tiling, size: Size, n_tiles: int) -> Int64[Tensor, 
             "with a vision tower that has a class token (CLIP), 'full' with one that has none, and "
             f"only image_grid_pinpoints that are multiples of {tiling.window}."
         ) from error
-    indices: Tensor = packed[0].squeeze(1)
+    indices: Tensor = rearrange(packed[0], "n 1 -> n")
     return indices
 
 

@@ -11,6 +11,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 import torch
+from einops import rearrange
 from jaxtyping import Int64, Shaped
 from torch import Tensor
 
@@ -31,7 +32,8 @@ def row_checksums(x: Shaped[Tensor, "n d"]) -> Int64[Tensor, " n"]:
     """
     n, d = x.shape
     word, per_row = _word(d * x.element_size())
-    words = x.contiguous().view(-1).view(word).view(n, per_row)
+    words = rearrange(x.contiguous(), "n d -> (n d)").view(word)
+    words = rearrange(words, "(n word) -> n word", n=n, word=per_row)
     weights = _weights(max(per_row, _BLOCK), x.device)[:per_row]
     rows = max(1, _BLOCK // max(1, per_row))
     return torch.cat([(block.long() * weights).sum(1) for block in words.split(rows)])
@@ -39,9 +41,10 @@ def row_checksums(x: Shaped[Tensor, "n d"]) -> Int64[Tensor, " n"]:
 
 def tensor_checksum(x: Tensor) -> str:
     """A checksum of a tensor's bits, in hexadecimal; the same on every device."""
-    flat = x.detach().contiguous().reshape(1, -1)
+    flat = rearrange(x.detach().contiguous(), "... -> 1 (...)")
     whole = flat.shape[1] // _BLOCK * _BLOCK
-    parts = [flat[:, :whole].reshape(-1, _BLOCK), flat[:, whole:]]
+    blocks = rearrange(flat[:, :whole], "1 (block word) -> block word", word=_BLOCK)
+    parts = [blocks, flat[:, whole:]]
     sums = torch.cat([row_checksums(part) for part in parts]).tolist()
     about = repr((str(x.dtype), tuple(x.shape), sums))
     return blake2b(about.encode(), digest_size=8).hexdigest()

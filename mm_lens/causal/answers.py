@@ -14,6 +14,7 @@ from itertools import count
 from typing import Any
 
 import torch
+from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -164,7 +165,7 @@ class Answers:
         found = self.logits(logits)
         rows = torch.arange(len(found), device=found.device)
         right = found[rows, self.right.to(found.device)]
-        return (found >= right[:, None]).sum(1) == 1
+        return (found >= rearrange(right, "batch -> batch 1")).sum(1) == 1
 
     def mass(self, logits: Float[Tensor, "batch pos d_vocab"]) -> Float[Tensor, " batch"]:
         """Probability of all options together in the whole vocabulary: small, and the model says

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
-from einops import rearrange
+from einops import rearrange, repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -72,7 +72,8 @@ def group_mask(
     if isinstance(what, Box):
         k = which_image(layout, what.image)
         check_box(layout, what.rect, k)
-        rects = torch.tensor(what.rect, dtype=torch.float32).expand(layout.shape[0], 4)
+        rect = torch.tensor(what.rect, dtype=torch.float32)
+        rects = repeat(rect, "corner -> batch corner", batch=layout.shape[0])
         return find_in_box(layout, k, rects, what.touch)
     mask = torch.as_tensor(what).bool().to(layout.device)
     if mask.shape == layout.shape:
@@ -149,7 +150,8 @@ def find_in_box(
     layout: TokenLayout, image: int, rect: Float[Tensor, "batch 4"], touch: Touch
 ) -> Bool[Tensor, "batch pos"]:
     """Tokens of an image by their pixel box; `rect` is (x0, y0, x1, y1) for each row."""
-    x0, y0, x1, y1 = rect.to(layout.device)[:, None].unbind(-1)
+    corners = rearrange(rect.to(layout.device), "batch corner -> batch 1 corner")
+    x0, y0, x1, y1 = corners.unbind(-1)
     left, top, right, bottom = layout.box.unbind(-1)
     if touch == "centre":
         x, y = (left + right) / 2, (top + bottom) / 2

@@ -31,6 +31,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
+from einops import rearrange, repeat
 from jaxtyping import Bool, Float32, Int, Int8, Int16
 from torch import Tensor
 
@@ -251,7 +252,7 @@ class TokenLayout:
         """True where `positions(group)` is real, False where it only fills up a shorter row."""
         counts = self.counts(group)
         n_max = int(counts.max().item()) if len(counts) else 0
-        return torch.arange(n_max, device=self.device) < counts[:, None]
+        return torch.arange(n_max, device=self.device) < rearrange(counts, "batch -> batch 1")
 
     def positions(self, group: str) -> Int[Tensor, "batch n_max"]:
         """Positions of `group` in ascending order, row by row; 0 where not `valid(group)`."""
@@ -295,7 +296,7 @@ class TokenLayout:
     def repeat(self, n: int) -> TokenLayout:
         """The same layout for `n` copies of the batch."""
         return replace(
-            self._map(lambda tensor: tensor.repeat(n, *[1] * (tensor.ndim - 1))),
+            self._map(lambda x: repeat(x, "batch ... -> (copies batch) ...", copies=n)),
             image_sizes=self.image_sizes * n,
         )
 
@@ -383,11 +384,12 @@ def _segments(
     names = list(_SEGMENTS)
     for k in range(max(n_images, default=0)):
         names += [f"text between {k - 1} and {k}"] * (k > 0) + [f"image {k}"]
-    per_row = torch.tensor(n_images, device=image.device)[:, None]
+    per_row = rearrange(torch.tensor(n_images, device=image.device), "batch -> batch 1")
     latest = image.long().cummax(dim=1).values  # the image seen last, -1 before the first
     first = len(_SEGMENTS)  # the images stand at first, first + 2, …, the texts between them
     segment = torch.where(image >= 0, first + 2 * latest, first + 2 * latest + 1)
     segment[(image < 0) & (latest == per_row - 1)] = names.index("text after")
     segment[latest < 0] = names.index("text before")
-    segment[(per_row == 0).expand_as(image)] = names.index("text only")
+    alone = repeat(per_row == 0, "batch 1 -> batch pos", pos=image.shape[1])
+    segment[alone] = names.index("text only")
     return segment.to(torch.int16), tuple(names)

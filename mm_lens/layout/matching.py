@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -273,7 +274,7 @@ def _nearest(
     there: Int[Tensor, " m"],
 ) -> Tensor:
     if wanted.any() and candidates.any():
-        distance = (at[wanted][:, None] - to[candidates][None]).square().sum(-1)
+        distance = (rearrange(at[wanted], "n d -> n 1 d") - to[candidates]).square().sum(-1)
         # The first of those that are as near: rounding is not to choose.
         near = distance <= distance.amin(1, keepdim=True) + SAME_DISTANCE
         out[wanted] = there[candidates][near.int().argmax(1)]
@@ -297,5 +298,5 @@ def _heights(layout: TokenLayout, positions: Tensor) -> Float[Tensor, "n 1"]:
     rows = layout.grid_row[0, positions].double()
     ends = rows[layout.newline[0, positions]]
     if not len(ends):
-        return rows[:, None]
-    return ((rows - ends.min() + 0.5) / (ends.max() - ends.min() + 1))[:, None]
+        return rearrange(rows, "n -> n 1")
+    return rearrange((rows - ends.min() + 0.5) / (ends.max() - ends.min() + 1), "n -> n 1")

@@ -30,6 +30,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import torch
+from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -89,7 +90,7 @@ class Regions:
         NaN where no region is; the mean where regions overlap.
         """
         masks = self.masks.to(values.dtype)
-        total = (masks * values.to(masks.device)[:, None, None]).sum(0)
+        total = (masks * rearrange(values.to(masks.device), "region -> region 1 1")).sum(0)
         return total / masks.sum(0).masked_fill(~self.masks.any(0), torch.nan)
 
 
@@ -262,7 +263,8 @@ def _corners(rects: Sequence[Float[Tensor, "row 4"]]) -> dict[str, list[float]]:
     """Columns of the pixel box of each region, if every row has the same."""
     if not rects or not all(torch.allclose(r, r[:1], rtol=0, equal_nan=True) for r in rects):
         return {}
-    table = torch.stack([rect[0] for rect in rects]).T.tolist()
+    corners = torch.stack([rect[0] for rect in rects])
+    table = rearrange(corners, "region corner -> corner region").tolist()
     return dict(zip(("x0", "y0", "x1", "y1"), table, strict=True))
 
 

@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from einops import rearrange, repeat
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
@@ -42,8 +43,8 @@ class Selection:
         """Batch index, positions and validity on the device of `x`."""
         if self.positions.device != x.device:
             self.positions, self.valid = self.positions.to(x.device), self.valid.to(x.device)
-        batch = torch.arange(len(self.positions), device=x.device)[:, None]
-        return batch, self.positions, self.valid
+        batch = torch.arange(len(self.positions), device=x.device)
+        return rearrange(batch, "batch -> batch 1"), self.positions, self.valid
 
     def gather(self, x: Shaped[Tensor, "batch pos *rest"]) -> Shaped[Tensor, "batch n_max *rest"]:
         """The rows of the group, zero where a row of the batch has fewer than `n_max`."""
@@ -51,14 +52,16 @@ class Selection:
         rows = x[batch, positions]
         if self.full:
             return rows
-        return rows.masked_fill(~valid.reshape(*valid.shape, *[1] * (x.ndim - 2)), 0)
+        missing = rearrange(~valid, f"batch n -> batch n {'1 ' * (x.ndim - 2)}")
+        return rows.masked_fill(missing, 0)
 
     def scatter(
         self, x: Shaped[Tensor, "batch pos *rest"], rows: Shaped[Tensor, "batch n_max *rest"]
     ) -> Shaped[Tensor, "batch pos *rest"]:
         """A copy of `x` with the rows of the group replaced; padding in `rows` is ignored."""
         batch, positions, valid = self.on(x)
-        at = (batch.expand_as(positions)[valid], positions[valid])
+        batch = repeat(batch, "batch 1 -> batch n", n=positions.shape[1])
+        at = (batch[valid], positions[valid])
         return x.index_put(at, rows[valid].to(x.dtype))
 
 

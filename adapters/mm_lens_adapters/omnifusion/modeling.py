@@ -13,6 +13,7 @@ from functools import wraps
 from typing import Any
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
@@ -70,7 +71,7 @@ class OmniFusionEmbedding(nn.Embedding):
         special = functional.embedding(
             beyond.clamp(min=0), functional.pad(self.special, (0, 0, 0, 1))
         )
-        return torch.where((beyond >= 0).unsqueeze(-1), special.to(words.dtype), words)
+        return torch.where(rearrange(beyond >= 0, "... -> ... 1"), special.to(words.dtype), words)
 
 
 class OmniFusionPreTrainedModel(LlavaPreTrainedModel):

@@ -24,6 +24,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange, repeat
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
@@ -112,8 +113,10 @@ def _by_product(
         scores[:m].scatter_(1, block[:, None], torch.inf)
         values, nominated = _smallest(scores[:m], n_nominated)
         bound[part], candidates = values[:, -1], nominated[:, :n_candidates]
-        torch.index_select(x, 0, candidates.flatten(), out=found[: m * n_candidates])
-        differences = found[: m * n_candidates].view(m, n_candidates, d).sub_(own[part, None])
+        flat = rearrange(candidates, "row candidate -> (row candidate)")
+        torch.index_select(x, 0, flat, out=found[: m * n_candidates])
+        near = rearrange(found[: m * n_candidates], "(row candidate) d -> row candidate d", row=m)
+        differences = near.sub_(own[part, None])  # of memory that is there: no copy
         exact = torch.linalg.vector_norm(differences, dim=2)
         distance[part], best = exact.topk(k, largest=False)
         index[part] = candidates.gather(1, best)
@@ -138,11 +141,15 @@ def _smallest(
     groups = n // _STRIDE
     if n <= _SHORT or groups <= k:
         return scores.topk(k, largest=False)
-    _, group = _smallest(scores[:, : groups * _STRIDE].view(b, _STRIDE, groups).amin(1), k)
+    strided = rearrange(
+        scores[:, : groups * _STRIDE], "row (member group) -> row member group", member=_STRIDE
+    )
+    _, group = _smallest(strided.amin(1), k)
     members = torch.arange(0, groups * _STRIDE, groups, device=scores.device)
-    columns = (group[:, :, None] + members).flatten(1)
-    rest = torch.arange(groups * _STRIDE, n, device=scores.device).expand(b, -1)
-    columns = torch.cat([columns, rest], 1)
+    columns = rearrange(group, "row k -> row k 1") + members
+    columns = rearrange(columns, "row k member -> row (k member)")
+    rest = torch.arange(groups * _STRIDE, n, device=scores.device)
+    columns = torch.cat([columns, repeat(rest, "column -> row column", row=b)], 1)
     values, order = scores.gather(1, columns).topk(k, largest=False)
     return values, columns.gather(1, order)
 
