@@ -93,13 +93,14 @@ def questions() -> dict[int, dict[str, list[tuple[str, str]]]]:
     shared: dict[tuple[str, str], list[tuple[str, str]]] = defaultdict(list)
     for image, kind in known.items():
         shared[kind] += own[image]
-    grouped = {kind: _grouped(pairs) for kind, pairs in shared.items()}
+    grouped = {kind: _group_pairs(pairs) for kind, pairs in shared.items()}
     return {
-        image: grouped[known[image]] if image in known else _grouped(own[image]) for image in own
+        image: grouped[known[image]] if image in known else _group_pairs(own[image])
+        for image in own
     }
 
 
-def _grouped(pairs: list[tuple[str, str]]) -> dict[str, list[tuple[str, str]]]:
+def _group_pairs(pairs: list[tuple[str, str]]) -> dict[str, list[tuple[str, str]]]:
     groups: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for question, answer in pairs:
         name = asked_for(question, answer)

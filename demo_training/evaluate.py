@@ -57,7 +57,7 @@ def question_types(sample: Sample) -> tuple[str, ...]:
     return ("all", "yes/no", asked) if asked in ("present", "absent") else ("all", asked)
 
 
-def blanked(sample: Sample) -> Sample:
+def hide_image(sample: Sample) -> Sample:
     """The sample with a uniform grey image of the same size: what can be guessed from text."""
     image = None if sample.image is None else Image.new("RGB", sample.image.size, GREY)
     return replace(sample, image=image)
@@ -103,7 +103,7 @@ def evaluate(
     given: list[str] = []
     for group in tqdm(list(_chunks(len(samples), batch)), disable=not progress):
         asked = [samples[i] for i in group]
-        given += answers(model, processor, [blanked(s) for s in asked] if blank else asked)
+        given += answers(model, processor, [hide_image(s) for s in asked] if blank else asked)
     return score(samples, given)
 
 

@@ -77,7 +77,7 @@ def cache_directory() -> Path:
     return Path(os.environ.get(CACHE_VARIABLE) or f"{base}/mm_lens").expanduser() / "converted"
 
 
-def loadable(
+def make_loadable(
     name_or_path: str, dtype: torch.dtype | None = None, hub_options: dict[str, Any] | None = None
 ) -> str | None:
     """The converted directory of a checkpoint that transformers cannot load as it is.

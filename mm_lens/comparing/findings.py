@@ -127,7 +127,7 @@ def find(
                     )
                 ]
                 if any(row["value"] is not None for row in found):
-                    verdict = _together([row["verdict"] for row in found])
+                    verdict = _combine([row["verdict"] for row in found])
                     rows += [{**row, "finding_verdict": verdict} for row in found]
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"value": float})
 
@@ -207,7 +207,7 @@ def _problem(curves: Sequence[Curve]) -> str:
     return ""
 
 
-def _together(verdicts: Sequence[str]) -> str:
+def _combine(verdicts: Sequence[str]) -> str:
     """All parts of a claim must hold."""
     for verdict in (FAILS, UNTOLD, HOLDS):
         if verdict in verdicts:

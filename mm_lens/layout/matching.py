@@ -154,10 +154,10 @@ def _counterpart(
         return mask
     group_mask(layout, mask)  # raises if it fits no image
     k = which_image(other, None)
-    return torch.cat([_scaled(other.row_of(i), k, mask) for i in range(other.shape[0])])
+    return torch.cat([_stretch_mask(other.row_of(i), k, mask) for i in range(other.shape[0])])
 
 
-def _scaled(
+def _stretch_mask(
     layout: TokenLayout, image: int, mask: Bool[Tensor, "height width"]
 ) -> Bool[Tensor, "1 pos"]:
     """Tokens of one row under a mask that is stretched over its image."""

@@ -124,14 +124,14 @@ def _regions(layout: TokenLayout, axis: Any) -> Regions:
     if isinstance(axis, Grid):
         return _by_grid(layout, axis)
     if isinstance(axis, Mapping):
-        return _named(layout, axis)
+        return _find_named(layout, axis)
     if not isinstance(axis, str):
-        return _named(layout, {name: name for name in axis})
+        return _find_named(layout, {name: name for name in axis})
     if axis == "modality":
-        return _named(layout, {g: g for g in ("visual", "text") if layout.mask(g).any()}, axis)
+        return _find_named(layout, {g: g for g in ("visual", "text") if layout.mask(g).any()}, axis)
     if axis == "segment":
         present = [n for n in layout.segment_names if n != "pad" and layout.mask(n).any()]
-        return _named(layout, {name: name for name in present}, axis)
+        return _find_named(layout, {name: name for name in present}, axis)
     if axis in ("image", "tile", "patch"):
         return _by_index(layout, axis)
     if axis in ("row band", "cell"):
@@ -142,7 +142,7 @@ def _regions(layout: TokenLayout, axis: Any) -> Regions:
     )
 
 
-def _named(layout: TokenLayout, named: Mapping[str, Any], axis: str = "region") -> Regions:
+def _find_named(layout: TokenLayout, named: Mapping[str, Any], axis: str = "region") -> Regions:
     masks = [group_mask(layout, what) for what in named.values()]
     boxes = {
         label: what
@@ -197,7 +197,7 @@ def _by_overview(layout: TokenLayout, axis: str) -> Regions:
         key = layout.row if axis == "row band" else layout.row * cols + layout.col
         for k in range(rows if axis == "row band" else rows * cols):
             rect = torch.stack(
-                [_around(layout.box[i][base[i] & (key[i] == k)]) for i in range(layout.shape[0])]
+                [_bound(layout.box[i][base[i] & (key[i] == k)]) for i in range(layout.shape[0])]
             )
             # A patch outside of the picture (padding of a letterbox) has no box and is no region.
             if bool(rect.isnan().any()):
@@ -251,7 +251,7 @@ def _boxes(
     return Regions(axis, tuple(labels), _stack(masks, layout), found)
 
 
-def _around(boxes: Float[Tensor, "n 4"]) -> Float[Tensor, " 4"]:
+def _bound(boxes: Float[Tensor, "n 4"]) -> Float[Tensor, " 4"]:
     """The smallest box around boxes, leaving out those of no pixel; NaN around none."""
     boxes = boxes[~boxes.isnan().any(-1)]
     if not len(boxes):

@@ -44,7 +44,7 @@ def attention_map(
         model: the model, loaded with `attention="eager"`.
         inputs: what `model.prepare` returned.
         source: who looks: "last", a group ("text after"), or a mask as of
-            `mm_lens.token_values.saying`.
+            `mm_lens.token_values.find_words`.
         target: who is looked at.
         layers: blocks, negative ones from the end; None takes all.
 

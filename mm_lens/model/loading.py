@@ -67,7 +67,9 @@ def load(
     path = name_or_path
     if path is not None and path.startswith("demo/"):
         path = str(demo.path(path))
-    if hf_model is None and (converted := conversion.loadable(str(path), dtype, from_pretrained)):
+    if hf_model is None and (
+        converted := conversion.make_loadable(str(path), dtype, from_pretrained)
+    ):
         path = converted
         from_pretrained = {k: v for k, v in from_pretrained.items() if k not in _HUB}
     if hf_model is None:
@@ -94,7 +96,7 @@ def load(
         hf_model,
         architecture,
         hf_config=hf_model.config,
-        tokenizer=_saved(processor.tokenizer),
+        tokenizer=_save_tokenizer(processor.tokenizer),
         model_name=str(name_or_path or path or architecture),
         post_adapter_hook=lambda adapter: family_class.customise(adapter, attention),
     )
@@ -133,7 +135,7 @@ def _hub(kwargs: dict[str, Any]) -> dict[str, Any]:
     return {k: kwargs[k] for k in (*_HUB, "trust_remote_code") if k in kwargs}
 
 
-def _saved(tokenizer: Any) -> Any:
+def _save_tokenizer(tokenizer: Any) -> Any:
     """The tokenizer, on disk: TransformerLens reloads it by name to have it prepend BOS."""
     name = tokenizer.name_or_path
     if name and Path(name).exists():

@@ -11,7 +11,7 @@ from published_files import convert, loaded, special
 
 import mm_lens
 from mm_lens import InputError, MMLensError
-from mm_lens.checkpoints.conversion import cache_directory, loadable
+from mm_lens.checkpoints.conversion import cache_directory, make_loadable
 
 # ---- what is refused -----------------------------------------------------------------------------
 
@@ -63,10 +63,10 @@ def test_load_converts_a_local_directory_once_for_each_state(replica, source, pa
     assert torch.equal(model.original_model.get_input_embeddings().special[0], parts.special["SOI"])
     kept = replica.root / "cache" / "converted"
     assert len(list(kept.glob("source--*"))) == 1
-    first = loadable(str(source))
+    first = make_loadable(str(source))
     assert replica.downloads == ["openai/clip-vit-large-patch14-336"]
     special(SOI=torch.ones(24))(source / "OmniMistral-v1_1")
-    second = loadable(str(source))
+    second = make_loadable(str(source))
     assert {Path(first), Path(second)} == set(kept.glob("source--*"))
     table = loaded(second)[0].get_input_embeddings()
     assert torch.equal(table.special[0], torch.ones(24))
@@ -74,10 +74,10 @@ def test_load_converts_a_local_directory_once_for_each_state(replica, source, pa
 
 def test_what_transformers_can_load_is_left_to_it(replica, converted, tmp_path):
     replica.repositories["somebody/llava"] = converted, "abc"
-    assert loadable("somebody/llava") is None
-    assert loadable(str(converted)) is None
-    assert loadable(str(tmp_path)) is None
-    assert loadable("not/a/hub/id") is None
+    assert make_loadable("somebody/llava") is None
+    assert make_loadable(str(converted)) is None
+    assert make_loadable(str(tmp_path)) is None
+    assert make_loadable("not/a/hub/id") is None
     assert not replica.downloads
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MM_LENS_CACHE")

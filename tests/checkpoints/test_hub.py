@@ -16,7 +16,7 @@ from upstream import (
 
 import mm_lens
 from mm_lens import MMLensError
-from mm_lens.checkpoints.conversion import loadable
+from mm_lens.checkpoints.conversion import make_loadable
 
 
 def test_load_downloads_converts_and_keeps(replica, parts, source):
@@ -36,10 +36,12 @@ def test_load_downloads_converts_and_keeps(replica, parts, source):
     replica.offline = True
     assert mm_lens.load("AIRI-Institute/OmniFusion", check=False)(inputs).equal(expected)
     replica.offline = False
-    assert loadable("AIRI-Institute/OmniFusion") == str(kept / "c0ffee")
+    assert make_loadable("AIRI-Institute/OmniFusion") == str(kept / "c0ffee")
     assert len(replica.downloads) == 2
     replica.repositories["AIRI-Institute/OmniFusion"] = source, "decaf"
-    assert loadable("AIRI-Institute/OmniFusion", torch.bfloat16) == str(kept / "decaf-bfloat16")
+    assert make_loadable("AIRI-Institute/OmniFusion", torch.bfloat16) == str(
+        kept / "decaf-bfloat16"
+    )
     assert replica.downloads[2:] == replica.downloads[:2]
     config = OmniFusionConfig.from_pretrained(kept / "decaf-bfloat16")
     assert config.dtype == torch.bfloat16

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import json
 import os
 import subprocess
@@ -16,6 +17,7 @@ from tiny import random_image, tiny_llava_next
 
 import mm_lens
 from mm_lens.cli import commands as cli
+from mm_lens.model.streams import STREAMS
 from mm_lens.profiling.result import Profile
 
 
@@ -282,3 +284,18 @@ def test_version(capsys):
     assert capsys.readouterr().out.startswith("mm-lens ")
     assert cli.run([]) == 2
     assert "Missing command" in capsys.readouterr().err
+
+
+def test_options_have_the_defaults_of_the_function():
+    """The command cannot take them from there: that would import torch for `--help`."""
+    ours = inspect.signature(cli.profile_command).parameters
+    theirs = inspect.signature(mm_lens.profile).parameters
+    shared = set(ours) & set(theirs)
+    assert shared == {
+        *("streams", "presets", "metrics", "tokens", "batch_size", "samples", "seed"),
+        *("on_error", "restart"),
+    }
+    for name in shared - {"streams", "presets", "samples"}:  # the command draws its samples
+        assert ours[name].default == theirs[name].default, name
+    assert tuple(ours["streams"].default.split(",")) == STREAMS  # what None stands for
+    assert tuple(ours["presets"].default.split(",")) == theirs["presets"].default
