@@ -55,6 +55,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 # The wheel is tried outside of the checkout (-I: nothing but what is installed can be imported).
 release: $(VENV)/.installed
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev,release]"
 	rm -rf dist $(TRIAL)
 	$(BIN)/python -m build --no-isolation
 	$(BIN)/twine check --strict dist/*
@@ -64,6 +65,7 @@ release: $(VENV)/.installed
 	cd $(TRIAL) && $(OFFLINE) bin/python -I $(CURDIR)/tests/smoke.py
 
 constraints: $(VENV)/.installed
+	$(BIN)/pip install -q --disable-pip-version-check -e ".[dev,release]"
 	@{ echo "# Versions that CI runs with: pip install -c constraints.txt. Made by: make constraints"; \
 	$(BIN)/pip freeze --exclude-editable | sed 's/+cpu//' | grep -viE '^(pip|setuptools|wheel)=='; } > .constraints
 	@mv .constraints constraints.txt
