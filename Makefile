@@ -2,6 +2,7 @@
 # make test   lint, types and every test, offline
 # make test-slow   what takes minutes: coverage of the intervals over 200 repetitions
 # make bench  speed and memory, each as a ratio from one run: about an hour
+# make release  sdist and wheel, checked, and the wheel tried in an empty environment
 #
 # Each creates the environment if it is missing. Needs Python >= 3.11 (PYTHON=… to choose one).
 
@@ -9,11 +10,12 @@ PYTHON ?= $(firstword $(shell for p in python3 python3.14 python3.13 python3.12 
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p"; done))
 VENV ?= .venv
 SAMPLES ?= 500
+TRIAL ?= build/trial
 BIN := $(VENV)/bin
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 PIP_NO_INDEX=1
 SOURCES := mm_lens adapters/mm_lens_adapters
 
-.PHONY: demo test test-slow lint bench constraints clean
+.PHONY: demo test test-slow lint bench constraints release clean
 
 demo: $(VENV)/.installed
 	for model in llava-next omnifusion; do \
@@ -51,7 +53,19 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	touch $@
 
+# The wheel is tried outside of the checkout (-I: nothing but what is installed can be imported).
+release: $(VENV)/.installed
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev,release]"
+	rm -rf dist $(TRIAL)
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/twine check --strict dist/*
+	$(PYTHON) -m venv $(TRIAL)
+	$(TRIAL)/bin/pip install -q --disable-pip-version-check -c constraints.txt torch
+	$(TRIAL)/bin/pip install -q --disable-pip-version-check -c constraints.txt dist/*.whl
+	cd $(TRIAL) && $(OFFLINE) bin/python -I $(CURDIR)/tests/smoke.py
+
 constraints: $(VENV)/.installed
+	$(BIN)/pip install -q --disable-pip-version-check -e ".[dev,release]"
 	@{ echo "# Versions that CI runs with: pip install -c constraints.txt. Made by: make constraints"; \
 	$(BIN)/pip freeze --exclude-editable | sed 's/+cpu//' | grep -viE '^(pip|setuptools|wheel)=='; } > .constraints
 	@mv .constraints constraints.txt

@@ -6,6 +6,7 @@ What departs from it is a row of one of two tables, with its reason.
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -16,10 +17,38 @@ MIRRORED = {
     ROOT / "demo_training": TESTS / "demo_training",
 }
 
-MODULES_WITHOUT_TESTS = {}
+MODULES_WITHOUT_TESTS = {
+    "mm_lens/causal/logit_metrics.py": "every effect is one: tests/causal/test_effects.py",
+    "mm_lens/comparing/findings.py": "by planted statements: tests/comparing/test_statements.py",
+    "mm_lens/data/pictures.py": "by damaged files of data sets: tests/data/test_datasets.py",
+    "mm_lens/metrics/__init__.py": "loads what packages add: tests/docs/test_metrics_pages.py",
+    "mm_lens/metrics/intervals.py": "with the samples they rest on: tests/metrics/test_tokens.py",
+    "mm_lens/model/cache.py": "compared where hooks are: tests/model/test_hooks.py",
+    "mm_lens/model/inputs.py": "what prepare makes and refuses: tests/model/test_loading.py",
+    "mm_lens/profiling/evaluation.py": "its numbers are the table's: tests/profiling/test_run.py",
+    "adapters/mm_lens_adapters/claims.py": "a table, read by tests/comparing/test_statements.py",
+    "adapters/mm_lens_adapters/llava_next.py": "joins layout and hooks: tests/model/test_traps.py",
+    "adapters/mm_lens_adapters/llava_style.py": "of every family: tests/model/test_traps.py",
+    "demo_training/fusion.py": "with its classes: tests/demo_training/test_fusions.py",
+    "demo_training/llava_next.py": "with the other one: tests/demo_training/test_fusions.py",
+    "demo_training/omnifusion.py": "with the other one: tests/demo_training/test_fusions.py",
+}
 """Modules without a test file of their name: where they are tested, and why there."""
 
-TESTS_WITHOUT_MODULE = {}
+TESTS_WITHOUT_MODULE = {
+    "tests/causal/test_patching_location.py": "where trained models look, over many pictures",
+    "tests/cli/test_convert_command.py": "the command `mm-lens convert`, from files to files",
+    "tests/cli/test_startup.py": "what is imported when, over all modules",
+    "tests/demo_training/test_shipped.py": "the weights that ship, which are no module",
+    "tests/docs/test_errors_page.py": "the page docs/errors.md",
+    "tests/docs/test_metrics_pages.py": "the pages below docs/metrics and docs/adding_a_metric.md",
+    "tests/docs/test_readme.py": "the code of README.md",
+    "tests/docs/test_tutorials.py": "the notebooks below tutorials/",
+    "tests/metrics/test_coverage.py": "how often intervals hold the truth, over all metrics",
+    "tests/model/test_traps.py": "one regression test for each trap of TransformerLens",
+    "tests/test_mirror.py": "this file and the tables in it",
+    "tests/test_public_surface.py": "public names of all packages, tests/public_surface.txt",
+}
 """Test files that no module answers to: what they test."""
 
 
@@ -72,3 +101,18 @@ def test_reasons_name_files_that_exist():
         for word in reason.replace(",", " ").replace(";", " ").split():
             if "/" in word or word.endswith((".py", ".md")):
                 assert (ROOT / word).exists(), reason
+
+
+def test_files_named_in_pages_exist():
+    """Pages send readers to modules and tests, which move."""
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    named = re.compile(
+        r"(?<![\w/])(?:mm_lens|adapters|demo_training|tests|docs|benchmarks)/[\w./-]*\.(?:py|md)\b"
+    )
+    lost = {
+        f"{page.name}: {path}"
+        for page in pages
+        for path in named.findall(page.read_text())
+        if not (ROOT / path).exists() and not (ROOT / "adapters" / path).exists()
+    }
+    assert lost == set()

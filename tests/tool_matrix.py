@@ -1,6 +1,6 @@
 """The matrix of TransformerLens's tools, and how it is printed into docs/tools.md.
 
-``python tests/tool_matrix.py`` runs tests/test_tools.py and prints what came out.
+``python tests/tool_matrix.py`` runs tests/model/test_binding.py and prints what came out.
 """
 
 from __future__ import annotations

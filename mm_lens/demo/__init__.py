@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
-from ..errors import InputError
+from mm_lens.errors import InputError
+
+__all__ = ["available", "path"]
 
 _PREFIX = "demo/"
 
@@ -27,3 +29,7 @@ def path(name: str) -> Path:
             f"No demo model {name!r} ships with mm_lens. Available: {', '.join(available())}."
         )
     return Path(__file__).parent / name.removeprefix(_PREFIX)
+
+
+def __dir__() -> list[str]:
+    return [*__all__]
