@@ -360,7 +360,7 @@ def _quiet(speak: bool = True) -> Iterator[None]:
         logging.getLogger(name).setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        warnings.simplefilter("always" if speak else "ignore", MMLensWarning)
+        warnings.simplefilter("default" if speak else "ignore", MMLensWarning)
         warnings.showwarning = lambda message, *_, **__: print(
             f"mm-lens: warning: {message}", file=sys.stderr
         )

@@ -1,6 +1,7 @@
 """Corrupted counterparts of an image, for patching: what is lost, and how.
 
-Boxes are (x0, y0, x1, y1) in pixels. All keep the size, hence the layout. *Another image* is a
+Every picture is opened as `prepare` opens it (`mm_lens.data.open_picture`): upright, in RGB. Boxes
+are (x0, y0, x1, y1) in pixels of that. All keep the size, hence the layout. *Another image* is a
 corruption too: of the same question, with another answer; `others` deals them out.
 """
 
@@ -13,6 +14,7 @@ import numpy as np
 from einops import rearrange
 from PIL import Image, ImageFilter
 
+from mm_lens.data.pictures import Picture, open_picture
 from mm_lens.errors import InputError
 from mm_lens.layout.groups import Rect
 
@@ -44,12 +46,13 @@ def assign_others(order: Sequence[int]) -> list[int]:
     return [following[i] for i in range(len(order))]
 
 
-def blank(image: Image.Image, colour: tuple[int, int, int] | None = None) -> Image.Image:
+def blank(image: Picture, colour: tuple[int, int, int] | None = None) -> Image.Image:
     """One colour all over; None takes the mean colour of the image."""
-    return Image.new("RGB", image.size, colour or _mean(np.asarray(image.convert("RGB"))))
+    picture = open_picture(image)
+    return Image.new("RGB", picture.size, colour or _mean(np.asarray(picture)))
 
 
-def noise(image: Image.Image, strength: float = 1.0, seed: int = 0) -> Image.Image:
+def noise(image: Picture, strength: float = 1.0, seed: int = 0) -> Image.Image:
     """Blend with uniform noise: strength 1 is nothing but noise, 0 the image.
 
     Raises:
@@ -57,15 +60,15 @@ def noise(image: Image.Image, strength: float = 1.0, seed: int = 0) -> Image.Ima
     """
     if not 0 <= strength <= 1:
         raise InputError(f"strength is between 0 and 1, not {strength}.")
-    pixels = np.asarray(image.convert("RGB"), dtype=np.float64)
+    pixels = np.asarray(open_picture(image), dtype=np.float64)
     drawn = np.random.default_rng(seed).integers(0, 256, pixels.shape)
     return Image.fromarray(np.round((1 - strength) * pixels + strength * drawn).astype(np.uint8))
 
 
-def blur_box(image: Image.Image, box: Rect, radius: float = 8.0) -> Image.Image:
+def blur_box(image: Picture, box: Rect, radius: float = 8.0) -> Image.Image:
     """Gaussian blur of `radius` pixels inside `box`, from the pixels of the whole image."""
-    rect = _rect(image, box)
-    out = image.convert("RGB")
+    out = open_picture(image)
+    rect = _rect(out, box)
     out.paste(out.filter(ImageFilter.GaussianBlur(radius)).crop(rect), rect[:2])
     return out
 
@@ -78,8 +81,8 @@ def remove_box(
     Raises:
         InputError: the box covers the whole image, so nothing frames it.
     """
-    rect = _rect(image, box)
-    out = image.convert("RGB")
+    out = open_picture(image)
+    rect = _rect(out, box)
     if colour is None:
         x0, y0, x1, y1 = rect
         pixels = np.asarray(out)

@@ -20,6 +20,7 @@ from matplotlib.colors import to_hex
 from PIL import Image
 
 from mm_lens._notebook import embed_json
+from mm_lens.data.pictures import Picture, open_picture
 from mm_lens.drawing.on_image import (
     TokenBoxes,
     find_token_boxes,
@@ -149,7 +150,7 @@ class Explorer:
 
 
 def explore(
-    image: Image.Image,
+    image: Picture,
     layout: TokenLayout,
     values: Any,
     *,
@@ -164,7 +165,7 @@ def explore(
     """As `overlay`, with a slider over the layers and what there is to know of a token on hover.
 
     Args:
-        image: the picture that was prepared.
+        image: the picture that was prepared, in any of the forms that `prepare` takes.
         layout: `inputs.layout`.
         values: `[layers, pos]`, or `[layers, n]` for the n visual tokens; or without layers.
         row: row of the batch.
@@ -179,7 +180,8 @@ def explore(
     Raises:
         InputError: as `overlay`; or the words do not fit the values.
     """
-    table = values_table(image, layout, values, row, index, layers)
+    picture = open_picture(image)
+    table = values_table(picture, layout, values, row, index, layers)
     names = panel_names(table, layers, names)
     count = 1 if np.ndim(values) == 1 else len(values)
     if words is not None:
@@ -196,9 +198,9 @@ def explore(
     spelled = sorted({w for layer in words or () for position in drawn for w in layer[position]})
     number = {word: i for i, word in enumerate(spelled)}
     data = {
-        "width": image.width,
-        "height": image.height,
-        "picture": _encode(relief(image)),
+        "width": picture.width,
+        "height": picture.height,
+        "picture": _encode(relief(picture)),
         "layers": names,
         "label": label,
         "low": scale.low,
@@ -227,7 +229,7 @@ def explore(
         f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{escape(label)}</title>'
         f"<style>{STYLE}</style></head><body>{body}<script>{script}</script></body></html>"
     )
-    aspect = image.height / image.width
+    aspect = picture.height / picture.width
     return Explorer(html, 140 + round(min(480.0, 480 * aspect)))
 
 

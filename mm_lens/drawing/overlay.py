@@ -14,6 +14,7 @@ from matplotlib.collections import PatchCollection, PolyCollection
 from matplotlib.patches import Rectangle
 from PIL import Image
 
+from mm_lens.data.pictures import Picture, open_picture
 from mm_lens.drawing.curves import DPI, InlineFigure
 from mm_lens.drawing.on_image import (
     STRIP,
@@ -122,7 +123,7 @@ def _draw_newlines(axis: Axes, layout: TokenLayout, mine: Any) -> int:
 
 
 def draw_values(
-    image: Image.Image,
+    image: Picture,
     layout: TokenLayout,
     values: Any,
     *,
@@ -142,7 +143,7 @@ def draw_values(
     dark; where it is flat, the colours are those of the colour bar.
 
     Args:
-        image: the picture that was prepared.
+        image: the picture that was prepared, in any of the forms that `prepare` takes.
         layout: `inputs.layout`.
         values: `[pos]`, or `[n]` for the n visual tokens of the row in order; of several
             layers `[layers, pos]`: one panel for each, in the same colours. NaN is no value.
@@ -159,7 +160,8 @@ def draw_values(
             layout, or none is finite; there are more than 8 layers (`explore` has a slider), or
             a layer that was asked for is not there.
     """
-    table = values_table(image, layout, values, row, index, layers)
+    picture = open_picture(image)
+    table = values_table(picture, layout, values, row, index, layers)
     if len(table) > MAX_LAYERS:
         raise InputError(
             f"{len(table)} layers do not fit into one picture. Choose up to {MAX_LAYERS} "
@@ -167,9 +169,9 @@ def draw_values(
         )
     unnamed = not names and layers is None and len(table) == 1
     names = [""] if unnamed else panel_names(table, layers, names)
-    scale, shade = scale_of(table, limits), np.asarray(relief(image))
+    scale, shade = scale_of(table, limits), np.asarray(relief(picture))
     parts: list[TokenBoxes | None] = [*find_token_boxes(layout, row, index)]
-    single, wide = len(table) == 1, image.height < image.width / 3
+    single, wide = len(table) == 1, picture.height < picture.width / 3
     if single:
         parts = [None, *parts]  # the picture itself beside it
     titles = ["picture" if part is None else part.title for part in parts]
@@ -179,10 +181,10 @@ def draw_values(
     if single != wide:
         panels = [list(line) for line in zip(*panels, strict=True)]
         rows, columns = columns, rows
-    figure, grid, bar = _grid(len(rows), len(columns), image.height / image.width)
+    figure, grid, bar = _grid(len(rows), len(columns), picture.height / picture.width)
     for i, line in enumerate(panels):
         for j, (part, layer) in enumerate(line):
-            _fill_panel(grid[i][j], image, part, layer, scale, shade)
+            _fill_panel(grid[i][j], picture, part, layer, scale, shade)
             # All panels show the same pixels: the outer ones say which.
             grid[i][j].tick_params(labelleft=j == 0, labelbottom=i == len(rows) - 1)
         grid[i][0].set_ylabel("\n".join(filter(None, [rows[i], "y in pixels"])))
@@ -231,7 +233,7 @@ def _fill_panel(
     axis.locator_params("x", nbins=min(5, max(1, int(3.2 * inches))))
     axis.locator_params("y", nbins=5)
     if part is None:
-        axis.imshow(np.asarray(image.convert("RGB")), extent=(0, width, height, 0), aspect="auto")
+        axis.imshow(np.asarray(image), extent=(0, width, height, 0), aspect="auto")
         return
     axis.add_patch(
         Rectangle((0, 0), width, height, fc="white", ec="0.65", hatch="////", linewidth=0)

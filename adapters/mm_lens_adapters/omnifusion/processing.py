@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any, no_type_check
 
+from PIL import Image
 from transformers import BatchFeature, LlavaProcessor, PreTrainedTokenizerBase
 from transformers.image_utils import get_image_size, make_flat_list_of_images, to_numpy_array
 
@@ -62,6 +63,14 @@ def add_markers(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
         raise ValueError(f"The tokenizer knows some of {names} already: their ids are {found}.")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token  # as in the published pipeline
+
+
+def _size(image: Any, channels: Any) -> tuple[int, int]:
+    """(height, width). Of a PIL image it is known; a guess would take 3 rows for channels."""
+    if isinstance(image, Image.Image):
+        return image.height, image.width
+    height, width = get_image_size(to_numpy_array(image), channel_dim=channels)
+    return height, width
 
 
 class OmniFusionProcessor(LlavaProcessor):
@@ -123,7 +132,8 @@ class OmniFusionProcessor(LlavaProcessor):
         if images is not None:
             fetched: Any = make_flat_list_of_images(self.image_processor.fetch_images(images))
             data = dict(self.image_processor(fetched, **merged["images_kwargs"]))
-            data["image_sizes"] = [tuple(get_image_size(to_numpy_array(i))) for i in fetched]
+            channels = merged["images_kwargs"].get("input_data_format")
+            data["image_sizes"] = [_size(image, channels) for image in fetched]
         if text is not None:
             ids = {"input_ids": [self._encode(prompt) for prompt in text]}
             keys = ("padding", "padding_side", "max_length", "pad_to_multiple_of")
