@@ -81,9 +81,7 @@ def open_picture(
         raise InputError(f"{name} cannot be used: {error}.") from error
     except _DAMAGED as error:
         told = str(error) or type(error).__name__
-        raise InputError(
-            f"{name} cannot be read: {told}. Check or leave out the file."
-        ) from error
+        raise InputError(f"{name} cannot be read: {told}. Check or leave out the file.") from error
 
 
 def read_picture(source: Path | bytes, name: str = "") -> Image.Image:

@@ -34,7 +34,7 @@ from mm_lens.model.hooks import (
     narrow,
     uninstall_views,
 )
-from mm_lens.model.inputs import Inputs
+from mm_lens.model.inputs import Inputs, Prompt
 
 Hooks: TypeAlias = "Sequence[tuple[str | Callable[[str], bool], Callable[..., Any]]]"
 Names: TypeAlias = "str | list[str] | Callable[[str], bool] | None"
@@ -105,11 +105,12 @@ class VisionLanguageBridge(TransformerBridge):
 
     def prepare(
         self,
-        text: str | Sequence[str],
-        images: Picture | Sequence[Any] | None = None,
+        text: Prompt | Sequence[Prompt],
+        images: Picture | Sequence[Any] | None = _inputs.OMITTED,
         *,
         chat_template: bool | None = None,
         padding_side: Literal["left", "right"] | None = None,
+        **unknown: Any,
     ) -> Inputs:
         """Turn prompts and images into inputs for this model; see
         `mm_lens.model.inputs.prepare`."""
@@ -121,6 +122,7 @@ class VisionLanguageBridge(TransformerBridge):
             chat_template=chat_template,
             padding_side=padding_side,
             device=self.cfg.device or "cpu",
+            **unknown,
         )
 
     @contextmanager

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 from jaxtyping import Int
@@ -15,20 +16,39 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from mm_lens._notebook import make_table, make_thumbnails
 from mm_lens.data.pictures import Picture, open_picture
-from mm_lens.errors import InputError
+from mm_lens.data.prompts import Message, list_prompts, place_images, render
+from mm_lens.errors import InputError, MMLensWarning
 from mm_lens.layout.layout import SHOWN, TokenLayout
 from mm_lens.model.families import Family
 
 COUNTED = ("visual", "text", "pad")
 """Groups whose tokens notebooks count."""
 
-_STORAGES: set[StorageWeakRef] = set()
-"""Memory of the tokens of all `Inputs` that live."""
+Prompt: TypeAlias = "str | Sequence[Message]"
+"""A text, or the messages of a chat."""
+
+_STORAGES: dict[StorageWeakRef, bool] = {}
+"""Memory of the tokens of all `Inputs` that live, and whether they may be without an image."""
 
 
 def is_prepared(tokens: Tensor) -> bool:
     """Whether `tokens` are the tokens of some `Inputs`, or a piece of them, and no copy."""
     return StorageWeakRef(tokens.untyped_storage()) in _STORAGES
+
+
+def is_text_only_meant(tokens: Tensor) -> bool:
+    """Whether `tokens` are those of `Inputs` that were said to have no image."""
+    return _STORAGES.get(StorageWeakRef(tokens.untyped_storage()), False)
+
+
+class _Omitted:
+    """No images were named: not the same as `images=None`, which says that there are none."""
+
+    def __repr__(self) -> str:
+        return "None"
+
+
+OMITTED: Any = _Omitted()
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,17 +63,22 @@ class Inputs(Mapping[str, Any]):
         text: the prompts as rendered, one for each row.
         images: the pictures of each row, RGB.
         family: the family of the model they were prepared for.
+        templated: whether the chat template was applied, for each row.
+        text_only: whether rows without an image are meant: it was said that they have none.
     """
 
     tensors: Mapping[str, Any]
     text: tuple[str, ...]
     images: tuple[tuple[Image.Image, ...], ...]
     family: Family
+    templated: tuple[bool, ...] = ()
+    text_only: bool = False
 
     def __post_init__(self) -> None:
-        _STORAGES.difference_update([known for known in list(_STORAGES) if known.expired()])
+        for known in [known for known in list(_STORAGES) if known.expired()]:
+            _STORAGES.pop(known, None)
         if isinstance(tokens := self.tensors.get("input_ids"), Tensor):
-            _STORAGES.add(StorageWeakRef(tokens.untyped_storage()))
+            _STORAGES[StorageWeakRef(tokens.untyped_storage())] = self.text_only
 
     @cached_property
     def layout(self) -> TokenLayout:
@@ -101,53 +126,106 @@ class Inputs(Mapping[str, Any]):
 def prepare(
     family: Family,
     processor: Any,
-    text: str | Sequence[str],
-    images: Picture | Sequence[Any] | None = None,
+    text: Prompt | Sequence[Prompt],
+    images: Picture | Sequence[Any] | None = OMITTED,
     *,
     chat_template: bool | None = None,
     padding_side: Literal["left", "right"] | None = None,
     device: torch.device | str = "cpu",
+    **unknown: Any,
 ) -> Inputs:
     """Turn prompts and images into model inputs: one prompt or a batch, padded where ragged.
 
     Args:
         family: the model's family.
         processor: the model's processor.
-        text: one prompt, or one for each row.
-        images: for one prompt: an image, a list of images, or None; for a batch: one such entry
-            for each row.
-        chat_template: wrap each prompt as a user's turn, images first, with the processor's chat
-            template. None does so unless the prompts hold image placeholders already or there is no
-            template; then each image's placeholder goes before the text.
+        text: one prompt, or one for each row. A prompt is a text, or chat messages as transformers
+            takes them, `[{"role": "user", "content": [{"type": "image"}, {"type": "text", …}]}]`;
+            these may hold their images.
+        images: for one prompt: an image (in any form that `open_picture` takes), a list of images,
+            or None; for a batch: one such entry for each row. None says that there is no image.
+        chat_template: True renders each text as a user's turn with the processor's chat template,
+            images where their placeholders stand, else first. False takes texts as they are; the
+            placeholders of images that they lack go before them. None renders texts without
+            placeholders, where there is a template. Messages are always rendered.
         padding_side: where shorter rows are padded; None takes the tokenizer's side.
         device: where the tensors go.
+        unknown: refused, with the name that is meant.
 
     Raises:
-        InputError: an image cannot be read, or images and placeholders do not match.
+        InputError: a prompt is neither text nor messages, an image cannot be read, images and
+            placeholders do not match, or the chat template drops something.
+
+    Warns:
+        MMLensWarning: a template was left out, or applied twice, as it seems.
     """
-    single = isinstance(text, str)
-    prompts = [text] if isinstance(text, str) else list(text)
-    if not prompts:
-        raise InputError("There is no prompt. Pass at least one.")
-    rows = [images] if single else _rows(images, len(prompts))
-    pictures = tuple(tuple(open_picture(image) for image in _as_list(row)) for row in rows)
+    _refuse_unknown(unknown)
+    single, prompts = list_prompts(text)
+    given = None if images is OMITTED else images
+    rows = [given] if single else _rows(given, len(prompts))
+    sources = [
+        place_images(prompt, _as_list(row)) for prompt, row in zip(prompts, rows, strict=True)
+    ]
+    alone = sum(map(len, sources)) == 1
+    pictures = tuple(
+        tuple(
+            open_picture(image, name="An image" if alone else f"Image {k} of row {i}")
+            for k, image in enumerate(row)
+        )
+        for i, row in enumerate(sources)
+    )
     rendered = [
-        _render(processor, prompt, len(row), chat_template)
+        render(processor, prompt, len(row), chat_template)
         for prompt, row in zip(prompts, pictures, strict=True)
     ]
+    for doubt in sorted({prompt.doubt for prompt in rendered if prompt.doubt}):
+        warnings.warn(doubt, MMLensWarning, stacklevel=3)
     flat = [image for row in pictures for image in row]
     tokenizer = processor.tokenizer
-    written, rendered = _with_bos(tokenizer, rendered)
+    written, texts = _with_bos(tokenizer, [prompt.text for prompt in rendered])
+    # Else a picture of one or three rows might be taken for channels.
+    layout = {"input_data_format": "channels_last"} if flat else {}
     batch = processor(
         images=flat or None,
-        text=rendered,
+        text=texts,
         padding=True,
         padding_side=padding_side or tokenizer.padding_side,
         add_special_tokens=not written,
         return_tensors="pt",
+        **layout,
     )
     tensors = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
-    return Inputs(tensors, tuple(rendered), pictures, family)
+    return Inputs(
+        tensors,
+        tuple(texts),
+        pictures,
+        family,
+        templated=tuple(prompt.templated for prompt in rendered),
+        text_only=images is not OMITTED,
+    )
+
+
+_MEANT = {
+    "image": "images",
+    "pictures": "images",
+    "pixel_values": "images",
+    "prompt": "text",
+    "prompts": "text",
+    "texts": "text",
+    "messages": "text",
+    "conversation": "text",
+    "apply_chat_template": "chat_template",
+    "padding": "padding_side",
+}
+
+
+def _refuse_unknown(unknown: Mapping[str, Any]) -> None:
+    for name in unknown:
+        meant = f"it is called {_MEANT[name]}=" if name in _MEANT else "there is no such argument"
+        raise InputError(
+            f"prepare takes no {name}=: {meant}. It takes text, images, chat_template and "
+            "padding_side."
+        )
 
 
 def _with_bos(tokenizer: Any, prompts: list[str]) -> tuple[bool, list[str]]:
@@ -175,33 +253,3 @@ def _as_list(images: Any) -> list[Any]:
     if images is None:
         return []
     return list(images) if isinstance(images, (list, tuple)) else [images]
-
-
-def _render(processor: Any, prompt: str, n_images: int, chat_template: bool | None) -> str:
-    token = processor.image_token
-    written = prompt.count(token)
-    if written and written != n_images:
-        raise InputError(
-            f"The prompt holds {written} image placeholder(s) {token!r}, but {n_images} image(s) "
-            "were given for it. Write one placeholder for each image, or none at all."
-        )
-    template = getattr(processor, "chat_template", None)
-    if chat_template is None:
-        chat_template = template is not None and not written
-    if not chat_template:
-        return prompt if written else f"{token}\n" * n_images + prompt
-    if template is None:
-        raise InputError(
-            "The processor has no chat template. Pass chat_template=False and write the prompt in "
-            "the model's own format."
-        )
-    if written:
-        raise InputError(
-            f"chat_template=True places the images itself, but the prompt holds {token!r} already. "
-            "Leave the placeholders out, or pass chat_template=False."
-        )
-    content = [{"type": "image"}] * n_images + [{"type": "text", "text": prompt}]
-    rendered: str = processor.apply_chat_template(
-        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
-    )
-    return rendered

@@ -151,7 +151,12 @@ def test_transparency_lies_on_white_or_on_what_is_said():
     image = Image.new("RGBA", (3, 1))
     image.putdata([clear, half, solid])
     expected = [[255] * 3, [127] * 3, [10, 20, 30]]
-    for source in (image, np.asarray(image), in_file(image, "PNG"), in_file(image, "WEBP", lossless=True)):
+    for source in (
+        image,
+        np.asarray(image),
+        in_file(image, "PNG"),
+        in_file(image, "WEBP", lossless=True),
+    ):
         assert pixels(source)[0].tolist() == expected
     assert pixels(image, background=(0, 0, 255))[0].tolist()[0] == [0, 0, 255]
     assert pixels(image.convert("RGBa"))[0].tolist()[0] == [255] * 3
@@ -277,7 +282,9 @@ def test_of_several_frames_the_first_and_it_is_said():
     frames = [Image.new("L", (4, 4), level) for level in (10, 20, 30)]
     for format in ("GIF", "TIFF", "WEBP", "PNG"):
         options = {"lossless": True} if format == "WEBP" else {}
-        file = in_file(frames[0].convert("RGB"), format, save_all=True, append_images=frames[1:], **options)
+        file = in_file(
+            frames[0].convert("RGB"), format, save_all=True, append_images=frames[1:], **options
+        )
         with pytest.warns(MMLensWarning, match="several frames"):
             assert (pixels(file) == 10).all()
     animation = Image.open(in_file(frames[0], "GIF", save_all=True, append_images=frames[1:]))
@@ -322,7 +329,7 @@ def test_a_bomb_is_refused_before_it_is_read(monkeypatch):
     for source in (bomb, bomb.getvalue()):
         with (
             pytest.warns(Image.DecompressionBombWarning),
-            pytest.raises(InputError, match="13000×13000 pixels.*MAX_IMAGE_PIXELS"),
+            pytest.raises(InputError, match=r"13000×13000 pixels.*MAX_IMAGE_PIXELS"),
         ):
             open_picture(source)
     assert not loaded

@@ -64,7 +64,7 @@ def test_prepare_checks_its_arguments(tmp_path):
         (["a", "b"], [image], "2 prompts, but images for 1"),
         (["a", "b"], image, "2 prompts, but images for 1"),
         ("<image> and <image>", image, r"2 image placeholder\(s\).*1 image\(s\)"),
-        ("a", 3, "An image is"),
+        ("a", 3, "An image cannot be used: a picture is"),
         ("a", tmp_path / "missing.png", "cannot be read"),
     ):
         with pytest.raises(InputError, match=message):
@@ -95,7 +95,5 @@ def test_prepare_forms():
     right = model.prepare(["a", "abcdef"], padding_side="right")
     assert right.attention_mask[0, -1] == 0
     assert isinstance(right.images, tuple)
-    with pytest.raises(InputError, match="places the images itself"):
-        model.prepare("<image>", image, chat_template=True)
     with pytest.raises(AttributeError, match="pixel_values"):
         _ = right.pixel_values
