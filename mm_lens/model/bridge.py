@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal, TypeAlias
 
 from torch import Tensor
@@ -156,6 +156,14 @@ class VisionLanguageBridge(TransformerBridge):
         finally:
             self._bound, self.context.explicit = before
 
+    def text_only_allowed(self) -> AbstractContextManager[None]:
+        """Inside, inputs without an image are meant: hooks of visual tokens pass over them.
+
+        Outside they raise, since the image may have been forgotten; for inputs of
+        `prepare(text, None)` they warn once.
+        """
+        return self.context.text_only_allowed()
+
     def _unpack(self, input: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         return unpack(input, kwargs, self._bound)
 
@@ -215,13 +223,14 @@ class VisionLanguageBridge(TransformerBridge):
         Without `names_filter` every hook point is cached, views included.
         """
         tokens, kwargs = self._unpack(input, kwargs)
-        output, cache = super().run_with_cache(  # type: ignore[call-overload]
-            tokens,
-            return_cache_object=return_cache_object,
-            remove_batch_dim=remove_batch_dim,
-            names_filter=self._filter(names_filter),
-            **kwargs,
-        )
+        with self.context.text_only_allowed(names_filter is None):  # nobody asked for the views
+            output, cache = super().run_with_cache(  # type: ignore[call-overload]
+                tokens,
+                return_cache_object=return_cache_object,
+                remove_batch_dim=remove_batch_dim,
+                names_filter=self._filter(names_filter),
+                **kwargs,
+            )
         asked = [names_filter] if isinstance(names_filter, str) else names_filter
         entries = cache.cache_dict if return_cache_object else cache
         for name in asked if isinstance(asked, list) else []:

@@ -7,6 +7,7 @@ missing are refused.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,10 +20,16 @@ from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from mm_lens.errors import HookError, InputError
+from mm_lens.errors import HookError, InputError, MMLensWarning
 from mm_lens.layout.layout import TokenLayout
 from mm_lens.layout.matching import describe_difference
 from mm_lens.model.families import Family
+from mm_lens.model.inputs import is_text_only_meant
+
+FORGOTTEN = (
+    "Was the image forgotten? Give it to prepare(text, image). If prompts without an image are "
+    "meant, say so: prepare(text, None), or with model.text_only_allowed(): …"
+)
 
 
 @dataclass
@@ -72,6 +79,9 @@ class Frame:
         self, family: Family, inputs: Mapping[str, Any], explicit: TokenLayout | None
     ) -> None:
         self.family, self.inputs, self.explicit = family, inputs, explicit
+        # Now: the layers fill the cache while the pass runs.
+        past = inputs.get("past_key_values")
+        self.decoding = past is not None and bool(past.get_seq_length() > 0)
         self._selections: dict[str, Selection | None] = {}
         self._fits: list[TokenLayout] = []  # found to be that of this pass
 
@@ -166,6 +176,9 @@ class ForwardContext:
         self.explicit: TokenLayout | None = None
         """Layout for passes that start from embeddings (`bound`)."""
         self.finished: Frame | None = None
+        self.text_only = False
+        """Whether hooks of visual tokens pass over forward passes that have none."""
+        self._told: set[str] = set()
         self._running: list[Frame] = []
 
     def attach(self, model: torch.nn.Module) -> list[RemovableHandle]:
@@ -183,6 +196,41 @@ class ForwardContext:
     def _end(self, model: torch.nn.Module, args: tuple[Any, ...], output: object) -> None:
         if self._running:  # not if `_begin` raised
             self.finished = self._running.pop()
+
+    @contextmanager
+    def text_only_allowed(self, allowed: bool = True) -> Iterator[None]:
+        """Have hooks of visual tokens pass over forward passes that have none."""
+        before = self.text_only
+        self.text_only = before or allowed
+        try:
+            yield
+        finally:
+            self.text_only = before
+
+    def select(self, group: str, hook: str) -> Selection | None:
+        """Rows of `group` in the running pass, for a hook that acts on them; None without any.
+
+        Raises:
+            HookError: there are none, outside of decoding, and nobody said that this is meant.
+        """
+        frame = self.frame
+        found = frame.selection(group)
+        if found is None and not (frame.decoding or self.text_only):
+            tokens = frame.inputs.get("input_ids")
+            if tokens is None or not is_text_only_meant(tokens):
+                raise HookError(
+                    f"{hook} is of {group} tokens, but no row of this forward pass has any: the "
+                    f"hook would do nothing. {FORGOTTEN}"
+                )
+            if group not in self._told:  # Python's own "once" is forgotten between two passes
+                self._told.add(group)
+                warnings.warn(
+                    f"A hook of {group} tokens ran into inputs without any, and did nothing there. "
+                    "If this is meant, say so: with model.text_only_allowed(): …",
+                    MMLensWarning,
+                    stacklevel=2,
+                )
+        return found
 
     @contextmanager
     def guarded(self) -> Iterator[None]:

@@ -8,8 +8,8 @@ Activations are padded to `[batch, n_max, ...]` with zeros, `n_max` being the la
 tokens of the group in a row. The padding is not data: `layout.valid(group)` says which rows are
 real. What a hook writes into padding is dropped.
 
-A hook of a group that has no token in the forward pass (no image in the prompt; a decoding step,
-for visual tokens) is not called.
+A hook of a group that has no token in a decoding step is not called. Outside of decoding it raises:
+the image was forgotten, unless it was said that there is none (`ForwardContext.select`).
 
 Backward hooks are tensor hooks made during the forward pass: each gradient meets the rows of its
 own forward pass, whatever ran in between.
@@ -212,7 +212,7 @@ class ModalityHookPoint(HookPoint):
         run = self._forward_hook if dir == "fwd" else self._backward_hook
 
         def on_parent(tensor: Tensor, hook: HookPoint) -> Tensor | None:
-            selection = self._context.frame.selection(self.group)
+            selection = self._context.select(self.group, self.name or "The hook point")
             return None if selection is None else run(tensor, selection, user, points)
 
         user = hook

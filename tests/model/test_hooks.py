@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -320,19 +321,82 @@ def test_stop_at_layer_remove_batch_dim_pos_slice(model):
     assert torch.equal(sliced["resid_post", 1, "visual"], cache["resid_post", 1, "visual"][:, 2:5])
 
 
-def test_no_image_no_call(model):
-    """Text-only prompts: visual hooks do not fire, the key is absent, text is everything."""
-    inputs = model.prepare("Only words.")
+VISUAL = "blocks.0.visual.hook_resid_post"
+
+
+def test_a_forgotten_image_raises(fresh):
+    """Wherever a hook of visual tokens is attached and however the model is run."""
     calls = []
-    _, cache = model.run_with_cache(
-        inputs, names_filter=mm_lens.names("resid_post", ["visual", "text"])
-    )
-    model.run_with_hooks(
-        inputs, fwd_hooks=[("blocks.0.visual.hook_resid_post", lambda x, hook: calls.append(1))]
-    )
+    hooks = [(VISUAL, lambda x, hook: calls.append(1))]
+    forgotten = fresh.prepare("Only words.")
+    for inputs in (
+        forgotten,
+        forgotten.input_ids.clone(),
+        "Only words.",
+        fresh.prepare(["a", "bc"]),
+    ):
+        for run in (
+            lambda: fresh.run_with_hooks(inputs, fwd_hooks=hooks),  # noqa: B023
+            lambda: fresh.run_with_hooks(inputs, bwd_hooks=hooks),  # noqa: B023
+            lambda: fresh.run_with_cache(inputs, names_filter=VISUAL),  # noqa: B023
+            lambda: fresh.run_with_cache(
+                inputs,  # noqa: B023
+                names_filter=mm_lens.names("resid_post", ["visual", "text"]),
+            ),
+        ):
+            with pytest.raises(mm_lens.HookError, match=r"visual tokens.*Was the image forgotten"):
+                run()
+    fresh.add_hook(VISUAL, hooks[0][1])
+    for run in (
+        lambda: fresh(forgotten),
+        lambda: fresh.generate(forgotten, max_new_tokens=2, verbose=False),
+        lambda: fresh.original_model(**forgotten),
+    ):
+        with pytest.raises(mm_lens.HookError, match="Was the image forgotten"):
+            run()
     assert not calls
-    assert not any(".visual." in name for name in cache.keys())  # noqa: SIM118
-    assert cache["resid_post", 0, "text"].shape[1] == inputs.input_ids.shape[1]
+    fresh(fresh.prepare("What?", random_image(9, 9)))  # and nothing is left behind
+    assert calls == [1]
+
+
+def test_no_image_that_is_meant_warns_once_or_not_at_all(fresh):
+    """A loop over mixed data: the key is absent, text is everything, and it is said once."""
+    mixed = [fresh.prepare("What?", image) for image in (random_image(9, 9), None, None)]
+    names = mm_lens.names("resid_post", ["visual", "text"])
+
+    def loop():
+        for inputs in mixed:
+            _, cache = fresh.run_with_cache(inputs, names_filter=names)
+            there = any(".visual." in name for name in cache.keys())  # noqa: SIM118
+            assert there == bool(inputs.images[0])
+            text = cache["resid_post", 0, "text"].shape[1]
+            assert text == int(inputs.layout.counts("text")[0])
+
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("default")
+        loop()
+    assert [str(w.message) for w in found if w.category is mm_lens.MMLensWarning] == [
+        "A hook of visual tokens ran into inputs without any, and did nothing there. If this is "
+        "meant, say so: with model.text_only_allowed(): …"
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with fresh.text_only_allowed():
+            loop()
+            fresh.run_with_cache("Only words.", names_filter=names)
+    with pytest.raises(mm_lens.HookError, match="forgotten"):
+        fresh.run_with_cache("Only words.", names_filter=names)
+
+
+def test_views_that_nobody_asked_for_do_not_raise(model):
+    inputs = model.prepare("Only words.")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _, cache = model.run_with_cache(inputs)
+        model.run_with_cache(inputs, names_filter=lambda name: "resid" in name)
+        full, _ = model.run_with_cache(inputs, names_filter=mm_lens.names("resid_post", "text"))
+    assert cache["resid_post", 0].shape[1] == inputs.input_ids.shape[1]
+    assert torch.equal(full, model(inputs))
 
 
 def test_generate_calls_visual_hooks_once(model):
