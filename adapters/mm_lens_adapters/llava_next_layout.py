@@ -38,6 +38,7 @@ from transformers.models.llava_next.modeling_llava_next import (
 
 from mm_lens.errors import InputError
 from mm_lens.layout.layout import ImageGeometry, TokenLayout
+from mm_lens_adapters.fitting import edge_sizes
 
 Size = tuple[int, int]
 """(height, width)."""
@@ -99,7 +100,8 @@ class _Tiling(NamedTuple):
 
     @classmethod
     def of(cls, config: Any, image_processor: Any) -> _Tiling:
-        vision, size, crop = config.vision_config, image_processor.size, image_processor.crop_size
+        vision = config.vision_config
+        size, crop = edge_sizes(image_processor.size), edge_sizes(image_processor.crop_size)
         # The next two choices are those of LlavaNextImageProcessorPil._preprocess.
         square = (size.shortest_edge, size.shortest_edge)
         overview = (size.height, size.width) if size.height and size.width else square
@@ -259,7 +261,7 @@ def _check_tiles(tiling: _Tiling, size: Size) -> None:
             f"{tiling.tile} px from a grid of {processor_best}, shown as {sorted(seen)}, but the "
             f"model unpacks tiles of {tiling.window} px from a grid of {model_best} (height, "
             "width). Use the processor of the same checkpoint, with its own size, crop_size and "
-            "image_grid_pinpoints."
+            "image_grid_pinpoints, or mend its preprocessor_config.json."
         )
 
 

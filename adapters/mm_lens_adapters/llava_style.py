@@ -17,6 +17,7 @@ from transformer_lens.model_bridge.generalized_components.clip_vision_encoder im
 
 from mm_lens.layout.layout import TokenLayout
 from mm_lens.model.families import Family
+from mm_lens_adapters.fitting import require_equal
 
 USE_EAGER = 'Load the model with mm_lens.load(..., attention="eager").'
 
@@ -65,6 +66,13 @@ class LlavaStyleFamily(Family, ABC):
         self.config = model.config
         self.processor = processor
         self.image_token_id: int = self.config.image_token_id
+        require_equal(
+            processor,
+            {
+                "patch_size": (self.config.vision_config.patch_size, "vision_config.patch_size"),
+                "image_token_id": (self.image_token_id, "image_token_index of config.json"),
+            },
+        )
 
     @classmethod
     def customise(cls, adapter: Any, attention: str) -> None:

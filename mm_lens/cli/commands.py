@@ -377,10 +377,6 @@ def _load(
         gpus = processes.find_own_gpus(torch.cuda.device_count())
         options["max_memory"] = {gpu: int(0.9 * torch.cuda.mem_get_info(gpu)[0]) for gpu in gpus}
     try:
-        torch.empty(0, device=options["device"])
-    except (RuntimeError, AssertionError) as error:
-        raise MMLensError(f"There is no device {options['device']!r} here. Try cpu.") from error
-    try:
         weights = getattr(torch, dtype) if dtype else None
         return mm_lens.load(model, dtype=weights, device_map=device_map, **options)
     except MMLensError:

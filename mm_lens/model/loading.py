@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import torch
 from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 from transformer_lens.utilities.multi_gpu import count_unique_devices, find_embedding_device
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoProcessor
 
 from mm_lens import demo
 from mm_lens.checkpoints import conversion
+from mm_lens.data.prompts import render
 from mm_lens.errors import InputError
 from mm_lens.model.bridge import VisionLanguageBridge
-from mm_lens.model.check import run_native, self_check
+from mm_lens.model.check import PROMPT, run_native, self_check
 from mm_lens.model.families import families, family_for
-
-_HUB = ("revision", "token", "cache_dir", "local_files_only")
+from mm_lens.model.native import HUB, check_device, hub_options, read_model, unwrap
 
 Attention: TypeAlias = Literal["sdpa", "eager"]
 
@@ -40,29 +41,27 @@ def load(
     Args:
         name_or_path: a hub id, a local directory, or a demo model ("demo/llava-next"). A checkpoint
             in a layout of its own (see `formats`) is converted first and kept in a cache.
-        hf_model: a loaded Hugging Face model instead, e.g. a quantised one. It is wrapped in place.
+        hf_model: a loaded Hugging Face model instead, e.g. a quantised one. It is wrapped in place;
+            a compiled one is taken as it was before, adapters of a PeftModel are merged into it.
         processor: the processor; None loads the one of `name_or_path`.
         dtype: of the weights; None keeps the checkpoint's.
         device: where the model goes; None takes the GPU if there is one.
         device_map: split over devices, as in transformers.
         attention: "sdpa" is fast and has no attention scores or patterns; "eager" has them.
         check: run `validation.self_check`: native logits, dead hooks, edits without effect.
-        from_pretrained: passed on to transformers (`revision`, `token`, …).
+        from_pretrained: passed on to transformers (`revision`, `token`, …). Code of a checkpoint
+            runs only with `trust_remote_code=True`.
 
     Raises:
-        MMLensError: no installed family serves the model; the self-check finds wrong logits; a
-            checkpoint that needs conversion is damaged or unsafe; or the hub cannot be asked.
-        InputError: the arguments do not go together.
+        MMLensError: no installed family serves the model; weights are missing or not the model's;
+            the self-check finds wrong logits; a checkpoint that needs conversion is damaged or
+            unsafe; or the hub cannot be asked.
+        InputError: the arguments do not go together, the processor is not the model's, its chat
+            template drops the question, there is no such device, or hf_model cannot be unwrapped.
         OSError: transformers finds no such model.
     """
-    if (name_or_path is None) == (hf_model is None):
-        raise InputError("Pass either name_or_path or hf_model.")
-    if attention not in ("sdpa", "eager"):
-        raise InputError(f'attention is "sdpa" or "eager", not {attention!r}.')
-    if hf_model is not None and (device_map is not None or dtype is not None):
-        raise InputError("A loaded hf_model keeps its dtype and device_map: pass neither.")
-    if device is not None and device_map is not None:
-        raise InputError("Pass device or device_map, not both.")
+    _check_arguments(name_or_path, hf_model, dtype, device, device_map, attention, from_pretrained)
+    from_pretrained = {"trust_remote_code": False, **from_pretrained}
 
     path = name_or_path
     if path is not None and path.startswith("demo/"):
@@ -71,10 +70,12 @@ def load(
         converted := conversion.make_loadable(str(path), dtype, from_pretrained)
     ):
         path = converted
-        from_pretrained = {k: v for k, v in from_pretrained.items() if k not in _HUB}
+        from_pretrained = {k: v for k, v in from_pretrained.items() if k not in HUB}
     if hf_model is None:
-        hf_model = _from_pretrained(path, dtype, device, device_map, attention, from_pretrained)
-    elif processor is None:
+        hf_model = read_model(path, dtype, device, device_map, attention, from_pretrained)
+    else:
+        hf_model = unwrap(hf_model)
+    if processor is None and path is None:
         path = getattr(hf_model, "name_or_path", "")
         if not path:
             raise InputError("hf_model does not say where it comes from: pass processor=… too.")
@@ -83,11 +84,15 @@ def load(
     hf_model.set_attn_implementation(attention)
     hf_model.eval()
     if processor is None:
-        processor = AutoProcessor.from_pretrained(path, use_fast=False, **_hub(from_pretrained))
+        processor = AutoProcessor.from_pretrained(
+            path, use_fast=False, **hub_options(from_pretrained)
+        )
 
-    architecture = (hf_model.config.architectures or [type(hf_model).__name__])[0]
+    names = [c.__name__ for c in type(hf_model).__mro__ if c.__name__ in families()]
+    architecture = names[0] if names else type(hf_model).__name__
     family_class = family_for(architecture)
     family = family_class(hf_model, processor)
+    render(processor, PROMPT, 1, None)  # a template that drops the question is refused here
     # The native model goes first: after boot its modules are part of the bridge.
     expected = run_native(hf_model, family, processor) if check else None
 
@@ -110,29 +115,43 @@ def load(
     return model
 
 
-def _from_pretrained(
-    path: Any, dtype: Any, device: Any, device_map: Any, attention: str, kwargs: dict[str, Any]
-) -> Any:
-    families()  # their packages make model types of their own known to transformers
-    config = AutoConfig.from_pretrained(path, **_hub(kwargs))
-    for architecture in config.architectures or ["(none named in its config)"]:
-        family_for(architecture)  # before gigabytes are read
-    model: Any = AutoModelForImageTextToText.from_pretrained(
-        path,
-        config=config,
-        dtype=dtype or "auto",
-        device_map=device_map,
-        attn_implementation=attention,
-        **kwargs,
-    )
-    if device is None and device_map is None and torch.cuda.is_available():
-        model.to("cuda")
-    return model
+_MEANT = {
+    "attn_implementation": 'attention="sdpa" or "eager"',
+    "torch_dtype": "dtype=",
+    "model": "hf_model=",
+    "model_name": "name_or_path=",
+    "name": "name_or_path=",
+    "path": "name_or_path=",
+    "pretrained_model_name_or_path": "name_or_path=",
+    "tokenizer": "processor=, which has the tokenizer",
+    "output_loading_info": "nothing: missing weights are an error",
+    "ignore_mismatched_sizes": "nothing: weights of another shape are an error",
+}
 
 
-def _hub(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments that say where in the hub to look, for config and processor."""
-    return {k: kwargs[k] for k in (*_HUB, "trust_remote_code") if k in kwargs}
+def _check_arguments(
+    name_or_path: str | None,
+    hf_model: Any,
+    dtype: torch.dtype | None,
+    device: Any,
+    device_map: Any,
+    attention: str,
+    options: Mapping[str, Any],
+) -> None:
+    for name in options:
+        if name in _MEANT:
+            raise InputError(f"load takes no {name}=. What is meant is called {_MEANT[name]}.")
+    if (name_or_path is None) == (hf_model is None):
+        raise InputError("Pass either name_or_path or hf_model.")
+    if attention not in ("sdpa", "eager"):
+        raise InputError(f'attention is "sdpa" or "eager", not {attention!r}.')
+    if hf_model is not None and (device_map is not None or dtype is not None):
+        raise InputError("A loaded hf_model keeps its dtype and device_map: pass neither.")
+    if hf_model is not None and (unused := options.keys() - hub_options(options).keys()):
+        raise InputError(f"A loaded hf_model is not loaded again: {min(unused)}= has no effect.")
+    if device is not None and device_map is not None:
+        raise InputError("Pass device or device_map, not both.")
+    check_device(device)
 
 
 def _save_tokenizer(tokenizer: Any) -> Any:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import sys
+
 import numpy as np
 import pytest
 import torch
-from conftest import load_tiny
+from conftest import FAMILIES, load_tiny
+from safetensors.torch import load_file, save_file
 from tiny import random_image, tiny_llava_next
 
 import mm_lens
@@ -46,6 +50,14 @@ def test_arguments_that_do_not_go_together():
         ({"name_or_path": "x", "device": "cpu", "device_map": "auto"}, "not both"),
         ({"hf_model": native}, r"pass processor="),
         ({"name_or_path": "demo/nonsense"}, "demo/nonsense"),
+        ({"name_or_path": "x", "attn_implementation": "eager"}, 'called attention="sdpa" or'),
+        ({"name_or_path": "x", "torch_dtype": torch.float16}, "called dtype="),
+        ({"model": native}, "called hf_model="),
+        ({"name_or_path": "x", "ignore_mismatched_sizes": True}, "another shape are an error"),
+        ({"hf_model": native, "quantization_config": 3}, "quantization_config= has no effect"),
+        ({"name_or_path": "x", "device": "gpu"}, "no device 'gpu' here"),
+        ({"name_or_path": "x", "device": "cuda:99"}, "no device 'cuda:99' here"),
+        ({"hf_model": native, "device": "meta"}, "there are no numbers"),
     ):
         with pytest.raises(InputError, match=message):
             mm_lens.load(**options)
@@ -97,3 +109,256 @@ def test_prepare_forms():
     assert isinstance(right.images, tuple)
     with pytest.raises(AttributeError, match="pixel_values"):
         _ = right.pixel_values
+
+
+# ---- the processor is the model's ----
+
+
+def with_processor(family="llava-next", **changes):
+    """A tiny model whose processor has some entries changed."""
+    native, processor = FAMILIES[family]()
+    for name, value in changes.items():
+        owner = processor if hasattr(processor, name) else processor.image_processor
+        setattr(owner, name, value)
+    return native, processor
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "message"),
+    [
+        ("llava-next", {"patch_size": 6}, "patch_size=6, but the model needs 4"),
+        ("llava-next", {"patch_size": None}, "patch_size=None, but the model needs 4"),
+        ("llava-next", {"num_additional_image_tokens": 0}, "num_additional_image_tokens=0.* 1 "),
+        (
+            "llava-next",
+            {"vision_feature_select_strategy": "full"},
+            "vision_feature_select_strategy='full', but the model needs 'default'",
+        ),
+        ("llava-next", {"image_token_id": 7}, "image_token_id=7"),
+        ("llava-next", {"image_grid_pinpoints": [[12, 24]]}, r"\[\[12, 24\]\], but config.json"),
+        ("llava-next", {"crop_size": {"height": 9, "width": 9}}, "makes tiles of 9 px"),
+        ("omnifusion", {"patch_size": 5}, "patch_size=5, but the model needs 4"),
+        ("omnifusion", {"crop_size": {"height": 9, "width": 9}}, r"crops to \(9, 9\) px"),
+    ],
+)
+def test_another_processor_is_refused_before_the_model_runs(family, changes, message):
+    native, processor = with_processor(family, **changes)
+    native.register_forward_pre_hook(lambda *_: pytest.fail("the model ran"))
+    with pytest.raises(InputError, match=message) as told:
+        mm_lens.load(hf_model=native, processor=processor)
+    assert "processor of the same checkpoint" in str(told.value)
+    if family == "llava-next":
+        assert "processor_config.json" in str(told.value)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sizes_as_plain_dictionaries_are_the_same_sizes(family):
+    """As somebody may set them by hand; the processor makes the same pixels."""
+    native, processor = FAMILIES[family]()
+    images = processor.image_processor
+    plain = {name: dict(getattr(images, name)) for name in ("size", "crop_size")}
+    changed = with_processor(family, **plain)
+    want = mm_lens.load(hf_model=native, processor=processor, check=False)
+    found = mm_lens.load(hf_model=changed[0], processor=changed[1])
+    assert isinstance(found.processor.image_processor.size, dict)
+    image = random_image(31, 57)
+    one, two = (model.prepare("What?", image) for model in (found, want))
+    assert torch.equal(one.pixel_values, two.pixel_values)
+    assert torch.equal(one.layout.box.nan_to_num(-1), two.layout.box.nan_to_num(-1))
+    assert torch.equal(found(one), want(two))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_missing_image_sizes_are_said(family):
+    model = load_tiny(family, check=False)
+    inputs = dict(model.prepare("What?", random_image(31, 57)))
+    del inputs["image_sizes"]
+    with pytest.raises(InputError, match="image_sizes is missing"):
+        model.family.layout(inputs)
+    if family == "llava-next":  # the other's tokens do not depend on it
+        for run in (model, model.original_model):
+            with pytest.raises(InputError, match="image_sizes is missing"):
+                run(**inputs)
+
+
+def test_a_template_that_drops_the_question_does_not_load():
+    native, processor = tiny_llava_next()
+    processor.chat_template = "[INST] <image>\n[/INST]"
+    for check_it in (True, False):
+        with pytest.raises(InputError, match="chat template drops the text"):
+            mm_lens.load(hf_model=native, processor=processor, check=check_it)
+
+
+# ---- what is wrapped around the model ----
+
+
+def logits_of(native, processor):
+    """The native model's, on one picture."""
+    text = "[INST] <image>\nWhat? [/INST]"
+    inputs = processor(images=[random_image(31, 57)], text=[text], return_tensors="pt")
+    with torch.no_grad():
+        return native(**inputs).logits
+
+
+def bridge_logits(model):
+    return model(model.prepare("What?", random_image(31, 57)))
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_a_compiled_model_is_taken_as_it_was(in_place):
+    native, processor = tiny_llava_next()
+    want = logits_of(native, processor)
+    if in_place:
+        native.compile()
+        native.model.language_model.layers[0].compile()
+    else:
+        native = torch.compile(native)
+    model = mm_lens.load(hf_model=native, processor=processor)
+    assert torch.equal(bridge_logits(model), want)
+    name = "blocks.1.visual.hook_resid_post"
+    edited = model.run_with_hooks(
+        model.prepare("What?", random_image(31, 57)), fwd_hooks=[(name, lambda x, hook: x * 0)]
+    )
+    assert not torch.equal(edited, want)
+
+
+def test_a_compiled_part_and_other_wrappers_are_refused():
+    native, processor = tiny_llava_next()
+    layers = native.model.language_model.layers
+    layers[1] = torch.compile(layers[1])
+    for wrapped, message in (
+        (native, r"layers\.1 of hf_model is compiled"),
+        (torch.nn.DataParallel(tiny_llava_next()[0]), "a DataParallel.*hf_model.module"),
+        (load_tiny(check=False), "a VisionLanguageBridge"),
+        (tiny_llava_next()[0].model, "No family is installed for LlavaNextModel"),
+        ("demo/llava-next", "hf_model is a str"),
+    ):
+        with pytest.raises(MMLensError, match=message):
+            mm_lens.load(hf_model=wrapped, processor=processor)
+
+
+class LoRA(torch.nn.Module):
+    """A linear layer with a low-rank update, with the names of peft's."""
+
+    def __init__(self, base_layer):
+        super().__init__()
+        self.base_layer = base_layer
+        self.lora_A = torch.nn.Linear(base_layer.in_features, 2, bias=False)
+        self.lora_B = torch.nn.Linear(2, base_layer.out_features, bias=False)
+
+    def forward(self, x):
+        return self.base_layer(x) + self.lora_B(self.lora_A(x))
+
+    @torch.no_grad()
+    def merged(self):
+        self.base_layer.weight += self.lora_B.weight @ self.lora_A.weight
+        return self.base_layer
+
+
+class Peft(torch.nn.Module):
+    """What `load` relies on of `peft.PeftModel`, which is no dependency; on one layer."""
+
+    peft_config = "LoRA"
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+        attention = model.model.language_model.layers[0].self_attn
+        attention.q_proj = LoRA(attention.q_proj)
+
+    def get_base_model(self):
+        return self.model
+
+    def merge_and_unload(self):
+        attention = self.model.model.language_model.layers[0].self_attn
+        attention.q_proj = attention.q_proj.merged()
+        return self.model
+
+
+def test_adapters_are_merged():
+    """The bridge computes what the model with its adapter computed, and its weights say so."""
+    native, processor = tiny_llava_next()
+    plain = native.model.language_model.layers[0].self_attn.q_proj.weight.detach().clone()
+    torch.manual_seed(0)
+    adapted = Peft(native).double()
+    want = logits_of(native, processor)
+    model = mm_lens.load(hf_model=adapted, processor=processor)
+    assert torch.allclose(bridge_logits(model), want, atol=1e-10)
+    weight = model.original_model.model.language_model.layers[0].self_attn.q_proj
+    assert not torch.allclose(weight.original_component.weight.float(), plain)
+
+
+def test_adapters_that_cannot_be_merged_are_refused(monkeypatch):
+    native, processor = tiny_llava_next()
+    adapted = Peft(native)
+    with pytest.raises(InputError, match="q_proj of hf_model has an adapter"):
+        mm_lens.load(hf_model=native, processor=processor)
+    native.is_quantized = True
+    with pytest.raises(InputError, match="adapter on quantised weights"):
+        mm_lens.load(hf_model=adapted, processor=processor)
+    native.is_quantized = False
+    monkeypatch.setattr(Peft, "merge_and_unload", lambda self: self.nothing)
+    with pytest.raises(InputError, match="cannot be merged into its weights"):
+        mm_lens.load(hf_model=adapted, processor=processor)
+
+
+# ---- the checkpoint is whole ----
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A directory of the tiny model, and a way to change its weights."""
+    native, processor = tiny_llava_next()
+    native.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+
+    def change(edit):
+        weights = load_file(tmp_path / "model.safetensors")
+        edit(weights)
+        save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+        return tmp_path
+
+    return change
+
+
+@pytest.mark.parametrize("check_it", [True, False])
+def test_missing_renamed_and_mismatched_weights_are_errors(checkpoint, check_it):
+    """Each was profiled with random numbers in its place."""
+    removed = []
+
+    def drop(weights):
+        key = next(name for name in sorted(weights) if name.endswith("1.mlp.up_proj.weight"))
+        removed[:] = [key, weights.pop(key)]
+
+    path = checkpoint(drop)
+    with pytest.raises(MMLensError, match=r"1\.mlp\.up_proj\.weight are missing.*random numbers"):
+        mm_lens.load(str(path), check=check_it)
+    path = checkpoint(lambda w: w.update({removed[0] + "s": removed[1]}))
+    with pytest.raises(MMLensError, match=r"are missing.*up_proj\.weights are unknown"):
+        mm_lens.load(str(path), check=check_it)
+    path = checkpoint(lambda w: (w.pop(removed[0] + "s"), w.update({removed[0]: removed[1][:-1]})))
+    with pytest.raises(Exception, match=r"up_proj\.weight|size mismatch|mismatch"):
+        mm_lens.load(str(path), check=check_it)
+    path = checkpoint(lambda w: w.update({removed[0]: removed[1]}))
+    mm_lens.load(str(path), check=check_it)
+
+
+def test_buffers_that_older_versions_stored_are_no_matter(checkpoint):
+    path = checkpoint(
+        lambda w: w.update({"vision_tower.vision_model.embeddings.position_ids": torch.arange(10)})
+    )
+    mm_lens.load(str(path))
+
+
+def test_code_of_a_checkpoint_runs_only_if_it_is_allowed(checkpoint, monkeypatch):
+    """Transformers would ask on the terminal, and take a piped "y" for the answer."""
+    path = checkpoint(lambda w: None)
+    (path / "evil.py").write_text(f"open({str(path / 'ran')!r}, 'w')\nclass Config: ...\n")
+    config = json.loads((path / "config.json").read_text())
+    config |= {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Config"}}
+    (path / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("it asked"))
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        mm_lens.load(str(path))
+    assert not (path / "ran").exists()

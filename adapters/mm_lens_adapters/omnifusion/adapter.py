@@ -16,6 +16,7 @@ from transformer_lens.model_bridge.supported_architectures.llava import LlavaArc
 
 from mm_lens.errors import InputError
 from mm_lens.layout.layout import PAD, VISUAL, ImageGeometry, TokenLayout
+from mm_lens_adapters.fitting import edge_sizes, image_sizes
 from mm_lens_adapters.llava_style import LlavaStyleFamily
 
 from .configuration import MARKERS
@@ -59,24 +60,21 @@ class OmniFusionFamily(LlavaStyleFamily):
         super().__init__(model, processor)
         vision, images = self.config.vision_config, processor.image_processor
         window = (vision.image_size, vision.image_size)
-        crop = (images.crop_size.height, images.crop_size.width)
-        if crop != window or not images.do_center_crop or images.size.shortest_edge is None:
+        cut, size = edge_sizes(images.crop_size), edge_sizes(images.size)
+        crop = (cut.height, cut.width)
+        if crop != window or not images.do_center_crop or size.shortest_edge is None:
             raise InputError(
-                f"The image processor crops to {crop} px, after resizing to {images.size}, but the "
+                f"The image processor crops to {crop} px, after resizing to {dict(size)}, but the "
                 f"vision tower takes {window}. Use the processor of the same checkpoint."
             )
+        self.short: int = size.shortest_edge
         self.side = vision.image_size // vision.patch_size
 
     def layout(self, inputs: Mapping[str, Any]) -> TokenLayout:
         """Segments of the prompt; row, column and pixel box of each image token."""
         layout = self.text_layout(inputs)
         if layout is None:
-            sizes = inputs.get("image_sizes")
-            if sizes is None:
-                raise InputError(
-                    "image_sizes is missing, so where image tokens lie is unknown. Pass all that "
-                    "model.prepare(text, images) returns."
-                )
+            sizes = image_sizes(inputs)
             layout = TokenLayout.build(
                 inputs["input_ids"],
                 self.mask(inputs),
@@ -123,11 +121,10 @@ class OmniFusionFamily(LlavaStyleFamily):
         k = torch.arange(self.side**2, dtype=torch.int16)
         row, col = k // self.side, k % self.side
         window, patch = self.config.vision_config.image_size, self.config.vision_config.patch_size
-        short = self.processor.image_processor.size.shortest_edge
         edges = []
         for axis, place in ((1, col), (0, row)):
             # The long edge is cut to whole pixels, and so is the margin of the crop.
-            resized = short * size[axis] // min(size)
+            resized = self.short * size[axis] // min(size)
             margin = (resized - window) // 2
             for end in (0, 1):
                 pixel = ((place + end).double() * patch + margin) * size[axis] / resized

@@ -1,0 +1,52 @@
+"""Whether a processor is that of the model: compared before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from transformers.image_utils import SizeDict
+
+from mm_lens.errors import InputError
+
+
+def edge_sizes(size: Any) -> SizeDict:
+    """Edges in pixels, however an image processor keeps them: a plain dict, or one number."""
+    if isinstance(size, Mapping):
+        return SizeDict(**size)
+    return SizeDict(height=size, width=size) if isinstance(size, int) else size
+
+
+def require_equal(processor: Any, entries: Mapping[str, tuple[Any, str]]) -> None:
+    """Refuse a processor whose entries are not what follows from the model's configuration.
+
+    Args:
+        processor: the processor.
+        entries: for each of its entries the value that it must have, and where that comes from.
+
+    Raises:
+        InputError: naming the entry, both values, and the file to mend.
+    """
+    for name, (wanted, source) in entries.items():
+        found = getattr(processor, name, None)
+        if found != wanted:
+            raise InputError(
+                f"The processor has {name}={found!r}, but the model needs {wanted!r} ({source}). "
+                f"Use the processor of the same checkpoint, or mend {name} in its "
+                "processor_config.json."
+            )
+
+
+def image_sizes(inputs: Mapping[str, Any]) -> Any:
+    """The (height, width) of each image of these inputs.
+
+    Raises:
+        InputError: they are missing.
+    """
+    sizes = inputs.get("image_sizes")
+    if sizes is None:
+        raise InputError(
+            "image_sizes is missing, so where image tokens lie is unknown. Pass all that "
+            "model.prepare(text, images) returns."
+        )
+    return sizes

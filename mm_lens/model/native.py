@@ -1,0 +1,149 @@
+"""The Hugging Face model itself: read completely, or taken out of what it is wrapped in."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
+
+from mm_lens.errors import InputError, MMLensError
+from mm_lens.model.families import families, family_for
+
+HUB = ("revision", "token", "cache_dir", "local_files_only")
+
+_COMPUTED = re.compile(r"(^|\.)(position_ids|inv_freq)$")
+"""Buffers that older versions of transformers stored, and that are computed today."""
+
+
+def check_device(device: Any) -> None:
+    """Refuse a device that is not here, before anything is read.
+
+    Raises:
+        InputError: naming it.
+    """
+    if device is None:
+        return
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:
+        raise InputError(f"There is no device {device!r} here. Try cpu.") from error
+    if torch.device(device).type == "meta":
+        raise InputError("On the device 'meta' there are no numbers. Try cpu.")
+
+
+def hub_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that say where in the hub to look, for config and processor."""
+    return {k: options[k] for k in (*HUB, "trust_remote_code") if k in options}
+
+
+def read_model(
+    path: Any, dtype: Any, device: Any, device_map: Any, attention: str, options: Mapping[str, Any]
+) -> Any:
+    """The model at a path or of the hub, every weight of it read.
+
+    Raises:
+        MMLensError: no family serves it; weights are missing, or are not the model's.
+    """
+    families()  # their packages make model types of their own known to transformers
+    config = AutoConfig.from_pretrained(path, **hub_options(options))
+    for architecture in config.architectures or ["(none named in its config)"]:
+        family_for(architecture)  # before gigabytes are read
+    model, report = AutoModelForImageTextToText.from_pretrained(
+        path,
+        config=config,
+        dtype=dtype or "auto",
+        device_map=device_map,
+        attn_implementation=attention,
+        output_loading_info=True,
+        **options,
+    )
+    check_complete(report, str(path))
+    if device is None and device_map is None and torch.cuda.is_available():
+        model.to("cuda")
+    return model
+
+
+def check_complete(report: Mapping[str, Any], name: str) -> None:
+    """Refuse a model of which some weights were not read: they would be random numbers.
+
+    Args:
+        report: what `from_pretrained(output_loading_info=True)` returns beside the model. Weights
+            that are tied, or computed, are not in it.
+        name: of the checkpoint.
+
+    Raises:
+        MMLensError: naming the weights.
+    """
+    mismatched = [
+        f"{key} ({list(stored)} in the file, {list(wanted)} in the model)"
+        for key, stored, wanted in sorted(report["mismatched_keys"])
+    ]
+    unexpected = [key for key in report["unexpected_keys"] if not _COMPUTED.search(key)]
+    faults = {
+        "are missing": sorted(report["missing_keys"]),
+        "have another shape": mismatched,
+        "are unknown to the model": sorted(unexpected),
+        "cannot be read": [str(text) for text in report.get("error_msgs", ())],
+    }
+    told = [f"{_some(keys)} {fault}" for fault, keys in faults.items() if keys]
+    if told:
+        raise MMLensError(
+            f"The weights of {name} are not those of its config.json: {'; '.join(told)}. The model "
+            "would run on random numbers in their place. Get the whole checkpoint again, or mend "
+            "the names in it."
+        )
+
+
+def _some(keys: Iterable[str]) -> str:
+    first, *rest = keys
+    return f"{first} and {len(rest)} more" if rest else first
+
+
+def unwrap(model: Any) -> PreTrainedModel:
+    """The Hugging Face model in what was given: adapters merged, not compiled.
+
+    Raises:
+        InputError: it is no model of transformers, or in a wrapper that cannot be taken off.
+    """
+    if hasattr(model, "_orig_mod"):
+        model = model._orig_mod
+    if hasattr(model, "peft_config") and hasattr(model, "merge_and_unload"):
+        model = _merged(model)
+    if not isinstance(model, PreTrainedModel):
+        inner = " Pass what it wraps: hf_model.module." if hasattr(model, "module") else ""
+        raise InputError(
+            f"hf_model is a {type(model).__name__}, which is no model of transformers.{inner}"
+        )
+    for name, module in model.named_modules():
+        if hasattr(module, "_orig_mod"):
+            raise InputError(
+                f"{name} of hf_model is compiled, so that no hook point can be put into it. Pass a "
+                "model that is not."
+            )
+        # Compiled in place: the module is whole, and only its call goes another way.
+        module._compiled_call_impl = None
+        if hasattr(module, "base_layer") and hasattr(module, "lora_A"):
+            raise InputError(
+                f"{name} of hf_model has an adapter, whose weights TransformerLens does not see. "
+                "Merge it: PeftModel.from_pretrained(model, adapter).merge_and_unload()."
+            )
+    return model
+
+
+def _merged(model: Any) -> Any:
+    """The base model with the adapters in its weights: an adapter beside them would not be seen."""
+    if getattr(model.get_base_model(), "is_quantized", False):
+        raise InputError(
+            "hf_model has an adapter on quantised weights, into which it cannot be merged without "
+            "loss. Merge it into the unquantised model: merge_and_unload()."
+        )
+    try:
+        return model.merge_and_unload()
+    except Exception as error:  # prompt tuning has nothing to merge; each kind says so its own way
+        raise InputError(
+            f"The adapter of hf_model cannot be merged into its weights ({error}). Only adapters "
+            "of weights, such as LoRA, can be looked into."
+        ) from error
