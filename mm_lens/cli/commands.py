@@ -148,6 +148,14 @@ def profile_command(
         Literal["raise", "skip"],
         typer.Option(help="A sample that cannot be read ends the run, or is left out and listed."),
     ] = "raise",
+    chat_template: Annotated[
+        bool | None,
+        typer.Option(
+            "--chat-template/--no-chat-template",
+            help="Apply the model's chat template to the questions.",
+            show_default="unless they hold image placeholders",
+        ),
+    ] = None,
     states: Annotated[
         str | None,
         typer.Option(
@@ -222,6 +230,7 @@ def profile_command(
             data_name=f"{data}/{split}" if named else data,
             run_dir=run_dir,
             restart=restart,
+            chat_template=chat_template,
         )
         if crew.main:
             command = shlex.join(["mm-lens", *sys.argv[1:]])

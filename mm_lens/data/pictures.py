@@ -38,6 +38,9 @@ ONE_FRAME = (
     "of their own to have all."
 )
 
+_said: list[str] = []
+"""What was said already of pictures of data sets: a set of animations says it once."""
+
 # What Pillow raises on damaged files: each format plugin in its own way.
 _DAMAGED = (
     OSError,
@@ -96,7 +99,7 @@ def read_picture(source: Path | bytes, name: str = "") -> Image.Image:
     """
     label = source if isinstance(source, Path) else name
     try:
-        return _open(source, BACKGROUND)
+        return _open(source, BACKGROUND, once=True)
     except FileNotFoundError as error:
         raise DataError(
             f"Image {label} does not exist. Correct the path or remove the row."
@@ -110,16 +113,19 @@ def read_picture(source: Path | bytes, name: str = "") -> Image.Image:
         ) from error
 
 
-def _open(source: Any, background: Colour) -> Image.Image:
-    """The picture, with the errors of Pillow as they are; messages of ours without a full stop."""
+def _open(source: Any, background: Colour, once: bool = False) -> Image.Image:
+    """The picture, with the errors of Pillow as they are; messages of ours without a full stop.
+
+    `once` warns for the first of many pictures only.
+    """
     if isinstance(source, np.ndarray):
         source = image_of_array(source, channels_first=False)
     elif _is_tensor(source):
         source = image_of_array(_numbers(source), channels_first=None)
     with _Strict():
         if isinstance(source, Image.Image):
-            return _upright_rgb(source, background)
-        return _decode(_file(source), background)
+            return _upright_rgb(source, background, once)
+        return _decode(_file(source), background, once)
 
 
 def _file(source: Any) -> Path | bytes:
@@ -146,7 +152,7 @@ def _file(source: Any) -> Path | bytes:
     return path
 
 
-def _decode(file: Path | bytes, background: Colour) -> Image.Image:
+def _decode(file: Path | bytes, background: Colour, once: bool) -> Image.Image:
     def opened() -> Image.Image:
         return Image.open(file if isinstance(file, Path) else io.BytesIO(file))
 
@@ -155,7 +161,7 @@ def _decode(file: Path | bytes, background: Colour) -> Image.Image:
         _check_size(image)
         image.verify()
     with opened() as image:
-        return _upright_rgb(image, background)
+        return _upright_rgb(image, background, once)
 
 
 def _check_size(image: Image.Image) -> None:
@@ -170,12 +176,13 @@ def _check_size(image: Image.Image) -> None:
         )
 
 
-def _upright_rgb(image: Image.Image, background: Colour) -> Image.Image:
+def _upright_rgb(image: Image.Image, background: Colour, once: bool) -> Image.Image:
     _check_size(image)
     # Cameras store a second picture, a preview, beside the one that was taken.
     frames = getattr(image, "is_animated", False) and image.format != "MPO"
-    if frames and image.tell() == 0:
+    if frames and image.tell() == 0 and not (once and _said):
         warnings.warn(ONE_FRAME, MMLensWarning, stacklevel=2)
+        _said.append(ONE_FRAME)
     image.load()
     format = image.format
     image = ImageOps.exif_transpose(image)  # cameras turn pictures by a note

@@ -67,7 +67,7 @@ def _check_messages(messages: Any, where: str = "") -> list[Message]:
     """
     if not isinstance(messages, (list, tuple)) or not messages:
         raise InputError(f"{KINDS}; not {_describe(messages)}{where}.")
-    checked = []
+    checked: list[Message] = []
     for message in messages:
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             raise InputError(f"{KINDS}; not {_describe(message)}{where}.")
@@ -177,17 +177,19 @@ _TWICE = (
 
 def _user_turn(prompt: str, token: str, n_images: int) -> Message:
     """A user's turn: images where they are written in the prompt, else first."""
-    image = {"type": "image"}
-    pieces = prompt.split(token)
-    if len(pieces) == 1:
-        parts: list[Mapping[str, str]] = [image] * n_images + [{"type": "text", "text": prompt}]
-    else:
-        parts = []
-        for k, piece in enumerate(pieces):
-            parts += [image] * (k > 0)
-            # The template itself puts space between image and text.
-            parts += [{"type": "text", "text": piece.strip()}] * bool(piece.strip())
-    return {"role": "user", "content": parts}
+    image: Message = {"type": "image"}
+    first, *rest = prompt.split(token)
+    if not rest:
+        return {"role": "user", "content": [image] * n_images + [_text(prompt)]}
+    parts = [_text(first.rstrip())]
+    for k, piece in enumerate(rest, start=1):
+        # The template itself puts space between image and text.
+        parts += [image, _text(piece.strip() if k < len(rest) else piece.lstrip())]
+    return {"role": "user", "content": [part for part in parts if part is image or part["text"]]}
+
+
+def _text(text: str) -> Message:
+    return {"type": "text", "text": text}
 
 
 def _apply_template(processor: Any, messages: Sequence[Message], n_images: int) -> str:

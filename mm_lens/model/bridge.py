@@ -122,6 +122,7 @@ class VisionLanguageBridge(TransformerBridge):
             chat_template=chat_template,
             padding_side=padding_side,
             device=self.cfg.device or "cpu",
+            tell=self.context.tell,
             **unknown,
         )
 

@@ -222,15 +222,17 @@ class ForwardContext:
                     f"{hook} is of {group} tokens, but no row of this forward pass has any: the "
                     f"hook would do nothing. {FORGOTTEN}"
                 )
-            if group not in self._told:  # Python's own "once" is forgotten between two passes
-                self._told.add(group)
-                warnings.warn(
-                    f"A hook of {group} tokens ran into inputs without any, and did nothing there. "
-                    "If this is meant, say so: with model.text_only_allowed(): …",
-                    MMLensWarning,
-                    stacklevel=2,
-                )
+            self.tell(
+                f"A hook of {group} tokens ran into inputs without any, and did nothing there. If "
+                "this is meant, say so: with model.text_only_allowed(): …"
+            )
         return found
+
+    def tell(self, message: str) -> None:
+        """Warn, once for a model: what Python itself keeps of it is lost between two passes."""
+        if message not in self._told:
+            self._told.add(message)
+            warnings.warn(message, MMLensWarning, stacklevel=4)
 
     @contextmanager
     def guarded(self) -> Iterator[None]:

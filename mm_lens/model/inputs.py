@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, TypeAlias
@@ -132,6 +132,7 @@ def prepare(
     chat_template: bool | None = None,
     padding_side: Literal["left", "right"] | None = None,
     device: torch.device | str = "cpu",
+    tell: Callable[[str], None] = lambda doubt: warnings.warn(doubt, MMLensWarning, stacklevel=3),
     **unknown: Any,
 ) -> Inputs:
     """Turn prompts and images into model inputs: one prompt or a batch, padded where ragged.
@@ -150,6 +151,7 @@ def prepare(
             placeholders, where there is a template. Messages are always rendered.
         padding_side: where shorter rows are padded; None takes the tokenizer's side.
         device: where the tensors go.
+        tell: warns the user.
         unknown: refused, with the name that is meant.
 
     Raises:
@@ -179,7 +181,7 @@ def prepare(
         for prompt, row in zip(prompts, pictures, strict=True)
     ]
     for doubt in sorted({prompt.doubt for prompt in rendered if prompt.doubt}):
-        warnings.warn(doubt, MMLensWarning, stacklevel=3)
+        tell(doubt)
     flat = [image for row in pictures for image in row]
     tokenizer = processor.tokenizer
     written, texts = _with_bos(tokenizer, [prompt.text for prompt in rendered])

@@ -81,12 +81,20 @@ class Reader:
         n_samples: how many of them.
         batch_size: samples in a batch.
         on_error: what happens with a sample that cannot be read or prepared.
+        chat_template: as `prepare` takes it.
     """
 
     def __init__(
-        self, model: Any, dataset: Samples, n_samples: int, batch_size: int, on_error: OnError
+        self,
+        model: Any,
+        dataset: Samples,
+        n_samples: int,
+        batch_size: int,
+        on_error: OnError,
+        chat_template: bool | None = None,
     ) -> None:
         self.model, self.dataset, self.on_error = model, dataset, on_error
+        self.chat_template = chat_template
         starts = range(0, n_samples, batch_size)
         self.ranges = [range(start, min(start + batch_size, n_samples)) for start in starts]
 
@@ -110,7 +118,11 @@ class Reader:
         if not samples:
             return
         try:
-            inputs = self.model.prepare([s.text for _, s in samples], [s.image for _, s in samples])
+            inputs = self.model.prepare(
+                [s.text for _, s in samples],
+                [s.image for _, s in samples],
+                chat_template=self.chat_template,
+            )
         except MMLensError as error:
             if len(samples) > 1:  # one of them spoils the batch: find it
                 for sample in samples:

@@ -59,6 +59,7 @@ def profile(
     data_name: str | None = None,
     run_dir: str | Path | None = None,
     restart: bool = False,
+    chat_template: bool | None = None,
 ) -> Profile:
     """Measure how a model treats its visual and text tokens, layer by layer.
 
@@ -89,6 +90,8 @@ def profile(
             processes (`accelerate launch`) share the work. It stays; delete it when the profile is
             saved. None keeps states in memory.
         restart: discard what an earlier run has left in `run_dir`.
+        chat_template: as `model.prepare` takes it. None leaves prompts as they are that hold image
+            placeholders, and warns; the provenance says how many had the template.
 
     Raises:
         InputError: an argument is wrong, the cache does not hold what is needed, or `run_dir` holds
@@ -128,6 +131,7 @@ def profile(
             batch_size=batch_size,
             seed=seed,
             on_error=on_error,
+            chat_template=chat_template,
         )
         with _open_directory(run_dir, model, dataset, plan, chosen, restart) as directory:
             shown = progress and (directory is None or directory.processes.main)
@@ -153,6 +157,7 @@ def profile(
                 "fingerprint": f"{states.fingerprint:016x}" if states.fingerprint else None,
                 "n_skipped": len(states.skipped),
                 "skipped": states.skipped,
+                "n_templated": states.templated if dataset is not None else None,
             },
             "tokens": {
                 "seen": states.tokens.seen(),
@@ -169,6 +174,7 @@ def profile(
                 "samples": samples,
                 "seed": seed,
                 "on_error": on_error,
+                "chat_template": chat_template,
             },
         },
         _replicates(found),

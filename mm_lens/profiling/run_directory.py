@@ -75,6 +75,7 @@ class Part:
         ids: digest of the id of every sample read, and its index in the data set.
         skipped: samples left out: their index, their name, and why.
         fingerprint: exclusive or of digests of the samples read.
+        templated: samples whose prompt the chat template was applied to.
     """
 
     sample: TokenSample
@@ -82,6 +83,7 @@ class Part:
     ids: dict[int, int] = field(default_factory=dict)
     skipped: list[dict[str, Any]] = field(default_factory=list)
     fingerprint: int = 0
+    templated: int = 0
 
     def to_bytes(self) -> bytes:
         """Everything but the states."""
@@ -93,6 +95,7 @@ class Part:
                 "ids": torch.tensor([[*self.ids], [*self.ids.values()]], dtype=torch.int64),
                 "skipped": json.dumps(self.skipped),
                 "fingerprint": self.fingerprint,
+                "templated": self.templated,
                 "entries": {group: bottom.entries() for group, bottom in bottoms.items()},
                 "seen": {group: bottom.seen for group, bottom in bottoms.items()},
             },
@@ -106,7 +109,7 @@ class Part:
         self.batches = found["batches"].tolist()
         self.ids = dict(zip(*found["ids"].tolist(), strict=True))
         self.skipped = json.loads(found["skipped"])
-        self.fingerprint = found["fingerprint"]
+        self.fingerprint, self.templated = found["fingerprint"], found["templated"]
         for group, entries in found["entries"].items():
             self.sample.reservoirs[group].bottom.restore(entries, found["seen"][group])
 

@@ -48,6 +48,8 @@ class SamplingPlan:
         batch_size: samples in a forward pass.
         seed: of the choice of tokens.
         on_error: what happens with a sample that cannot be read.
+        chat_template: whether prompts are rendered by the chat template; None leaves out those that
+            hold placeholders.
     """
 
     n_samples: int
@@ -57,6 +59,7 @@ class SamplingPlan:
     batch_size: int
     seed: int
     on_error: OnError
+    chat_template: bool | None = None
 
 
 @dataclass
@@ -71,6 +74,7 @@ class States:
         n_samples: samples read.
         skipped: samples that could not be read: their index, their id if it is known, and why.
         fingerprint: of the samples read, whatever their order: the exclusive or of their digests.
+        templated: samples whose prompt the chat template was applied to.
     """
 
     tokens: MergedSample
@@ -80,6 +84,7 @@ class States:
     n_samples: int = 0
     skipped: list[dict[str, Any]] = field(default_factory=list)
     fingerprint: int = 0
+    templated: int = 0
 
 
 def collect(
@@ -112,7 +117,9 @@ def collect(
         others: list[Part] = []
     else:
         part, others = run.parts(plan.k, plan.modalities, plan.seed)
-    reader = Reader(model, dataset, plan.n_samples, plan.batch_size, plan.on_error)
+    reader = Reader(
+        model, dataset, plan.n_samples, plan.batch_size, plan.on_error, plan.chat_template
+    )
     done = {number for each in (part, *others) for number in each.batches}
     numbers = range(len(reader.ranges))
     mine = run.share(numbers, done) if run else [*numbers]
@@ -157,6 +164,7 @@ def _take(
         if (earlier := part.ids.setdefault(digest(item.id), item.index)) != item.index:
             raise _same_id(item.id, earlier, item.index)
         part.fingerprint ^= digest(repr((item.id, item.text, item.document)))
+    part.templated += sum(inputs.templated)
     wanted = part.sample.plan(
         inputs.layout,
         inputs.input_ids,
@@ -180,7 +188,7 @@ def _merge(
 ) -> States:
     """What the processes have collected, as if one had collected it."""
     ids: dict[int, int] = {}
-    fingerprint = 0
+    fingerprint = templated = 0
     batches = Counter(number for part in parts for number in part.batches)
     if twice := [number for number, times in batches.items() if times > 1]:
         raise DataError(
@@ -189,6 +197,7 @@ def _merge(
         )
     for part in parts:
         fingerprint ^= part.fingerprint
+        templated += part.templated
         for name, index in part.ids.items():
             if (earlier := ids.setdefault(name, index)) != index:
                 raise _same_id(dataset[index].id, *sorted((earlier, index)))
@@ -199,7 +208,7 @@ def _merge(
         )
     tokens = MergedSample(plan.k, plan.modalities, [part.sample for part in parts])
     layers = tuple(range(len(names)))
-    return States(tokens, names, layers, plan.streams, len(ids), skipped, fingerprint)
+    return States(tokens, names, layers, plan.streams, len(ids), skipped, fingerprint, templated)
 
 
 def _index(skipped: dict[str, Any]) -> int:

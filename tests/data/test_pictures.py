@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import threading
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -353,5 +354,12 @@ def test_the_picture_given_stays_as_it_is():
     assert np.array_equal(np.asarray(plain), np.asarray(random_image(4, 4)))
 
 
-def test_the_warning_tells_the_remedy():
-    assert "Give the frames as pictures" in pictures.ONE_FRAME
+def test_a_data_set_of_animations_says_it_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(pictures, "_said", [])
+    frames = [Image.new("L", (4, 4), level) for level in (10, 20)]
+    for k in range(3):
+        frames[0].save(tmp_path / f"{k}.gif", save_all=True, append_images=frames[1:])
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        assert all(np.asarray(s.image).max() == 10 for s in ImageFolder(tmp_path))
+    assert [str(w.message) for w in found] == [pictures.ONE_FRAME]

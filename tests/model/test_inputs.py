@@ -218,6 +218,7 @@ def test_images_and_messages_must_match(each):
 
 def test_a_template_that_is_left_out_is_said(each):
     """LLaVA's own data format."""
+    each.context._told.clear()
     with pytest.warns(MMLensWarning, match="chat template is not applied"):
         inputs = each.prepare(["<image>\nWhat?", "Hello"], [PICTURE, None])
     assert inputs.templated == (False, True)
@@ -240,6 +241,7 @@ def test_a_prompt_in_the_format_of_the_template_is_no_matter(each):
         inputs = each.prepare(whole, PICTURE)
     assert inputs.text == (whole,)
     text = each.prepare("Hello").text[0]
+    each.context._told.clear()
     with pytest.warns(MMLensWarning, match="applied once more"):
         each.prepare(text)
 

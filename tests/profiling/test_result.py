@@ -43,6 +43,7 @@ def test_provenance_says_what_was_done(profile):
         "n_available": 4,
         "n_samples": 4,
         "n_skipped": 0,
+        "n_templated": 4,
         "skipped": [],
     }
     assert p["versions"]["torch"] == torch.__version__
