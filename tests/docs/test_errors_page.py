@@ -25,6 +25,8 @@ HANDED_ON = {
     ("check.py", "finding.message"): "Report.add, whose texts are looked for",
     ("hub.py", "f'{repository}: {str(error).strip().splitlines()[0]}'"): "the hub's own answer",
     ("core.py", "message"): "UndefinedErrors, which are looked for, or the name of what failed",
+    ("forward.py", "message"): "ForwardContext.tell, whose texts are looked for",
+    ("inputs.py", "doubt"): "Rendered, whose texts are looked for",
     ("published.py", "f'{directory}: {error}'"): "ValueErrors of add_markers, which are looked for",
 }
 
@@ -162,6 +164,10 @@ def shown_by(node: ast.AST, raised: set[str], file: str) -> list[ast.expr]:
         return given
     if name == "add" and owner == "report":
         return given[1:]
+    if name == "tell":  # once for a model
+        return given
+    if name == "Rendered":  # a doubt about a prompt
+        return given[2:]
     if name == "Estimate":  # the reason of a NaN
         return [named["warning"]] if "warning" in named else given[6:]
     return []
