@@ -12,8 +12,8 @@ from mm_lens.errors import InputError
 
 def edge_sizes(size: Any) -> SizeDict:
     """Edges in pixels, however an image processor keeps them: a plain dict, or one number."""
-    if isinstance(size, Mapping):
-        return SizeDict(**size)
+    if size is None or isinstance(size, Mapping):
+        return SizeDict(**(size or {}))
     return SizeDict(height=size, width=size) if isinstance(size, int) else size
 
 
