@@ -18,7 +18,6 @@ MIRRORED = {
 }
 
 MODULES_WITHOUT_TESTS = {
-    "mm_lens/causal/logit_metrics.py": "every effect is one: tests/causal/test_effects.py",
     "mm_lens/comparing/findings.py": "by planted statements: tests/comparing/test_statements.py",
     "mm_lens/data/pictures.py": "by damaged files of data sets: tests/data/test_datasets.py",
     "mm_lens/metrics/__init__.py": "loads what packages add: tests/docs/test_metrics_pages.py",
