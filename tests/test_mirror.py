@@ -18,7 +18,6 @@ MIRRORED = {
 }
 
 MODULES_WITHOUT_TESTS = {
-    "mm_lens/causal/logit_metrics.py": "every effect is one: tests/causal/test_effects.py",
     "mm_lens/comparing/findings.py": "by planted statements: tests/comparing/test_statements.py",
     "mm_lens/data/pixels.py": "with the pictures that hold them: tests/data/test_pictures.py",
     "mm_lens/data/prompts.py": "rendered by real processors: tests/model/test_inputs.py",
