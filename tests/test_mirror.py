@@ -48,6 +48,8 @@ TESTS_WITHOUT_MODULE = {
     "tests/model/test_traps.py": "one regression test for each trap of TransformerLens",
     "tests/test_mirror.py": "this file and the tables in it",
     "tests/test_public_surface.py": "public names of all packages, tests/public_surface.txt",
+    "tests/causal/test_masks.py": "masks that are not causal, in mm_lens/causal/knockout.py and "
+    "mm_lens/model/rerun.py together",
 }
 """Test files that no module answers to: what they test."""
 
