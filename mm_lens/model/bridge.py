@@ -147,14 +147,8 @@ class VisionLanguageBridge(TransformerBridge):
         Raises:
             InputError: the inputs are of different layouts.
         """
-        context = self.context
-        before = context.bound, context.explicit
-        context.bound = Binding(inputs, self.family)
-        context.explicit = context.bound.layout
-        try:
+        with self.context.bind(Binding(inputs, self.family)):
             yield self
-        finally:
-            context.bound, context.explicit = before
 
     def text_only_allowed(self) -> AbstractContextManager[None]:
         """Inside, inputs without an image are meant: hooks of visual tokens pass over them.

@@ -224,10 +224,6 @@ class ForwardContext:
         """What `model.bound(...)` holds, a `binding.Binding`; None outside of it."""
         return self._passes.bound
 
-    @bound.setter
-    def bound(self, binding: Any) -> None:
-        self._passes.bound = binding
-
     @property
     def finished(self) -> Frame | None:
         """The last finished forward pass."""
@@ -261,6 +257,17 @@ class ForwardContext:
     def _end(self, model: torch.nn.Module, args: tuple[Any, ...], output: object) -> None:
         if self._running:  # not if `_begin` raised
             self._passes.finished = self._running.pop()
+
+    @contextmanager
+    def bind(self, binding: Any) -> Iterator[None]:
+        """Inside, `binding` gives what calls lack, and the layout of those without tokens."""
+        passes = self._passes
+        before = passes.bound, passes.explicit
+        passes.bound, passes.explicit = binding, binding.layout
+        try:
+            yield
+        finally:
+            passes.bound, passes.explicit = before
 
     @contextmanager
     def text_only_allowed(self, allowed: bool = True) -> Iterator[None]:
