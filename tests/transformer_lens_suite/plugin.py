@@ -100,10 +100,13 @@ def pytest_runtest_protocol(item: pytest.Item) -> Any:
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Keep the outcome; a failing setup counts as a failure."""
-    known = OUTCOMES.get(report.nodeid)
-    if known != "failed" and (report.when == "call" or report.outcome != "passed"):
-        OUTCOMES[report.nodeid] = report.outcome
+    """Keep the outcome, and why a test failed; a failing setup counts as a failure."""
+    known = OUTCOMES.get(report.nodeid, "")
+    if known.startswith("failed") or (report.when != "call" and report.outcome == "passed"):
+        return
+    crash = getattr(report.longrepr, "reprcrash", None)
+    why = f": {crash.message}" if report.failed and crash is not None else ""
+    OUTCOMES[report.nodeid] = report.outcome + why
 
 
 def pytest_sessionfinish() -> None:
