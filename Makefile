@@ -1,6 +1,8 @@
 # make demo   the main job: two trained models, profiled per modality on real images and compared
 # make test   lint, types and every test, offline
 # make test-slow   what takes minutes: coverage of the intervals over 200 repetitions
+# make test-upstream   TransformerLens's own tests on our bridge: what passes on the plain one and fails
+#                      here. Fetches them once; about half an hour
 # make bench  speed and memory, each as a ratio from one run: about an hour
 # make release  sdist and wheel, checked, and the wheel tried in an empty environment
 #
@@ -15,7 +17,7 @@ BIN := $(VENV)/bin
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 PIP_NO_INDEX=1
 SOURCES := mm_lens adapters/mm_lens_adapters
 
-.PHONY: demo test test-slow lint bench constraints release clean
+.PHONY: demo test test-slow test-upstream lint bench constraints release clean
 
 demo: $(VENV)/.installed
 	for model in llava-next omnifusion; do \
@@ -29,6 +31,9 @@ test: lint
 
 test-slow: $(VENV)/.installed
 	$(OFFLINE) $(BIN)/pytest -n 2 --dist worksteal -m slow
+
+test-upstream: $(VENV)/.installed
+	$(BIN)/python tests/transformer_lens_suite/run.py
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import pytest
 import torch
@@ -80,3 +81,21 @@ def batch(model: VisionLanguageBridge) -> mm_lens.Inputs:
         ["What is it?", "No picture here.", "Are these two alike?"],
         [random_image(31, 57), None, [random_image(8, 90, 1), random_image(40, 22, 2)]],
     )
+
+
+class Float64Torch:
+    """`torch` as the models' code sees it: what it rounds to float32 on the way, it does not."""
+
+    float32 = torch.float64
+
+    def __getattr__(self, name):
+        return getattr(torch, name)
+
+
+@pytest.fixture
+def no_float32(monkeypatch):
+    """Softmax and norms, which models compute in float32 whatever their dtype, in float64."""
+    for name, module in list(sys.modules.items()):
+        of_models = name.startswith(("transformers.models.", "transformer_lens.model_bridge."))
+        if of_models and getattr(module, "torch", None) is torch:
+            monkeypatch.setattr(module, "torch", Float64Torch())

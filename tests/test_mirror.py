@@ -50,6 +50,8 @@ TESTS_WITHOUT_MODULE = {
     "tests/profiling/test_prompts.py": "what a profile says of prompts, from reading to provenance",
     "tests/test_mirror.py": "this file and the tables in it",
     "tests/test_public_surface.py": "public names of all packages, tests/public_surface.txt",
+    "tests/causal/test_masks.py": "masks that are not causal, in mm_lens/causal/knockout.py and "
+    "mm_lens/model/rerun.py together",
 }
 """Test files that no module answers to: what they test."""
 

@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from transformers import (
     CLIPVisionConfig,
+    GraniteConfig,
     LlamaConfig,
     LlamaTokenizer,
     LlavaNextConfig,
@@ -57,7 +58,7 @@ def tiny_llava_next(
 
     Args:
         seed: of the weights.
-        text: language model, "mistral" or "llama".
+        text: language model, "mistral", "llama" or "granite".
         overrides: `image_size` and `patch_size` of a tile in pixels (12 and 4: 3×3 patches),
             `grid` (shapes in tiles), `vision` and `language` (dicts of configuration entries), and
             any entry of `LlavaNextConfig`.
@@ -131,7 +132,7 @@ def _build(
         }
         | entries.pop("vision", {})
     )
-    language = {"mistral": MistralConfig, "llama": LlamaConfig}[text](
+    language = {"mistral": MistralConfig, "llama": LlamaConfig, "granite": GraniteConfig}[text](
         **{
             "vocab_size": VOCAB_SIZE,
             "hidden_size": 24,

@@ -22,14 +22,14 @@ from transformer_lens.utilities.statistics import (
     sign_flip_permutation_pvalue,
 )
 
+from mm_lens._storage.fingerprint import weights_digest
 from mm_lens.causal.logit_metrics import LogitMetrics, evaluate_metrics, name_metrics
-from mm_lens.causal.rerun import Rerun
 from mm_lens.causal.sweep import fingerprint, probe_metrics, split_trials, sweep
 from mm_lens.errors import InputError, MMLensWarning
 from mm_lens.metrics.intervals import MIN_SAMPLES
 from mm_lens.model.bridge import VisionLanguageBridge
-from mm_lens.model.fingerprint import weights_digest
 from mm_lens.model.inputs import Inputs
+from mm_lens.model.rerun import Rerun
 
 Trial: TypeAlias = "Mapping[str, Any]"
 Runner: TypeAlias = "Callable[[Sequence[Trial]], tuple[Tensor, ...]]"

@@ -4,16 +4,19 @@ What was attended there becomes exactly 0 and the rest is renormalised, since th
 before the softmax, as a native model's attention mask does (Geva et al. 2023, arXiv 2304.14767,
 section 4). Works under sdpa and eager attention alike, for any window of layers and heads.
 
-`source` are the keys, where information comes from; `target` the queries, where it goes: that
-the question no longer looks at the image is `source="visual", target="question"`. Groups are
-those of the layout, `"last"`, a `Box` or a mask (`mm_lens.regions`).
+`key` is where information comes from, `query` where it goes: that the question no longer looks at
+the image is `query="question", key="visual"`. Groups are those of the layout, `"last"`, a `Box` or
+a mask (`mm_lens.regions`).
 
-A query whose keys would all be knocked out has nothing to renormalise: that is an error, not a row
-of zeros. `keep_self` leaves each query the key of its own position.
+What a query sees is read from the mask that each block really gets: causal, a sliding window, image
+tokens that see each other, padding. Knocking out what no block shows is an error, no silent no-op.
+So is leaving a query without any key: there is nothing to renormalise. `keep_self` leaves each
+query the key of its own position.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -25,12 +28,12 @@ from torch import Tensor
 
 from mm_lens.causal.effects import EffectTable, effect_table, make_windows
 from mm_lens.causal.logit_metrics import LogitMetrics
-from mm_lens.causal.rerun import Rerun
-from mm_lens.errors import InputError
+from mm_lens.errors import InputError, MMLensWarning
 from mm_lens.layout.groups import group_mask
 from mm_lens.layout.layout import TokenLayout
 from mm_lens.model.bridge import VisionLanguageBridge
 from mm_lens.model.inputs import Inputs
+from mm_lens.model.rerun import Rerun, allowed_keys
 from mm_lens.model.streams import resolve_layers
 
 
@@ -39,69 +42,120 @@ def knockout(
     model: VisionLanguageBridge,
     inputs: Inputs,
     *,
-    source: Any,
-    target: Any,
+    query: Any,
+    key: Any,
     layers: Sequence[int] | None = None,
     heads: Sequence[int] | None = None,
     keep_self: bool = False,
 ) -> Iterator[None]:
-    """Knock out attention of `target` to `source` in every forward pass of `inputs` inside.
+    """Knock out attention of `query` to `key` in every forward pass of `inputs` inside.
 
     ```python
-    with knockout(model, inputs, source="visual", target="last", layers=range(4, 8)):
+    with knockout(model, inputs, query="last", key="visual", layers=range(4, 8)):
         logits = model(inputs)
     ```
 
     Args:
         model: the model.
         inputs: what it is run on inside.
-        source: group of the keys.
-        target: group of the queries.
+        query: group of the queries: those who look.
+        key: group of the keys: what is looked at.
         layers: blocks, negative ones from the end; None takes all.
         heads: heads; None takes all.
         keep_self: leave each query the key of its own position.
 
     Raises:
-        InputError: there is nothing to knock out (no target comes after a source in some row), or
-            a query would be left without keys; no layer or no head is named; other inputs are run
-            inside (copies of these will do).
+        InputError: a group has no position in some row; no layer or no head is named; a block has
+            no attention. And in the forward pass: no query of some row sees a key of it in any of
+            the layers; a query would be left without keys; other inputs are run (copies of these
+            will do).
     """
-    keys = _per_head(model, find_blocked_keys(inputs.layout, source, target, keep_self), heads)
-    blocked = dict.fromkeys(resolve_layers(layers, model.cfg.n_layers), keys)
-    with mask_keys(model, blocked, inputs.layout):
+    edges = _per_head(model, find_edges(inputs.layout, query, key, keep_self), heads)
+    blocks = resolve_layers(layers, model.cfg.n_layers)
+    check = _Check(inputs.layout, f"{group_name(key)} → {group_name(query)}", blocks)
+    with mask_keys(model, dict.fromkeys(blocks, edges), inputs.layout, check):
         yield
 
 
-def find_blocked_keys(
-    layout: TokenLayout, source: Any, target: Any, keep_self: bool = False
+def find_edges(
+    layout: TokenLayout, query: Any, key: Any, keep_self: bool = False
 ) -> Bool[Tensor, "batch query key"]:
-    """Which keys are knocked out for which queries.
+    """Pairs of query and key to be knocked out, whether or not the model lets one see the other.
 
     Raises:
-        InputError: see `knockout`.
+        InputError: a group has no position in some row.
     """
-    keys, queries = group_mask(layout, source), group_mask(layout, target)
-    n = layout.shape[1]
-    attended = layout.mask("all")
-    seen = torch.ones(n, n, dtype=torch.bool, device=layout.device).tril() & attended[:, None, :]
-    blocked = queries[:, :, None] & keys[:, None, :] & seen
+    queries, keys = group_mask(layout, query), group_mask(layout, key)
+    for name, group, mask in (("query", query, queries), ("key", key, keys)):
+        if bool((empty := ~mask.any(1)).any()):
+            raise InputError(
+                f"There is nothing to knock out in row {int(empty.nonzero()[0])}: "
+                f"{name}={group_name(group)!r} has no position there."
+            )
+    edges = queries[:, :, None] & keys[:, None, :]
     if keep_self:
-        blocked = blocked & ~torch.eye(n, dtype=torch.bool, device=layout.device)
-    if not bool(blocked.flatten(1).any(1).all()):
-        row = int((~blocked.flatten(1).any(1)).nonzero()[0])
-        raise InputError(
-            f"There is nothing to knock out in row {row}: no position of the target {target!r} "
-            f"comes after one of the source {source!r}. A model attends backwards only."
-        )
-    alone = ((seen & ~blocked).sum(-1) == 0) & attended
-    if bool(alone.any()):
-        row, position = alone.nonzero()[0].tolist()
-        raise InputError(
-            f"Position {position} of row {row} would be left without any key to attend to, so "
-            "nothing could be renormalised. Leave it out of the target, keep a key of the source, "
-            "or pass keep_self=True."
-        )
-    return blocked
+        edges = edges & ~torch.eye(layout.shape[1], dtype=torch.bool, device=layout.device)
+    return edges
+
+
+class _Check:
+    """Whether a knock-out takes away something, and leaves something, block by block."""
+
+    def __init__(self, layout: TokenLayout, what: str, blocks: Sequence[int] = ()) -> None:
+        self.attended, self.what, self.blocks = layout.mask("all"), what, sorted(blocks)
+        self.cut = torch.zeros(layout.shape[0], dtype=torch.bool)
+
+    def __call__(self, block: int, allowed: Tensor, edges: Tensor) -> None:
+        """Take note of one block of a running pass; the last of them gives the verdict.
+
+        Raises:
+            InputError: a query is left without keys; or nothing was cut.
+        """
+        cut = self.block(block, allowed, edges)
+        self.cut = cut if block == self.blocks[0] else self.cut | cut
+        if block == self.blocks[-1]:
+            several = len(self.blocks) > 1
+            self.verdict(self.cut, "any of the blocks" if several else f"block {block}")
+
+    def block(
+        self,
+        block: int,
+        allowed: Bool[Tensor, "rows heads query key"],
+        edges: Bool[Tensor, "batch head query key"],
+    ) -> Bool[Tensor, " batch"]:
+        """In which rows a block's attention loses something.
+
+        Raises:
+            InputError: a query is left without keys.
+        """
+        if len(allowed) not in (1, len(edges)):
+            allowed = allowed[: len(edges)]  # of the first of several copies
+        edges = edges.to(allowed.device)
+        left = allowed & ~edges
+        alone = (allowed.any(-1) & ~left.any(-1)).any(1) & self.attended.to(allowed.device)
+        if bool(alone.any()):
+            row, position = alone.nonzero()[0].tolist()
+            raise InputError(
+                f"Position {position} of row {row} would be left without any key to attend to at "
+                f"block {block}, so nothing could be renormalised. Leave it out of query=, leave a "
+                "key that it sees out of key=, or pass keep_self=True."
+            )
+        cut: Tensor = (allowed & edges).flatten(1).any(1)
+        return cut.cpu()
+
+    def verdict(self, cut: Bool[Tensor, " batch"], where: str) -> None:
+        """Refuse a knock-out that takes nothing away in some row.
+
+        Raises:
+            InputError: naming the row.
+        """
+        if not bool(cut.all()):
+            row = int((~cut).nonzero()[0])
+            raise InputError(
+                f"There is nothing to knock out in row {row}: of {self.what}, no query sees a key "
+                f"at {where}. A query sees what the model's attention mask shows it: mostly what "
+                "comes before it, with a sliding window only the latest of that."
+            )
 
 
 def knockout_table(
@@ -120,7 +174,8 @@ def knockout_table(
     Args:
         model: in evaluation mode.
         samples: inputs and their metric (or named metrics), see `mm_lens.answers`.
-        edges: (source, target) pairs, or a mapping from names to them, which masks need.
+        edges: pairs (key, query), from where information comes to where it goes, as
+            `("visual", "last")`; or a mapping from names to such pairs, which masks need.
         window: layers knocked out together; `stride`: from the start of one window to the next.
         stride: see `window`.
         heads: heads knocked out together; None takes all.
@@ -129,8 +184,8 @@ def knockout_table(
             `mm_lens.causal.effects.effect_table`.
 
     Returns:
-        One row for each window, edge and metric: first_layer, last_layer, edge, source, target,
-        metric, baseline, value, effect, low, high, p_value, n. `effect` is value - baseline, its
+        One row for each window, edge and metric: first_layer, last_layer, edge, key, query, metric,
+        baseline, value, effect, low, high, p_value, n. `effect` is value - baseline, its
         interval a bootstrap over samples, its p-value a sign-flip permutation test.
 
     Raises:
@@ -144,24 +199,50 @@ def knockout_table(
             "first_layer": span[0],
             "last_layer": span[-1],
             "edge": name,
-            "source": group_name(source),
-            "target": group_name(target),
+            "key": group_name(key),
+            "query": group_name(query),
         }
         for span in spans
-        for name, (source, target) in named.items()
+        for name, (key, query) in named.items()
     ]
 
     def prepare(rerun: Rerun) -> Any:
         layout = rerun.inputs.layout
         blocked = {
-            name: _per_head(model, find_blocked_keys(layout, source, target, keep_self), heads)
-            for name, (source, target) in named.items()
+            name: _per_head(model, find_edges(layout, query, key, keep_self), heads)
+            for name, (key, query) in named.items()
         }
+        for name, edges in blocked.items():
+            _check_windows(rerun, spans, edges, name)
         return partial(_run, model, rerun, blocked)
 
     groups = [describe_group(group) for edge in named.values() for group in edge]
     about = ["knockout", *groups, window, stride, heads, keep_self]
     return effect_table(model, samples, trials, prepare, about=about, **options)
+
+
+def _check_windows(rerun: Rerun, spans: Sequence[range], edges: Tensor, name: str) -> None:
+    """Refuse an edge that no window cuts; warn where some do not.
+
+    Raises:
+        InputError: nothing is cut, or a query is left without keys.
+    """
+    check = _Check(rerun.inputs.layout, name)
+    cut = {
+        block: check.block(block, _mask_of(rerun, block), edges)
+        for block in sorted({block for span in spans for block in span})
+    }
+    check.verdict(torch.stack([*cut.values()]).any(0), "any of the blocks")
+    idle = [s for s in spans if not bool(torch.stack([cut[b] for b in s]).any(0).all())]
+    if idle:
+        shown = ", ".join(f"{s[0]}–{s[-1]}" if len(s) > 1 else str(s[0]) for s in idle)
+        warnings.warn(
+            f"The edge {name!r} is cut in no row, or not in all, by the windows of layers {shown}: "
+            "the model's attention mask shows its queries none of its keys there (as a sliding "
+            "window does). Where it cuts nothing the effect is 0.",
+            MMLensWarning,
+            stacklevel=5,
+        )
 
 
 def _run(
@@ -182,14 +263,19 @@ def mask_keys(
     model: VisionLanguageBridge,
     blocked: Mapping[int, Bool[Tensor, "batch head query key"]],
     layout: TokenLayout,
+    check: Callable[[int, Tensor, Tensor], None] | None = None,
 ) -> Iterator[None]:
     """Mask keys in some blocks, in passes of inputs with `layout` or of copies of them.
 
-    The head axis may have size 1, for all heads.
+    The head axis may have size 1, for all heads. `check` is told of each block the keys that its
+    queries see, and those that are to be masked.
+
+    Raises:
+        InputError: a block has no attention; other inputs are run.
     """
 
     def mask(
-        module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], keys: Tensor
+        module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], layer: int, keys: Tensor
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
         copies, rest = divmod(hidden.shape[0], keys.shape[0])
@@ -200,24 +286,41 @@ def mask_keys(
                 "made for, without generating."
             )
         model.context.frame.require(layout, "The knock-out")
+        allowed = allowed_keys(module, args, kwargs)
+        if check is not None:
+            check(layer, allowed, keys)
         keys = keys.to(hidden.device).repeat(copies, 1, 1, 1)
         given = kwargs.get("attention_mask")
-        n = hidden.shape[1]
-        if given is None:  # causal, and nothing is padding
-            given = torch.ones(n, n, dtype=torch.bool, device=hidden.device).tril()[None, None]
-        if given.dtype == torch.bool:
-            edited = given & ~keys
-        else:
-            edited = given.expand(*keys.shape[:2], n, n)
+        if given is None or given.dtype == torch.bool:
+            edited = allowed & ~keys
+        else:  # biases of the scores, if the mask holds any, stay
+            edited = given.expand(torch.broadcast_shapes(given.shape, keys.shape))
             edited = edited.masked_fill(keys, torch.finfo(given.dtype).min)
         return args, {**kwargs, "attention_mask": edited}
 
     with ExitStack() as stack:
         for layer, keys in blocked.items():
-            hook = partial(mask, keys=keys)
-            handle = model.blocks[layer].attn.register_forward_pre_hook(hook, with_kwargs=True)
+            hook = partial(mask, layer=layer, keys=keys)
+            attention = _attention_of(model, layer)
+            handle = attention.register_forward_pre_hook(hook, with_kwargs=True)
             stack.callback(handle.remove)
         yield
+
+
+def _attention_of(model: VisionLanguageBridge, layer: int) -> Any:
+    attention = getattr(model.blocks[layer], "attn", None)
+    if attention is None:
+        raise InputError(
+            f"Block {layer} has no attention to knock out (it mixes positions in another way). "
+            "Name blocks that have some in layers=."
+        )
+    return attention
+
+
+def _mask_of(rerun: Rerun, layer: int) -> Bool[Tensor, "batch head query key"]:
+    """What the queries of a block saw in the first pass."""
+    _attention_of(rerun.model, layer)
+    return rerun.masks[layer]
 
 
 def _per_head(

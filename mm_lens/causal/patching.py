@@ -39,8 +39,8 @@ from torch import Tensor
 from transformer_lens.patching import PatchingResult
 from transformer_lens.utilities.components_utils import get_act_name
 
+from mm_lens._storage.fingerprint import weights_digest
 from mm_lens.causal.logit_metrics import LogitMetrics, evaluate_metrics, name_metrics
-from mm_lens.causal.rerun import Rerun
 from mm_lens.causal.sweep import fingerprint, probe_metrics, split_trials, sweep
 from mm_lens.causal.transfer import Move, average_sources, patch, read_clean
 from mm_lens.errors import HookError, InputError
@@ -48,8 +48,8 @@ from mm_lens.layout.matching import find_counterparts, match_regions
 from mm_lens.layout.regions import Axis, Box, Grid, Regions, find_regions
 from mm_lens.model.bridge import VisionLanguageBridge
 from mm_lens.model.cache import LayoutCache
-from mm_lens.model.fingerprint import weights_digest
 from mm_lens.model.inputs import Inputs
+from mm_lens.model.rerun import Rerun
 from mm_lens.model.streams import resolve_layers
 
 Resample: TypeAlias = Literal["nearest", "mean"]

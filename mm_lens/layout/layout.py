@@ -293,6 +293,14 @@ class TokenLayout:
             self._map(lambda tensor: tensor[i : i + 1]), image_sizes=(self.image_sizes[i],)
         )
 
+    def take(self, rows: Sequence[int]) -> TokenLayout:
+        """Some rows, in the order asked for; rows may repeat."""
+        index = torch.tensor(rows, dtype=torch.long, device=self.device)
+        return replace(
+            self._map(lambda tensor: tensor[index]),
+            image_sizes=tuple(self.image_sizes[row] for row in rows),
+        )
+
     def repeat(self, n: int) -> TokenLayout:
         """The same layout for `n` copies of the batch."""
         return replace(

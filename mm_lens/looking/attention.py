@@ -30,39 +30,40 @@ from mm_lens.model.streams import resolve_layers
 def attention_map(
     model: VisionLanguageBridge,
     inputs: Inputs,
-    source: Where = "last",
-    target: Where = "visual",
     *,
+    query: Where = "last",
+    key: Where = "visual",
     layers: Sequence[int] | None = None,
 ) -> Float32[Tensor, "layers heads batch pos"]:
-    """Attention that source tokens pay to each target token, by block and head.
+    """Attention that the tokens of `query` pay to each token of `key`, by block and head.
 
-    Of several source tokens the mean is taken. The pattern is read while the model runs, and only
-    the rows of the source are kept.
+    Of several queries the mean is taken. The pattern is read while the model runs, and only the
+    rows of the queries are kept.
 
     Args:
         model: the model, loaded with `attention="eager"`.
         inputs: what `model.prepare` returned.
-        source: who looks: "last", a group ("text after"), or a mask as of
+        query: who looks: "last", a group ("text after"), or a mask as of
             `mm_lens.token_values.find_words`.
-        target: who is looked at.
+        key: who is looked at.
         layers: blocks, negative ones from the end; None takes all.
 
     Returns:
         A share of each head's attention: summed over all attended positions it is 1, so over the
-        targets at most 1. On the CPU; NaN off the targets, and in rows without a source token.
+        keys at most 1. On the CPU; NaN off the keys, and in rows without a query.
 
     Raises:
-        InputError: the model has no patterns; there is no such group or block; no source token.
+        InputError: the model has no patterns; there is no such group or block; no query or no key.
     """
     if model.attention != "eager":
         raise InputError(
             f'Under attention="{model.attention}" there are no attention patterns. Load the model '
             'with mm_lens.load(..., attention="eager").'
         )
-    looks, seen = (group_mask(inputs.layout, where) for where in (source, target))
-    if not looks.any():
-        raise InputError(f"These inputs hold no position of {source!r} to look from.")
+    looks, seen = (group_mask(inputs.layout, where) for where in (query, key))
+    for name, where, mask in (("query", query, looks), ("key", key, seen)):
+        if not mask.any():
+            raise InputError(f"These inputs hold no position of {name}={where!r}.")
     wanted = resolve_layers(layers, model.cfg.n_layers)
     out = torch.full((len(wanted), model.cfg.n_heads, *looks.shape), math.nan)
     hidden = (~(seen & looks.any(1, keepdim=True))).cpu()

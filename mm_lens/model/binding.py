@@ -107,7 +107,9 @@ class Binding:
         sees = kwargs.get("pixel_values") is not None
         if sees or not bool((start == self.family.image_token_id).any()):
             return kwargs
-        return {**self.fill(start, masked), **{k: v for k, v in kwargs.items() if v is not None}}
+        filled = self.fill(start, masked)
+        # What is None and nothing of the images is, say `return_type`, is meant so.
+        return {**filled, **{k: v for k, v in kwargs.items() if v is not None or k not in filled}}
 
     def mask(self, embeddings: Tensor) -> Tensor | None:
         """Padding of the bound inputs, for a pass that starts from embeddings; None if none."""
@@ -219,7 +221,7 @@ def unpack(
     """
     kwargs = dict(kwargs)
     if isinstance(input, Mapping):
-        kwargs = {**input, **{k: v for k, v in kwargs.items() if v is not None}}
+        kwargs = {**input, **kwargs}
         input = None
     if input is None and "input_ids" in kwargs:
         input = kwargs.pop("input_ids")
@@ -274,8 +276,32 @@ def _check_clean(clean: Tensor, corrupted: Tensor, layout: Callable[[], TokenLay
         )
     if (frame := READ.get(clean)) is None:
         return
-    if not frame.fits(here := layout()):
+    here = layout()
+    if not any(frame.layout.image_sizes) and not any(here.image_sizes):
+        # Text alone is patched by position, as TransformerLens does: a special token is a token.
+        theirs, mine = frame.layout.modality.to(here.device), here.modality
+        if theirs.shape[1] == mine.shape[1] and bool((theirs[:1] == mine).all()):
+            return
+    if not frame.fits(here):
         raise InputError(f"{UNLIKE}: {describe_difference(frame.layout, here)}. {REMEDY}")
+
+
+def take_frame(frame: Frame, rows: Sequence[int]) -> Frame:
+    """The forward pass of some rows, as it would have been: for a slice of its cache."""
+    batch, layout = frame.shape[0], frame.layout
+    ends = torch.tensor([0, *map(len, layout.image_sizes)]).cumsum(0).tolist()
+    images = [i for row in rows for i in range(ends[row], ends[row + 1])]
+
+    def taken_of(name: str, value: Any) -> Any:
+        length = len(value) if isinstance(value, Tensor) and value.ndim else None
+        if name in PER_IMAGE:
+            return value[images] if length == ends[-1] else value
+        return value[list(rows)] if length == batch else value
+
+    kept = {name: taken_of(name, value) for name, value in frame.inputs.items()}
+    taken = Frame(frame.family, kept, frame.explicit)
+    taken.layout = layout.take(rows)
+    return taken
 
 
 def take_rows(inputs: Inputs, index: Sequence[int] | Tensor) -> dict[str, Any]:

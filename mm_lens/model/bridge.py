@@ -22,7 +22,7 @@ from mm_lens.errors import HookError, InputError
 from mm_lens.layout.layout import TokenLayout
 from mm_lens.model import inputs as _inputs
 from mm_lens.model.binding import Binding, find_pixels, guard_patch, unpack
-from mm_lens.model.cache import LayoutCache
+from mm_lens.model.cache import LayoutCache, adjust_entries, choose_cached
 from mm_lens.model.check import Report
 from mm_lens.model.families import Family
 from mm_lens.model.forward import ForwardContext
@@ -53,7 +53,6 @@ class VisionLanguageBridge(TransformerBridge):
     report: Report
     """What the check at load found."""
 
-    _bound: Binding | None
     _watch: list[RemovableHandle]
     _dead: dict[re.Pattern[str], str]
 
@@ -66,7 +65,6 @@ class VisionLanguageBridge(TransformerBridge):
         assert isinstance(bridge, VisionLanguageBridge)
         bridge.family, bridge.attention = family, attention
         bridge.context, bridge.report = ForwardContext(family), Report()
-        bridge._bound = None
         bridge._watch = bridge.context.attach(bridge.original_model)
         bridge._dead = {re.compile(k): v for k, v in family.dead_hooks(attention).items()}
         bridge._refresh_embed_alias("blocks.0.hook_in")
@@ -90,7 +88,7 @@ class VisionLanguageBridge(TransformerBridge):
             handle.remove()
         self.__class__ = TransformerBridge  # type: ignore[assignment]
         VisionLanguageBridge._refresh_embed_alias(self, "embed.hook_out")
-        for name in ("family", "attention", "context", "report", "_bound", "_watch", "_dead"):
+        for name in ("family", "attention", "context", "report", "_watch", "_dead"):
             self.__dict__.pop(name, None)
         return self
 
@@ -149,13 +147,8 @@ class VisionLanguageBridge(TransformerBridge):
         Raises:
             InputError: the inputs are of different layouts.
         """
-        before = self._bound, self.context.explicit
-        self._bound = Binding(inputs, self.family)
-        self.context.explicit = self._bound.layout
-        try:
+        with self.context.bind(Binding(inputs, self.family)):
             yield self
-        finally:
-            self._bound, self.context.explicit = before
 
     def text_only_allowed(self) -> AbstractContextManager[None]:
         """Inside, inputs without an image are meant: hooks of visual tokens pass over them.
@@ -166,7 +159,7 @@ class VisionLanguageBridge(TransformerBridge):
         return self.context.text_only_allowed()
 
     def _unpack(self, input: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        return unpack(input, kwargs, self._bound)
+        return unpack(input, kwargs, self.context.bound)
 
     # ---- running ----
 
@@ -221,24 +214,25 @@ class VisionLanguageBridge(TransformerBridge):
     ) -> Any:
         """As `TransformerBridge.run_with_cache`; the cache is a `LayoutCache`.
 
-        Without `names_filter` every hook point is cached, views included.
+        Without `names_filter` every hook point of the full stream is cached; the cache gives its
+        views.
+
+        Raises:
+            HookError: `pos_slice` with hook points per modality, whose rows it would count.
         """
         tokens, kwargs = self._unpack(input, kwargs)
-        with self.context.text_only_allowed(names_filter is None):  # nobody asked for the views
-            output, cache = super().run_with_cache(  # type: ignore[call-overload]
-                tokens,
-                return_cache_object=return_cache_object,
-                remove_batch_dim=remove_batch_dim,
-                names_filter=self._filter(names_filter),
-                **kwargs,
-            )
-        asked = [names_filter] if isinstance(names_filter, str) else names_filter
+        names = choose_cached(self, self._filter(names_filter), kwargs.get("pos_slice"))
+        output, cache = super().run_with_cache(  # type: ignore[call-overload]
+            tokens,
+            return_cache_object=return_cache_object,
+            remove_batch_dim=remove_batch_dim,
+            names_filter=names,
+            **kwargs,
+        )
         entries = cache.cache_dict if return_cache_object else cache
-        for name in asked if isinstance(asked, list) else []:
-            if name not in entries and canonical(name) in entries:
-                entries[name] = entries[canonical(name)]
+        adjust_entries(entries, names_filter, kwargs.get("stop_at_layer"), self.cfg.n_layers)
         if return_cache_object:
-            cache.__class__, cache.frame = LayoutCache, self.context.finished
+            LayoutCache.of(cache, self.context.finished, kwargs.get("pos_slice"))
         return output, cache
 
     def generate(self, input: Any = "", *args: Any, **kwargs: Any) -> Any:
@@ -390,5 +384,16 @@ class VisionLanguageBridge(TransformerBridge):
         super().add_hook(name, *args, **kwargs)
 
     def get_caching_hooks(self, names_filter: Names = None, *args: Any, **kwargs: Any) -> Any:
-        """As in TransformerLens, with the spellings `blocks.3.hook_visual_resid_post`."""
-        return super().get_caching_hooks(self._filter(names_filter), *args, **kwargs)
+        """As in TransformerLens, with the spellings `blocks.3.hook_visual_resid_post`.
+
+        Without `names_filter` the hook points of the full stream that can fire.
+
+        Raises:
+            HookError: a hook point that never fires is named, or `pos_slice` is given with hook
+                points per modality.
+        """
+        names, pos_slice = self._filter(names_filter), kwargs.get("pos_slice")
+        names = choose_cached(self, names, args[4] if len(args) > 4 else pos_slice, once=True)
+        if not callable(names):  # before anything is attached
+            self._check_hook_fireable(*([names] if isinstance(names, str) else names))
+        return super().get_caching_hooks(names, *args, **kwargs)

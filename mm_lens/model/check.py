@@ -4,9 +4,17 @@ Guaranteed after a clean report, for the prompt and the synthetic image of the c
 
 1. the bridge's logits equal the native model's (same attention implementation);
 2. every hook point fires, but for those known to be dead: asking for one of these raises;
-3. an edit at each kind of hook point, per modality, changes the output.
+3. an edit at each kind of hook point, per modality, changes the output; so does one of the
+   attention pattern, where there is one;
+4. at every block, what is written adds up: `resid_pre + attn_out = resid_mid`,
+   `resid_mid + mlp_out = resid_post`, and that is the next block's `resid_pre`;
+5. a run from a block on, without an edit, has the logits of the whole pass;
+6. a row in a padded batch has the logits of the row alone.
 
-Cost: about two dozen forward passes of a short prompt with one small image.
+Where the first fails nothing holds, and loading is refused. Where one of the others fails, the
+tools that need it refuse (`Report.require`), and the rest works.
+
+Cost: about thirty forward passes of a short prompt with one small image.
 """
 
 from __future__ import annotations
@@ -15,7 +23,7 @@ import math
 import warnings
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -24,21 +32,28 @@ from torch import Tensor
 from mm_lens._notebook import make_table
 from mm_lens.errors import MMLensError, MMLensWarning
 from mm_lens.model.families import Family
-from mm_lens.model.hooks import PARENTS
+from mm_lens.model.hooks import PARENTS, guard, names
 from mm_lens.model.inputs import Inputs, prepare
+from mm_lens.model.rerun import TOLERANCE, Rerun
 
 PROMPT = "What is this?"
 
-TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8, torch.float16: 5e-2, torch.bfloat16: 2e-1}
-"""Largest difference of logits, over their standard deviation, that counts as rounding."""
+Need: TypeAlias = Literal["residual", "pattern", "rerun", "batch"]
+"""What a tool may need of a model: points 4, 3, 5 and 6 of the module's text."""
+
+LONGER = "What is this, and what is it not?"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something the user of a model should know. `level` "error" means: numbers are wrong."""
+    """Something the user of a model should know. `level` "error" means: numbers are wrong.
+
+    `spoils` says of which tools; None: of all.
+    """
 
     level: Literal["error", "warning", "note"]
     message: str
+    spoils: Need | None = None
 
 
 @dataclass(repr=False)
@@ -52,9 +67,31 @@ class Report:
     dead_hooks: tuple[str, ...] = ()
     """Hook points that did not fire."""
 
-    def add(self, level: Literal["error", "warning", "note"], message: str) -> None:
+    def add(
+        self,
+        level: Literal["error", "warning", "note"],
+        message: str,
+        spoils: Need | None = None,
+    ) -> None:
         """Add a finding."""
-        self.findings.append(Finding(level, message))
+        self.findings.append(Finding(level, message, spoils))
+
+    def require(self, tool: str, *needs: Need) -> None:
+        """Refuse a tool whose numbers would be wrong on this model.
+
+        Args:
+            tool: names it in the message.
+            needs: what it takes for granted.
+
+        Raises:
+            MMLensError: the check at load found that this does not hold.
+        """
+        for finding in self.findings:
+            if finding.level == "error" and finding.spoils in needs:
+                raise MMLensError(
+                    f"{tool}: refused, since its numbers would be wrong on this model. "
+                    f"{finding.message} Load with check=False to look at them all the same."
+                )
 
     def __repr__(self) -> str:
         lines = [f"  {finding.level}: {finding.message}" for finding in self.findings]
@@ -77,19 +114,19 @@ class Report:
         )
 
     def announce(self) -> None:
-        """Print warnings once; raise on errors.
+        """Print warnings once, and what some tools will refuse; raise where nothing holds.
 
         Raises:
             MMLensError: the bridge computes something else than the native model.
         """
-        errors = [f.message for f in self.findings if f.level == "error"]
+        errors = [f.message for f in self.findings if f.level == "error" and f.spoils is None]
         if errors:
             raise MMLensError(
                 " ".join(errors) + " Nothing measured on this bridge would hold. Please report it; "
                 "load with check=False to look at it all the same."
             )
         for finding in self.findings:
-            if finding.level == "warning":
+            if finding.level != "note":
                 warnings.warn(finding.message, MMLensWarning, stacklevel=3)
 
 
@@ -133,6 +170,10 @@ def self_check(model: Any, expected: Expected) -> Report:
         )
     _check_dead(model, report, points.keys() - fired)
     _check_edits(model, report, inputs, logits)
+    _check_pattern(model, report, inputs, logits)
+    _check_residual(model, report, inputs)
+    _check_rerun(model, report, inputs)
+    _check_batch(model, report)
     return report
 
 
@@ -169,3 +210,114 @@ def _check_edits(model: Any, report: Report, inputs: Inputs, logits: Tensor) -> 
             edited = model.run_with_hooks(inputs, fwd_hooks=[(name, mirror)])
             if torch.equal(edited, logits):
                 report.add("warning", f"An edit at {name} does not change the output.")
+
+
+def _check_pattern(model: Any, report: Report, inputs: Inputs, logits: Tensor) -> None:
+    """Where attention is left to the native model, its pattern is a report: edits do nothing."""
+    layer = model.cfg.n_layers // 2
+    for hook in ("hook_attn_scores", "hook_pattern"):
+        name = f"blocks.{layer}.attn.{hook}"
+        if name not in model._hook_registry or model._remedy_if_dead(name):
+            continue
+
+        def mirror(scores: Tensor, hook: Any) -> Tensor:
+            return scores.flip(-1)
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # TransformerLens's own, of the same fault
+            edited = model.run_with_hooks(inputs, fwd_hooks=[(name, mirror)])
+        if not torch.equal(edited, logits):
+            continue
+        report.add("error", f"An edit at {name} does not change the output.", spoils="pattern")
+        for block in range(model.cfg.n_layers):
+            if point := model._hook_registry.get(f"blocks.{block}.attn.{hook}"):
+                guard(
+                    point,
+                    "Attention is computed by the native model, which reports its weights "
+                    "afterwards. Edit attn.hook_q, hook_k, hook_v or hook_z, or knock out edges.",
+                )
+
+
+def _check_residual(model: Any, report: Report, inputs: Inputs) -> None:
+    """At every block, does what is written add up to what comes out?"""
+    points = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
+    _, cache = model.run_with_cache(inputs, names_filter=names(points))
+    real = inputs.layout.mask("all")
+    worst: tuple[float, str] = (0.0, "")
+    for layer in range(model.cfg.n_layers):
+        found = {
+            short: cache.cache_dict[name].float()[real.to(cache.cache_dict[name].device)]
+            for short in points
+            if (name := f"blocks.{layer}.{PARENTS[short]}") in cache.cache_dict
+        }
+        below = f"blocks.{layer - 1}.{PARENTS['resid_post']}"
+        if below in cache.cache_dict:
+            found["below"] = cache.cache_dict[below].float()[
+                real.to(cache.cache_dict[below].device)
+            ]
+        for parts, total in _sums({*found}):
+            terms = [found[part].to(found[total].device) for part in parts]
+            scale = torch.stack([x.abs() for x in (*terms, found[total])]).sum(0)
+            error = (torch.stack(terms).sum(0) - found[total]).abs()
+            eps = torch.finfo(cache.cache_dict[f"blocks.{layer}.{PARENTS['resid_pre']}"].dtype).eps
+            excess = float((error / (4 * eps * scale + 1e-30)).max())
+            if not excess <= max(1.0, worst[0]):
+                names_ = [x if x != "below" else "the last block's resid_post" for x in parts]
+                text = f"{' + '.join(names_)} is not {total} at block {layer}"
+                worst = excess, f"{text} (they differ by up to {float(error.max()):.3g})"
+    if worst[1]:
+        report.add(
+            "error",
+            f"What the blocks write does not add up: {worst[1]}. The model scales it, or adds "
+            "something between blocks. The stream cannot be decomposed into it.",
+            spoils="residual",
+        )
+
+
+def _sums(have: set[str]) -> list[tuple[tuple[str, ...], str]]:
+    """Which activations of a block should add up to which."""
+    sums: list[tuple[tuple[str, ...], str]] = [
+        (("resid_pre", "attn_out"), "resid_mid"),
+        (("resid_mid", "mlp_out"), "resid_post"),
+        (("below",), "resid_pre"),
+    ]
+    if "resid_mid" not in have:  # attention and MLP side by side
+        sums.append((("resid_pre", "attn_out", "mlp_out"), "resid_post"))
+    return [(parts, total) for parts, total in sums if {*parts, total} <= have]
+
+
+def _check_rerun(model: Any, report: Report, inputs: Inputs) -> None:
+    layer = model.cfg.n_layers // 2
+    remedy = "Effects measured by running blocks again would be wrong."
+    try:
+        rerun = Rerun(model, inputs, [layer])
+        difference = rerun.difference(layer)
+    except Exception as error:  # whatever the model's own code says to embeddings
+        report.add("error", f"A run from block {layer} on fails: {error}. {remedy}", spoils="rerun")
+        return
+    if not difference <= TOLERANCE.get(rerun.logits.dtype, 0.2):
+        report.add(
+            "error",
+            f"A run from block {layer} on, without an edit, has other logits than the whole pass "
+            f"(they differ by {difference:.3g} standard deviations). {remedy}",
+            spoils="rerun",
+        )
+
+
+def _check_batch(model: Any, report: Report) -> None:
+    image = model.family.probe_image()
+    together = model.prepare([PROMPT, LONGER], [image, image])
+    alone = model.prepare(PROMPT, image)
+    n = alone.input_ids.shape[1]
+    logits = model(alone)[0]
+    row = model(together)[0][together.layout.mask("all")[0].to(logits.device)]
+    difference = float("inf")
+    if len(row) == n:
+        difference = float((row - logits).abs().max() / logits.float().std())
+    if not difference <= TOLERANCE.get(logits.dtype, 0.2):
+        report.add(
+            "error",
+            "A row in a padded batch has other logits than the row alone (they differ by "
+            f"{difference:.3g} standard deviations). Run one row at a time.",
+            spoils="batch",
+        )

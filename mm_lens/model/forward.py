@@ -3,10 +3,13 @@
 A hook on the wrapped Hugging Face model notes the keyword arguments of each forward pass, however
 it is called: through the bridge, by `generate`, or natively. There, too, prompts whose image is
 missing are refused.
+
+Threads do not see each other's passes, nor what another has bound.
 """
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -109,15 +112,28 @@ class Frame:
                 "which inputs they come from: `with model.bound(inputs): ...`."
             )
         batch, positions = start.shape[:2]
-        layout = self.explicit
-        if layout.shape == (1, positions) and batch > 1:
-            layout = layout.repeat(batch)
+        layout = self._copied(self.explicit, start)
         if layout.shape != (batch, positions):
             raise HookError(
                 f"The forward pass starts from embeddings of shape {(batch, positions)} [batch, "
                 f"pos], but the bound inputs have {layout.shape}. Bind the inputs they come from."
             )
         return layout
+
+    def _copied(self, layout: TokenLayout, start: Tensor) -> TokenLayout:
+        """The layout of a pass of copies of the bound rows, if they can be told apart."""
+        rows, (batch, positions) = layout.shape[0], start.shape[:2]
+        copies, rest = divmod(batch, rows)
+        if rest or copies < 2 or layout.shape[1] != positions:
+            return layout
+        if rows == 1:
+            return layout.repeat(copies)
+        if start.is_floating_point():
+            return layout  # whose copy each row is, embeddings do not say
+        # `generate` puts the beams of a row, or the sequences it returns for it, side by side.
+        beams = layout.take([row for row in range(rows) for _ in range(copies)])
+        alike = torch.equal(start == self.family.image_token_id, beams.mask("visual"))
+        return beams if alike else layout
 
     def _start(self) -> Tensor | None:
         """What the pass starts from, if it is not tokens and pixels."""
@@ -165,21 +181,66 @@ class Frame:
             )
 
 
+class _Passes(threading.local):
+    """The forward passes of one thread."""
+
+    def __init__(self) -> None:
+        self.running: list[Frame] = []
+        self.finished: Frame | None = None
+        self.explicit: TokenLayout | None = None
+        self.bound: Any = None
+        self.text_only = False
+
+
 class ForwardContext:
     """What the running forward pass is about: filled before it by a hook on the wrapped model.
 
-    Passes may nest (a hook that runs the model). The last finished one is kept for the cache.
+    Passes may nest (a hook that runs the model). The last finished one is kept for the cache. A
+    copy of the model starts with none: what runs here does not run there.
     """
 
     def __init__(self, family: Family) -> None:
         self.family = family
-        self.explicit: TokenLayout | None = None
-        """Layout for passes that start from embeddings (`bound`)."""
-        self.finished: Frame | None = None
-        self.text_only = False
-        """Whether hooks of visual tokens pass over forward passes that have none."""
+        self._passes = _Passes()
         self._told: set[str] = set()
-        self._running: list[Frame] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"family": self.family}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.family, self._passes, self._told = state["family"], _Passes(), set()
+
+    @property
+    def explicit(self) -> TokenLayout | None:
+        """Layout for passes that start from embeddings (`bound`)."""
+        return self._passes.explicit
+
+    @explicit.setter
+    def explicit(self, layout: TokenLayout | None) -> None:
+        self._passes.explicit = layout
+
+    @property
+    def bound(self) -> Any:
+        """What `model.bound(...)` holds, a `binding.Binding`; None outside of it."""
+        return self._passes.bound
+
+    @property
+    def finished(self) -> Frame | None:
+        """The last finished forward pass."""
+        return self._passes.finished
+
+    @property
+    def _running(self) -> list[Frame]:
+        return self._passes.running
+
+    @property
+    def text_only(self) -> bool:
+        """Whether hooks of visual tokens pass over forward passes that have none."""
+        return self._passes.text_only
+
+    @text_only.setter
+    def text_only(self, allowed: bool) -> None:
+        self._passes.text_only = allowed
 
     def attach(self, model: torch.nn.Module) -> list[RemovableHandle]:
         """Watch the forward passes of the wrapped Hugging Face model."""
@@ -195,7 +256,18 @@ class ForwardContext:
 
     def _end(self, model: torch.nn.Module, args: tuple[Any, ...], output: object) -> None:
         if self._running:  # not if `_begin` raised
-            self.finished = self._running.pop()
+            self._passes.finished = self._running.pop()
+
+    @contextmanager
+    def bind(self, binding: Any) -> Iterator[None]:
+        """Inside, `binding` gives what calls lack, and the layout of those without tokens."""
+        passes = self._passes
+        before = passes.bound, passes.explicit
+        passes.bound, passes.explicit = binding, binding.layout
+        try:
+            yield
+        finally:
+            passes.bound, passes.explicit = before
 
     @contextmanager
     def text_only_allowed(self, allowed: bool = True) -> Iterator[None]:

@@ -106,9 +106,14 @@ class Inputs(Mapping[str, Any]):
         return len(self.tensors)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_") or name not in self.tensors:
-            raise AttributeError(f"Inputs hold no {name!r}; they hold {', '.join(self.tensors)}.")
-        return self.tensors[name]
+        tensors = self.__dict__.get("tensors", {})  # empty while a copy is made
+        if name.startswith("_") or name not in tensors:
+            raise AttributeError(f"Inputs hold no {name!r}; they hold {', '.join(tensors)}.")
+        return tensors[name]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.__post_init__()  # a copy has tokens of its own
 
     def __repr__(self) -> str:
         return f"Inputs(\n{self.layout.describe(most=SHOWN)}\n)"

@@ -122,6 +122,8 @@ def profile(
         found = Evaluation(states, chosen, seed).estimates(progress)
     else:
         _check(source, dataset)
+        if batch_size > 1:
+            source.report.require(f"profile with batch_size={batch_size}", "batch")
         model, data = source, provenance.describe_data(dataset, data_name)
         plan = SamplingPlan(
             n_samples=min(len(dataset), samples or len(dataset)),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 
 import pytest
 import torch
@@ -18,7 +17,7 @@ from mm_lens.causal.ablation import (
     mean_activation,
     mean_embedding_hooks,
 )
-from mm_lens.causal.knockout import find_blocked_keys, knockout, knockout_table
+from mm_lens.causal.knockout import knockout, knockout_table
 
 pytestmark = pytest.mark.every_family
 
@@ -38,24 +37,6 @@ def native(family):
 @pytest.fixture(scope="module", params=["sdpa", "eager"])
 def bridge(request, family):
     return load_tiny(family, attention=request.param, check=False)
-
-
-class Float64Torch:
-    """`torch` as the models' code sees it: what it rounds to float32 on the way, it does not."""
-
-    float32 = torch.float64
-
-    def __getattr__(self, name):
-        return getattr(torch, name)
-
-
-@pytest.fixture
-def no_float32(monkeypatch):
-    """Softmax and norms, which models compute in float32 whatever their dtype, in float64."""
-    for name, module in list(sys.modules.items()):
-        of_models = name.startswith(("transformers.models.", "transformer_lens.model_bridge."))
-        if of_models and getattr(module, "torch", None) is torch:
-            monkeypatch.setattr(module, "torch", Float64Torch())
 
 
 @pytest.fixture(scope="module")
@@ -117,9 +98,8 @@ def test_knockout_equals_a_native_masked_model(precise_bridge, precise_native, f
     whole = run_native(precise_native, inputs)[valid]
     windows = [([0, 1, 2], None), ([1], [0, 3]), ([2], None)]
     for (source, target), (layers, heads) in zip(EDGES[family], windows, strict=True):
-        blocked = find_blocked_keys(inputs.layout, source, target)
-        assert torch.equal(blocked, plain_blocked(inputs.layout, inputs, source, target))
-        options = {"source": source, "target": target, "layers": layers, "heads": heads}
+        blocked = plain_blocked(inputs.layout, inputs, source, target)
+        options = {"key": source, "query": target, "layers": layers, "heads": heads}
         with torch.no_grad(), knockout(precise_bridge, inputs, **options):
             got = precise_bridge(inputs)[valid]
         used = list(range(4)) if heads is None else heads
@@ -135,10 +115,10 @@ def test_mass_is_exactly_zero_and_the_rest_renormalised(native, family, side):
     model = load_tiny(family, attention="eager", check=False)
     inputs = model.prepare(PROMPTS, IMAGES, padding_side=side)
     source, target = EDGES[family][0]
-    blocked = find_blocked_keys(inputs.layout, source, target)
+    blocked = plain_blocked(inputs.layout, inputs, source, target)
     name = "blocks.0.attn.hook_pattern"
     _, before = model.run_with_cache(inputs, names_filter=name)
-    with knockout(model, inputs, source=source, target=target, layers=[0], heads=[1]):
+    with knockout(model, inputs, key=source, query=target, layers=[0], heads=[1]):
         _, after = model.run_with_cache(inputs, names_filter=name)
     old, new = before[name], after[name]
     assert (new[:, 1][blocked] == 0).all()
@@ -155,23 +135,29 @@ def test_refusals(bridge, family):
     inputs = bridge.prepare("Eh?", IMAGES[0])
     source, target = EDGES[family][0]
     for change, complaint in (
-        ({"source": target, "target": "visual"}, "nothing to knock out"),
-        ({"source": "all", "target": "all"}, "without any key"),
-        ({"source": "visual", "target": "nonsense"}, "No group"),
+        ({"key": target, "query": "visual"}, "nothing to knock out"),
+        ({"key": "all", "query": "all"}, "without any key"),
+        ({"key": "visual", "query": "nonsense"}, "No group"),
+        ({"key": "image 3"}, "key='image 3' has no position"),
+        ({"query": "image 3"}, "query='image 3' has no position"),
         ({"layers": [7]}, "no layer 7"),
         ({"layers": []}, "no layer"),
         ({"layers": range(0)}, "no layer"),
         ({"heads": [4]}, "no head 4"),
         ({"heads": []}, "no head"),
     ):
-        options = {"source": source, "target": target} | change
-        with pytest.raises(InputError, match=complaint), knockout(bridge, inputs, **options):
-            pass
-    with knockout(bridge, inputs, source="all", target="all", keep_self=True), torch.no_grad():
+        options = {"key": source, "query": target} | change
+        with (
+            torch.no_grad(),
+            pytest.raises(InputError, match=complaint),
+            knockout(bridge, inputs, **options),
+        ):
+            bridge(inputs)
+    with knockout(bridge, inputs, key="all", query="all", keep_self=True), torch.no_grad():
         assert bridge(inputs).isfinite().all()
     other = bridge.prepare(PROMPTS, IMAGES)
     with (
-        knockout(bridge, inputs, source=source, target=target),
+        knockout(bridge, inputs, key=source, query=target),
         pytest.raises(InputError, match="made for"),
     ):
         bridge(other)
@@ -188,7 +174,7 @@ def test_edits_hold_for_the_inputs_they_were_made_for(model, edit):
     if edit == "corruption":
         hooks = mean_embedding_hooks(left, torch.zeros(24))
     if edit == "knockout":
-        under = knockout(model, left, source="visual", target="last")
+        under = knockout(model, left, key="visual", query="last")
     else:
         under = model.hooks(fwd_hooks=hooks)
     if edit == "added hook":
@@ -224,7 +210,7 @@ def test_table_of_windows_and_edges(model, native, family, tmp_path):
         want = [
             metric(
                 native_knockout(
-                    native, x, find_blocked_keys(x.layout, source, target), layers, [0, 1, 2, 3]
+                    native, x, plain_blocked(x.layout, x, source, target), layers, [0, 1, 2, 3]
                 )
             )
             for x in native_inputs

@@ -22,7 +22,7 @@ def test_maps_equal_native_attention(eager, family, side):
     word = find_words(eager, inputs, "what is")
     maps = {
         "last": attention_map(eager, inputs),
-        "word": attention_map(eager, inputs, word, "all", layers=[-1, 0]),
+        "word": attention_map(eager, inputs, query=word, key="all", layers=[-1, 0]),
     }
     assert maps["last"].shape == (3, 4, *layout.shape)
     for row in range(3):
@@ -55,7 +55,7 @@ def test_sdpa_has_no_maps(model):
 def test_empty_sources_and_unknown_blocks(eager):
     inputs = prepare(eager, "left")
     with pytest.raises(InputError, match="no position"):
-        attention_map(eager, inputs, "text between 0 and 1")
+        attention_map(eager, inputs, query="text between 0 and 1")
     with pytest.raises(InputError, match="no layer 3: there are 3"):
         attention_map(eager, inputs, layers=[3])
 

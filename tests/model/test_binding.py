@@ -5,6 +5,7 @@ What a test compares is a row of the matrix in `tool_matrix`, which docs/tools.m
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -602,3 +603,28 @@ def test_matrix_is_complete_and_in_the_docs(request):
             for tool in row.split(", ") if claimed != BLIND else ():
                 assert {(tool, family) for family in FAMILIES} <= tested, f"{tool} has no test"
     assert table() in DOCS.read_text("utf-8")
+
+
+def test_text_alone_is_patched_by_position(model):
+    """As in TransformerLens: a special token is a token like others; padding is not."""
+    clean = model.to_tokens("What?", prepend_bos=True)
+    corrupted = clean.clone()
+    corrupted[0, 2] = model.tokenizer.eos_token_id
+    with torch.no_grad():
+        want, other = (model(x)[0, -1, 5] for x in (clean, corrupted))
+    _, cache = model.run_with_cache(clean)
+    found = patching.get_act_patch_resid_pre(
+        model, corrupted, cache, lambda logits: logits[0, -1, 5]
+    )
+    assert abs(want - other) > 1e-3
+    torch.testing.assert_close(found[0, 2], want)
+    torch.testing.assert_close(found[0, 1], other)
+    left, right = (model.prepare(["What?", "Why"], padding_side=s) for s in ("left", "right"))
+    name = "blocks.1.hook_resid_pre"
+    patch = partial(
+        lambda x, hook, clean_activation: clean_activation,
+        clean_activation=model.run_with_cache(left)[1][name],
+    )
+    assert torch.equal(model.run_with_hooks(left, fwd_hooks=[(name, patch)]), model(left))
+    with pytest.raises(InputError, match="another layout"):
+        model.run_with_hooks(right, fwd_hooks=[(name, patch)])

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from functools import partial
+
 import pytest
 import torch
 from conftest import load_tiny
+from made_data import make_data, quick
 from mm_lens_adapters.llava_next import LlavaNextFamily
+from tiny import random_image, tiny_llava_next
 from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.model_bridge.generalized_components import AttentionBridge
+from transformers import GraniteConfig
 
 import mm_lens
 from mm_lens import MMLensError, MMLensWarning
@@ -61,3 +68,91 @@ def test_edits_without_effect_are_found():
         for hook in ("resid_mid", "mlp_out", "pre", "post")
         for group in ("visual", "text")
     ]
+
+
+def errors(model):
+    """What the check finds of a model that is as it is now: text by what it spoils."""
+    expected = check.run_native(model.original_model, model.family, model.processor)
+    report = check.self_check(model, expected)
+    return report, {f.spoils: f.message for f in report.findings if f.level == "error"}
+
+
+def test_blocks_that_scale_what_they_write_are_found():
+    """Granite multiplies what attention and MLP write before it adds it."""
+    language = {"residual_multiplier": 0.3, "attention_multiplier": 0.4}
+    native, processor = tiny_llava_next(text="granite", language=language)
+    assert isinstance(native.config.text_config, GraniteConfig)
+    with pytest.warns(
+        MMLensWarning, match=r"does not add up: resid_pre \+ attn_out is not resid_mid"
+    ):
+        model = mm_lens.load(hf_model=native, processor=processor)
+    assert {f.spoils for f in model.report.findings if f.level == "error"} == {"residual"}
+    inputs = model.prepare("Eh", random_image(8, 12))
+    _, cache = model.run_with_cache(inputs)
+    with pytest.raises(MMLensError, match=r"cache\.decompose_resid: refused.*does not add up"):
+        cache.decompose_resid()
+    assert cache["resid_post", 1, "visual"].shape[1] == int(inputs.layout.counts("visual")[0])
+
+
+def test_what_enters_between_blocks_is_found():
+    """As in models whose tower feeds features into the first blocks."""
+    model = load_tiny(check=False)
+    layer = model.original_model.get_decoder().layers[1]
+    layer.register_forward_pre_hook(lambda module, args: (args[0] + 0.1, *args[1:]))
+    _, found = errors(model)
+    assert "the last block's resid_post is not resid_pre at block 1" in found["residual"]
+
+
+def test_a_rerun_that_is_another_computation_is_found(monkeypatch):
+    """A model that makes its positions of tokens, which a rerun has not: it must be told them."""
+    model = load_tiny(check=False)
+
+    def place(module, args, kwargs):
+        if not args:  # no tokens
+            return None
+        return args, {**kwargs, "position_ids": 3 * torch.arange(args[0].shape[1])[None] ** 2}
+
+    model.original_model.register_forward_pre_hook(place, with_kwargs=True)
+    assert "rerun" not in errors(model)[1]
+    monkeypatch.setattr(check.Rerun, "_telling", lambda self, copies: nullcontext())
+    report, found = errors(model)
+    assert "without an edit, has other logits than the whole pass" in found["rerun"]
+    model.report = report
+    inputs = model.prepare("Eh", random_image(8, 12))
+    with pytest.raises(MMLensError, match=r"Running blocks again .*: refused"):
+        mm_lens.knockout_table(
+            model, [(inputs, lambda x: x[:, -1, 3])], [("visual", "last")], progress=False
+        )
+
+
+def test_a_row_that_its_batch_changes_is_found():
+    """Were positions counted with the padding, a padded row would be another than the row alone."""
+    model = load_tiny(check=False)
+    decoder = model.original_model.get_decoder()
+
+    def count_padding(module, args, kwargs):
+        n = kwargs["inputs_embeds"].shape[1]
+        return args, {**kwargs, "position_ids": (torch.arange(n) ** 2)[None]}
+
+    decoder.register_forward_pre_hook(count_padding, with_kwargs=True)
+    report, found = errors(model)
+    assert "A row in a padded batch has other logits" in found["batch"]
+    model.report = report
+
+    with pytest.raises(MMLensError, match=r"profile with batch_size=16: refused"):
+        quick(model, make_data())
+    quick(model, make_data(), batch_size=1)
+
+
+def test_patterns_that_are_only_reported_are_found():
+    """Attention left to the native model reports its weights afterwards; edits of them raise."""
+    model = load_tiny(attention="eager", check=False)
+    for block in model.blocks:
+        block.attn.__dict__["forward"] = partial(AttentionBridge.forward, block.attn)
+    _, found = errors(model)
+    assert "blocks.1.attn.hook_pattern does not change the output" in found["pattern"]
+    inputs = model.prepare("Eh", random_image(8, 12))
+    with pytest.raises(mm_lens.HookError, match="does not reach the output"):
+        model.run_with_hooks(
+            inputs, fwd_hooks=[("blocks.2.attn.hook_pattern", lambda x, hook: x.flip(-1))]
+        )

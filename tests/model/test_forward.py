@@ -1,10 +1,15 @@
-"""Which forward an input is taken from: placeholders, embeddings, blocks alone."""
+"""Which pass is running, and what it is told: placeholders, embeddings, threads, beams, None."""
 
 from __future__ import annotations
+
+import copy
+import pickle
+import threading
 
 import pytest
 import torch
 from keyword_inputs import keywords, n_image
+from tiny import random_image
 
 import mm_lens
 from mm_lens import HookError, InputError
@@ -80,3 +85,109 @@ def test_a_block_alone_has_no_layout(model, one):
         pytest.raises(HookError, match="outside of a forward pass"),
     ):
         model.blocks[0](cache["blocks.0.hook_in"])
+
+
+def test_threads_keep_their_passes_apart(fresh):
+    """A pass begins inside of another thread's, and ends after it."""
+    short = fresh.prepare("Eh", random_image(8, 12))
+    long = fresh.prepare("What is it, in so many words?", [random_image(31, 57)])
+    want = {id(x): x.layout.positions("visual") for x in (short, long)}
+    seen, begun, done = {}, threading.Event(), threading.Event()
+
+    def look(rows, hook):
+        seen[threading.get_ident()] = rows.shape[1]
+
+    def wait(tensor, hook):
+        if threading.get_ident() == main:
+            done.set()
+            thread.join(60)
+        else:
+            begun.set()
+            assert done.wait(60)
+
+    main = threading.get_ident()
+    fresh.add_hook("blocks.0.hook_in", wait)
+    fresh.add_hook("blocks.1.visual.hook_resid_post", look)
+
+    def run():
+        with torch.no_grad(), fresh.bound(short):
+            _, cache = fresh.run_with_cache(short.input_ids, names_filter="blocks.2.hook_out")
+            caches.append(cache)
+
+    caches = []
+    thread = threading.Thread(target=run)
+    thread.start()
+    assert begun.wait(60)
+    with torch.no_grad():
+        _, cache = fresh.run_with_cache(long, names_filter="blocks.2.hook_out")
+    assert fresh.context.bound is None
+    assert seen == {
+        main: want[id(long)].shape[1],
+        thread.ident: want[id(short)].shape[1],
+    }
+    assert cache.layout.shape == long.layout.shape
+    assert caches[0].layout.shape == short.layout.shape
+
+
+@pytest.mark.parametrize("options", [{"num_beams": 3}, {"num_return_sequences": 2, "seed": 0}])
+def test_beams_and_returned_sequences(model, options):
+    """Rows repeat side by side, and a hook sees the tokens of its own row in each."""
+    inputs = model.prepare(
+        ["What is it?", "Why?"], [random_image(31, 57), random_image(8, 12)], padding_side="left"
+    )
+    options = dict(options)
+    if options.pop("seed", None) is not None:
+        options["do_sample"] = True
+    copies = options.get("num_beams", options.get("num_return_sequences"))
+    names = ["blocks.0.visual.hook_resid_pre", "blocks.0.hook_resid_pre"]
+    held: dict[str, list[torch.Tensor]] = {name: [] for name in names}
+
+    def keep(tensor, hook):
+        held[hook.name if "visual" in hook.name else names[1]].append(tensor.clone())
+
+    with model.hooks(fwd_hooks=[(name, keep) for name in names]):
+        model.hf_generate(inputs, max_new_tokens=2, **options)
+    _, cache = model.run_with_cache(inputs, names_filter=names)
+    assert len(held[names[0]]) == 1  # decoding steps hold no image
+    want = cache[names[0]].repeat_interleave(copies, 0)
+    assert held[names[0]][0].shape == want.shape
+    assert torch.equal(held[names[1]][0], cache[names[1]].repeat_interleave(copies, 0))
+    assert torch.equal(held[names[0]][0], want)
+
+
+@pytest.mark.parametrize("how", [copy.copy, copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_inputs_can_be_copied_and_sent(model, how):
+    inputs = model.prepare("What is it?", random_image(31, 57))
+    other = how(inputs)
+    assert torch.equal(other.input_ids, inputs.input_ids)
+    assert torch.equal(other.layout.mask("visual"), inputs.layout.mask("visual"))
+    with torch.no_grad():
+        assert torch.equal(model(other), model(inputs))
+    with model.bound(other), torch.no_grad():  # its tokens are known as its own
+        assert torch.equal(model(other.input_ids), model(inputs))
+    assert mm_lens.model.inputs.is_prepared(other.input_ids)
+
+
+def test_an_explicit_none_reaches_the_model(model):
+    inputs = model.prepare("What is it?", random_image(31, 57))
+    assert model(inputs, return_type=None) is None
+    with pytest.raises(mm_lens.InputError, match="pixel_values is missing"):
+        model(inputs, pixel_values=None)
+    with model.bound(inputs):
+        assert model(inputs.input_ids, return_type=None) is None
+
+
+def test_a_copy_after_a_pass_from_a_block_on_with_gradients(fresh):
+    inputs = fresh.prepare("What is it?", random_image(31, 57))
+    _, cache = fresh.run_with_cache(inputs, names_filter="blocks.1.hook_in")
+    state = cache["blocks.1.hook_in"].clone().requires_grad_() * 1.0
+    with fresh.bound(inputs):
+        fresh.run_with_hooks(
+            state,
+            fwd_hooks=[("blocks.1.visual.hook_resid_post", lambda x, hook: None)],
+            start_at_layer=1,
+        ).sum().backward()
+    twin = copy.deepcopy(fresh)
+    with torch.no_grad():
+        assert torch.equal(twin(inputs), fresh(inputs))
+    assert twin.context.finished is not fresh.context.finished

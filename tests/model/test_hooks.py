@@ -155,8 +155,8 @@ def test_aliases_resolve_but_are_cached_once(model, batch):
     assert len(model.hook_dict[name].fwd_hooks) == 1
     model.reset_hooks()
     _, everything = model.run_with_cache(batch)
-    assert name in everything.cache_dict
-    assert alias not in everything.cache_dict
+    assert not {name, alias} & everything.cache_dict.keys()
+    assert torch.equal(everything[alias], cache[name])
 
 
 def test_generic_activation_patch(model):
@@ -317,8 +317,17 @@ def test_stop_at_layer_remove_batch_dim_pos_slice(model):
 
     _, squeezed = model.run_with_cache(inputs, names_filter=names, remove_batch_dim=True)
     assert torch.equal(squeezed["resid_post", 1, "visual"], cache["resid_post", 1, "visual"][0])
-    _, sliced = model.run_with_cache(inputs, names_filter=names, pos_slice=(2, 5))
-    assert torch.equal(sliced["resid_post", 1, "visual"], cache["resid_post", 1, "visual"][:, 2:5])
+    every = ["blocks.1.hook_resid_post", "blocks.1.visual.hook_resid_post"]
+    for asked in (names, every[1], every):  # rows of a view are no positions
+        with pytest.raises(mm_lens.errors.HookError, match="pos_slice takes positions"):
+            model.run_with_cache(inputs, names_filter=asked, pos_slice=(2, 5))
+        with pytest.raises(mm_lens.errors.HookError, match="pos_slice takes positions"):
+            model.get_caching_hooks(asked, False, None, False, None, (2, 5))
+    for asked in (None, every[0], lambda name: name.endswith("hook_resid_post")):
+        _, sliced = model.run_with_cache(inputs, names_filter=asked, pos_slice=(2, 5))
+        assert torch.equal(sliced["resid_post", 1], full["resid_post", 1][:, 2:5])
+        with pytest.raises(mm_lens.InputError, match="only some positions were cached"):
+            sliced["resid_post", 1, "visual"]
 
 
 VISUAL = "blocks.0.visual.hook_resid_post"

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import mm_lens
-from mm_lens.model.fingerprint import weights_digest
+from mm_lens._storage.fingerprint import weights_digest
 
 
 def test_it_follows_the_weights_bit_for_bit(fresh):

@@ -1,0 +1,116 @@
+"""A pytest plugin under which TransformerLens's own tests get a tiny LLaVA-NeXT from its loaders.
+
+`boot_native` gives a language model of the sizes that the test asks for, `boot_transformers` one of
+six blocks. Which bridge, `UPSTREAM_BRIDGE` says: "plain" (as TransformerLens builds it), "eager" or
+"sdpa" (as `mm_lens.load` gives it). `UPSTREAM_OUT` names the file for the outcome of every test.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+OUTCOMES: dict[str, str] = {}
+BOOTED: set[str] = set()
+RUNNING: list[str] = []
+KIND = os.environ.get("UPSTREAM_BRIDGE", "plain")
+
+
+def _tiny(language: dict[str, Any], tokenizer: Any, dtype: torch.dtype | None, seed: int) -> Any:
+    """A bridge of the kind that is asked for, around a model of these sizes."""
+    from tiny import tiny_llava_next
+    from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
+
+    import mm_lens
+    from mm_lens.model.loading import _saved
+
+    BOOTED.update(RUNNING)
+    # Outside of the vocabulary: tests draw tokens at random, and none may be an image.
+    model, processor = tiny_llava_next(
+        seed, text="llama", language=language, image_token_index=language["vocab_size"]
+    )
+    model.to(dtype or torch.float32)
+    if KIND == "plain":
+        model.set_attn_implementation("eager")
+        bridge = build_bridge_from_module(
+            model,
+            "LlavaNextForConditionalGeneration",
+            hf_config=model.config,
+            tokenizer=_saved(processor.tokenizer),
+            model_name="tiny",
+        )
+    else:
+        bridge = mm_lens.load(hf_model=model, processor=processor, attention=KIND, check=False)
+    if tokenizer is not False:
+        bridge.tokenizer = tokenizer
+    return bridge
+
+
+def _boot_native(
+    config: Any, tokenizer: Any = None, *args: Any, dtype: Any = None, **kw: Any
+) -> Any:
+    cfg = config if isinstance(config, dict) else config.to_dict()
+    if cfg.get("d_model") is None or cfg.get("attn_only"):
+        pytest.skip("no LLaVA-NeXT of this configuration")
+    heads = cfg.get("n_heads") or cfg["d_model"] // cfg["d_head"]
+    sizes = {
+        "hidden_size": cfg["d_model"],
+        "num_hidden_layers": cfg["n_layers"],
+        "num_attention_heads": heads,
+        "num_key_value_heads": cfg.get("n_key_value_heads") or heads,
+        "head_dim": cfg.get("d_head") or cfg["d_model"] // heads,
+        "intermediate_size": cfg.get("d_mlp") or 4 * cfg["d_model"],
+        "vocab_size": cfg.get("d_vocab") or 113,
+        "max_position_embeddings": cfg.get("n_ctx") or 2048,
+        "pad_token_id": None,
+    }
+    return _tiny(sizes, tokenizer, dtype, cfg.get("seed") or 0)
+
+
+def _boot_transformers(name: Any = None, *args: Any, dtype: Any = None, **kwargs: Any) -> Any:
+    layers = 12 if name == "gpt2" else 6
+    sizes = {"num_hidden_layers": layers, "num_key_value_heads": 4, "vocab_size": 113}
+    return _tiny(sizes, False, dtype, 0)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Replace the loaders."""
+    import transformer_lens.model_bridge.sources as sources
+    from transformer_lens.model_bridge import TransformerBridge
+
+    for owner, name, made in (
+        (TransformerBridge, "boot_native", _boot_native),
+        (TransformerBridge, "boot_transformers", _boot_transformers),
+        (sources, "boot_native", _boot_native),
+        (sources, "boot", _boot_transformers),
+    ):
+        setattr(owner, name, staticmethod(made) if isinstance(owner, type) else made)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Any:
+    """Note which test runs, so that the loader can tell who called it."""
+    RUNNING[:] = [item.nodeid.split("::")[0]]
+    yield
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Keep the outcome, and why a test failed; a failing setup counts as a failure."""
+    known = OUTCOMES.get(report.nodeid, "")
+    if known.startswith("failed") or (report.when != "call" and report.outcome == "passed"):
+        return
+    crash = getattr(report.longrepr, "reprcrash", None)
+    why = f": {crash.message}" if report.failed and crash is not None else ""
+    OUTCOMES[report.nodeid] = report.outcome + why
+
+
+def pytest_sessionfinish() -> None:
+    """Write the outcomes of the files whose tests used a loader."""
+    if out := os.environ.get("UPSTREAM_OUT"):
+        kept = {k: v for k, v in OUTCOMES.items() if k.split("::")[0] in BOOTED}
+        Path(out).write_text(json.dumps(kept, indent=1))
