@@ -27,7 +27,7 @@ def _tiny(language: dict[str, Any], tokenizer: Any, dtype: torch.dtype | None, s
     from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 
     import mm_lens
-    from mm_lens.model.loading import _saved
+    from mm_lens.model.loading import _save_tokenizer
 
     BOOTED.update(RUNNING)
     # Outside of the vocabulary: tests draw tokens at random, and none may be an image.
@@ -41,7 +41,7 @@ def _tiny(language: dict[str, Any], tokenizer: Any, dtype: torch.dtype | None, s
             model,
             "LlavaNextForConditionalGeneration",
             hf_config=model.config,
-            tokenizer=_saved(processor.tokenizer),
+            tokenizer=_save_tokenizer(processor.tokenizer),
             model_name="tiny",
         )
     else:
