@@ -22,7 +22,7 @@ def test_the_command_line_converts(source, tower, converted, tmp_path, capsys):
     assert "exists already" in capsys.readouterr().err
     assert cli.run([*arguments, "--overwrite", "--quiet"]) == 0
     assert capsys.readouterr() == ("", "")
-    assert cli.run(["convert", "nothing", *arguments[2:]]) == 1
+    assert cli.run(["convert", "nothing", *arguments[2:]]) == 2
     assert "Known: omnifusion" in capsys.readouterr().err
     (source / "OmniMistral-v1_1" / "projection.pt").write_bytes(pickle.dumps(print, protocol=2))
     assert cli.run([*arguments[:3], str(tmp_path / "other"), *arguments[4:]]) == 1
