@@ -18,11 +18,9 @@ MIRRORED = {
 }
 
 MODULES_WITHOUT_TESTS = {
-    "mm_lens/comparing/findings.py": "by planted statements: tests/comparing/test_statements.py",
     "mm_lens/data/pixels.py": "with the pictures that hold them: tests/data/test_pictures.py",
     "mm_lens/data/prompts.py": "rendered by real processors: tests/model/test_inputs.py",
     "mm_lens/metrics/__init__.py": "loads what packages add: tests/docs/test_metrics_pages.py",
-    "mm_lens/metrics/intervals.py": "with the samples they rest on: tests/metrics/test_tokens.py",
     "mm_lens/model/native.py": "whatever load is given: tests/model/test_loading.py",
     "mm_lens/profiling/evaluation.py": "its numbers are the table's: tests/profiling/test_run.py",
     "adapters/mm_lens_adapters/claims.py": "a table, read by tests/comparing/test_statements.py",

@@ -8,6 +8,7 @@ import pytest
 import torch
 from causal_cases import IMAGES, PROMPTS
 from conftest import FAMILIES, load_tiny
+from made_layouts import image, laid_out, token
 from native_runs import metric, run_native
 
 from mm_lens import InputError
@@ -17,7 +18,14 @@ from mm_lens.causal.ablation import (
     mean_activation,
     mean_embedding_hooks,
 )
-from mm_lens.causal.knockout import knockout, knockout_table
+from mm_lens.causal.knockout import (
+    describe_group,
+    find_edges,
+    group_name,
+    knockout,
+    knockout_table,
+    name_apart,
+)
 
 pytestmark = pytest.mark.every_family
 
@@ -25,6 +33,112 @@ EDGES = {
     "llava-next": [("visual", "text after"), ("base", "last"), ("visual", "visual")],
     "omnifusion": [("image", "question"), ("image", "last"), ("image", "image")],
 }
+
+
+# ---- which keys, by hand ----
+
+
+def drawn_pairs(edges):
+    """Each query a line, each key a letter."""
+    return ["".join("x" if key else "." for key in row) for row in edges]
+
+
+def a_layout():
+    """One word, two image tokens, two words; and padding, one image token, three words."""
+    two = image(4, 8, token(0, 0, 0, 0, 0, 4, 4), token(0, 0, 1, 4, 0, 8, 4))
+    one = image(4, 4, token(0, 0, 0, 0, 0, 4, 4))
+    return laid_out([1, two, 2], [-1, one, 3])
+
+
+def test_pairs_by_hand():
+    """Whether or not a query sees the key."""
+    first, second = find_edges(a_layout(), query="text", key="visual")
+    assert drawn_pairs(first) == [".xx..", ".....", ".....", ".xx..", ".xx.."]
+    assert drawn_pairs(second) == [".....", ".....", ".x...", ".x...", ".x..."]
+    first, second = find_edges(a_layout(), query="last", key="text")
+    assert drawn_pairs(first) == [".....", ".....", ".....", ".....", "x..xx"]
+    assert drawn_pairs(second) == [".....", ".....", ".....", ".....", "..xxx"]
+    first, _ = find_edges(a_layout(), query="text after", key="all", keep_self=True)
+    assert drawn_pairs(first) == [".....", ".....", ".....", "xxx.x", "xxxx."]
+
+
+def test_groups_without_a_position_are_named():
+    for given in ("query", "key"):
+        groups = {"query": "last", "key": "visual", given: "text before"}
+        with pytest.raises(InputError) as error:
+            find_edges(a_layout(), **groups)
+        assert str(error.value) == (
+            f"There is nothing to knock out in row 1: {given}='text before' has no position there."
+        )
+
+
+def test_names_of_groups_and_items():
+    mask = torch.tensor([[True, False]])
+    assert group_name(mask) == group_name(mask.numpy()) == "mask"
+    assert group_name("visual") == "visual"
+    assert describe_group("visual") == "visual"
+    assert torch.equal(describe_group(mask.numpy()), mask)
+    given = {"a": 1}
+    assert name_apart(given, str, "edges") is given
+    assert name_apart([1, 2], lambda item: f"<{item}>", "edges") == {"<1>": 1, "<2>": 2}
+    with pytest.raises(InputError) as error:
+        name_apart([1, 2, 1], str, "edges")
+    assert str(error.value) == (
+        "Two edges are called '1', and would be one row of the table. Pass a mapping from names "
+        "to edges."
+    )
+
+
+@torch.no_grad()
+def test_heads_by_number(model):
+    inputs = model.prepare("Eh?", IMAGES[0])
+    for heads, said in (
+        ([], "heads= names no head. Leave it out to take all."),
+        ([0, 4], "There is no head 4: the model has 4."),
+        ([-5], "There is no head -5: the model has 4."),
+    ):
+        options = {"key": "visual", "query": "last", "heads": heads}
+        with pytest.raises(InputError) as error, knockout(model, inputs, **options):
+            pass
+        assert str(error.value) == said
+    got = []
+    for heads in ([-4], [0], [0, 1, 2, 3], None):
+        with knockout(model, inputs, key="visual", query="last", heads=heads):
+            got.append(model(inputs))
+    assert torch.equal(got[0], got[1])
+    assert torch.equal(got[2], got[3])
+    assert not torch.equal(got[0], got[2])
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore::mm_lens.MMLensWarning")
+def test_the_rows_of_a_table_by_hand(model):
+    inputs = model.prepare("Eh?", IMAGES[0])
+    options = {"window": 2, "heads": [1], "progress": False, "n_resamples": 10}
+    table = knockout_table(model, [(inputs, metric)], {"e": ("visual", "last")}, **options)
+    places = ["first_layer", "last_layer", "edge", "key", "query"]
+    rows = [*table[places].itertuples(index=False, name=None)]
+    assert rows == [(0, 1, "e", "visual", "last"), (1, 2, "e", "visual", "last")]
+    for row in table.itertuples():
+        layers = range(row.first_layer, row.last_layer + 1)
+        with knockout(model, inputs, key="visual", query="last", layers=layers, heads=[1]):
+            want = metric(model(inputs)).item()
+        assert row.value == pytest.approx(want, abs=1e-5)
+        assert abs(row.effect) > 1e-4
+
+
+def test_a_pass_of_another_shape_is_refused(model):
+    inputs, other = model.prepare("Eh?", IMAGES[0]), model.prepare("Eh??", IMAGES[0])
+    shapes = [tuple(x.input_ids.shape) for x in (other, inputs)]
+    with knockout(model, inputs, key="visual", query="last"), pytest.raises(InputError) as error:
+        model(other)
+    assert str(error.value) == (
+        f"A forward pass of shape {shapes[0]} [batch, pos] ran under a knock-out made for "
+        f"{shapes[1]}. Run the inputs that it was made for, without generating."
+    )
+
+
+# ---- against native models ----
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pandas as pd
 import pytest
 import torch
 from causal_cases import BATCH, OTHER
@@ -15,6 +16,163 @@ from mm_lens.causal import patching
 from mm_lens.causal.patching import Box, Grid
 
 pytestmark = [pytest.mark.every_family, pytest.mark.filterwarnings("ignore::mm_lens.MMLensWarning")]
+
+
+# ---- what is said, by hand ----
+
+
+def result_of(values, names=("a", "b"), metrics=("m",), baseline=None, **more):
+    """A result of two regions in each layer, for as many examples as `values` has."""
+    table = pd.DataFrame(
+        {
+            "layer": [la for la in range(len(values)) for _ in names],
+            "region": [name for _ in values for name in names],
+            "x0": 1.0,
+        }
+    )
+    given = {"reduced": False, "baseline": baseline, "has_metric_axis": False, **more}
+    return patching.PatchingResult(
+        torch.tensor(values), ["layer", "region"], table, list(metrics), **given
+    )
+
+
+def test_stacked_by_hand():
+    first = result_of([[[1.0], [2.0]]], baseline=torch.tensor([5.0]))
+    second = result_of([[[3.0, 4.0], [6.0, 7.0]]], baseline=torch.tensor([8.0, 9.0]))
+    both = patching.stack([first, second])
+    assert both.values.tolist() == [[[1.0, 3.0, 4.0], [2.0, 6.0, 7.0]]]
+    assert both.baseline.tolist() == [5.0, 8.0, 9.0]
+    assert both.axis_names == ["layer", "region"]
+    assert both.metric_names == ["m"]
+    assert [*both.index_df.columns] == ["layer", "region"]  # boxes differ from image to image
+    assert not both.reduced
+    assert not both.has_metric_axis
+    bare = result_of([[[1.0], [2.0]]])
+    for results in ([first, bare], [bare, first], [bare]):
+        assert patching.stack(results).baseline is None
+    several = result_of([[[1.0], [2.0]]], has_metric_axis=True)
+    assert patching.stack([several, several]).has_metric_axis
+
+
+def test_results_of_other_sweeps_do_not_stack():
+    first = result_of([[[1.0], [2.0]]])
+    turned = patching.PatchingResult(
+        first.values, ["layer", "place"], first.index_df, ["m"], reduced=False
+    )
+    for other in (
+        turned,
+        result_of([[[1.0], [2.0]]], names=("a", "c")),
+        result_of([[[1.0], [2.0]]], metrics=("n",)),
+        result_of([[[1.0], [2.0]]], reduced=True),
+    ):
+        for results in ([first, other], [first, first, other]):
+            with pytest.raises(InputError) as error:
+                patching.stack(results)
+            assert str(error.value) == (
+                "These results are of different sweeps, or their metric gave no value for each "
+                "example. Stack results of the same layers, regions and metrics, whose metric "
+                "returns [batch]; for images of different sizes sweep Grid(rows, cols)."
+            )
+    with pytest.raises(InputError, match=r"^There is no result to stack\.$"):
+        patching.stack([])
+
+
+def test_the_table_of_a_result_by_hand(model):
+    """Layers from the slowest to the quickest axis, with the boxes of the regions."""
+    corrupted, clean = (model.prepare("Eh?", random_image(40, 60, s)) for s in (0, 1))
+    _, cache = model.run_with_cache(clean, names_filter=mm_lens.names(["z", "resid_pre"]))
+    result = patching.get_act_patch_attn_head_out_by_pos(
+        model, corrupted, cache, metric, axis=Grid(1, 2), layers=[-1, 0], progress=False
+    )
+    n = model.cfg.n_heads
+    table = result.index_df
+    assert [*table.columns] == ["layer", "grid 1×2", "head", "x0", "y0", "x1", "y1"]
+    assert [*table.layer] == [2] * 2 * n + [0] * 2 * n
+    assert [*table["grid 1×2"]] == 2 * (["row 0 col 0"] * n + ["row 0 col 1"] * n)
+    assert [*table["head"]] == 4 * [*range(n)]
+    assert [*table.x0] == 2 * ([0] * n + [30] * n)
+    assert result.axis_names == ["layer", "grid 1×2", "head"]
+    assert result.values.shape == (2, 2, n, 1)
+    assert result.metric_names == ["metric"]
+    assert not result.has_metric_axis
+    assert not result.reduced
+    plain = patching.get_act_patch_resid_pre(
+        model, corrupted, cache, metric, axis=["visual"], layers=[1], progress=False
+    )
+    assert [*plain.index_df.columns] == ["layer", "region"]
+
+
+def test_several_metrics_by_name(model):
+    corrupted, clean = (model.prepare(*x) for x in (BATCH, OTHER))
+    _, cache = model.run_with_cache(clean, names_filter=mm_lens.names("resid_pre"))
+    options = {"axis": ["visual", "text"], "layers": [1], "progress": False}
+    patch = patching.get_act_patch_resid_pre
+    metrics = {"first": metric, "twice": lambda logits: 2 * metric(logits)}
+    both = patch(model, corrupted, cache, metrics, **options)
+    one = patch(model, corrupted, cache, metric, **options)
+    assert both.metric_names == ["first", "twice"]
+    assert both.has_metric_axis
+    assert torch.equal(both.values[0], one.values)
+    assert torch.equal(both.values[1], 2 * one.values)
+    assert torch.equal(both.baseline, torch.stack([one.baseline, 2 * one.baseline]))
+    mean = patch(model, corrupted, cache, lambda logits: metric(logits).mean(), **options)
+    assert mean.reduced
+    assert not one.reduced
+    assert torch.allclose(mean.values, one.values.mean(-1), atol=1e-6)
+
+
+def test_refusals_are_said_in_full(model):
+    corrupted, clean = (model.prepare(*x) for x in (BATCH, OTHER))
+    _, cache = model.run_with_cache(clean, names_filter=mm_lens.names("resid_pre"))
+    sweep = patching.generic_activation_patch
+
+    def said(*args, **options):
+        with pytest.raises((HookError, InputError)) as error:
+            sweep(*args, **options)
+        return str(error.value)
+
+    good = (model, corrupted, cache, metric)
+    assert said(*good, "pattern") == (
+        "'pattern' cannot be patched by region. Use one of: resid_pre, resid_mid, resid_post, "
+        "attn_out, mlp_out, z, q, k, v; for attention patterns transformer_lens.patching under "
+        "model.bound(corrupted, clean)."
+    )
+    assert said(*good, "resid_pre", heads=True) == (
+        "'resid_pre' has no heads: they are in z, q, k and v."
+    )
+    for name in "zqkv":  # which are in no cache here
+        assert "does not hold" in said(*good, name, heads=True)
+    assert said(model, corrupted, cache, {}, "resid_pre") == (
+        "There is no metric: the mapping is empty. See mm_lens.answers."
+    )
+    shape = tuple(model(corrupted).shape)
+    for wrong, shown in ((lambda x: x, shape), (lambda x: torch.zeros(3), (3,))):
+        assert said(model, corrupted, cache, {"bad": wrong}, "resid_pre") == (
+            f"The metric 'bad' returned the shape {shown}; it must return a scalar, or one value "
+            "for each of the 2 row(s)."
+        )
+    model.train()
+    try:
+        training = said(*good, "resid_pre")
+    finally:
+        model.eval()
+    assert training == "The model is in training mode; call model.eval() first."
+
+
+def test_other_kinds_of_inputs_are_refused(model):
+    """As the functions tell it: types are not checked where users run them."""
+    corrupted = model.prepare(*BATCH)
+    _, cache = model.run_with_cache(corrupted, names_filter=mm_lens.names("resid_pre"))
+    check = patching._check
+    while hasattr(check, "__wrapped__"):
+        check = check.__wrapped__
+    with pytest.raises(InputError, match=r"what model\.prepare\(text, images\) returns, not bare"):
+        check(model, corrupted.input_ids, cache, "resid_pre", False)
+    with pytest.raises(InputError, match=r"what model\.run_with_cache\(clean\) of this model"):
+        check(model, corrupted, {}, "resid_pre", False)
+
+
+# ---- against native models ----
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from made_profiles import GROUPS, noise, planted
 from made_tokens import clustered, normal, rotation
 from scipy import stats
 
-from mm_lens.comparing.paired import Curve, combine, curves, holm, two_sided
+from mm_lens.comparing.paired import Curve, Quantity, combine, curves, holm, two_sided
 from mm_lens.metrics import Tokens, evaluate
-from mm_lens.metrics.intervals import Replicates, sample_groups
+from mm_lens.metrics.intervals import Replicates, sample_groups, student_quantile
+from mm_lens.profiling.result import Profile
 
 # ---- p values ----
 
@@ -182,6 +185,153 @@ def test_curves_of_a_profile():
     bare = curves("x", planted(metrics=("anisotropy",), error=0.02, replicates=False))
     single = bare["main", "text", "anisotropy"]
     assert combine((single, single.at(0.0))).error == pytest.approx(0.02, rel=1e-4)
+
+
+def test_p_values_of_huge_statistics_are_zero_not_less():
+    for freedom in (1, 2, 15, 16, 30):
+        assert 0 <= two_sided(1e12, freedom) < 1e-11
+
+
+def test_p_of_a_number_is_students():
+    found = Quantity(3.0, 0.5, 7)
+    assert found.p() == pytest.approx(2 * stats.t.sf(6.0, 7), abs=1e-13)
+    assert found.p(4.0) == pytest.approx(2 * stats.t.sf(2.0, 7), abs=1e-13)
+    exact = Quantity(3.0, 0.0, 7)
+    assert (exact.p(3.0), exact.p(2.0), exact.p()) == (1.0, 0.0, 0.0)
+    for value, error in ((math.nan, 1.0), (1.0, math.nan), (1.0, math.inf), (math.inf, 1.0)):
+        assert not Quantity(value, error, 7).known
+        assert math.isnan(Quantity(value, error, 7).p())
+
+
+def test_intervals_are_students():
+    found = Quantity(3.0, 0.5, 60)
+    ends = stats.t.interval(0.95, 60, loc=3.0, scale=0.5)
+    assert (found.low, found.high) == pytest.approx(ends, rel=1e-7)
+
+
+def grouped(model, count, error=0.3, rest=0.0):
+    """Two layers that err alike in `count` groups."""
+    z = noise(0)[:count] - noise(0)[:count].mean()
+    z *= error / np.linalg.norm(z)
+    base = made_curve([5, 7], 0, model, rest=rest)
+    return replace(base, deviations=np.stack([z, z]))
+
+
+def test_the_fewest_groups_say_how_sure_the_error_is():
+    one = np.array([0.0, 1.0])
+    many, few, none = grouped("a", 16), grouped("b", 8, 0.4), made_curve([2, 3], 0, "c", rest=0.1)
+    for parts in (((many, one), (few, -one)), ((few, one), (many, -one))):
+        found = combine(*parts)
+        assert found.freedom == 7
+        # Other groups are other documents: their errors are independent, though paired.
+        assert found.error == pytest.approx(0.5)
+    assert combine((many, one)).freedom == combine((many, one), (none, one)).freedom == 15
+    assert combine((none, one)).freedom == GROUPS - 1
+    assert combine((few, one), (none, one)).freedom == 7
+
+
+def test_a_model_is_never_independent_of_itself():
+    one = np.array([0.0, 1.0])
+    a = grouped("a", 16, 0.3, rest=0.2)
+    for paired in (True, False):
+        same = combine((a, one), (a, one), paired=paired)
+        assert same.error == pytest.approx(math.hypot(0.6, 0.4))
+        assert combine((a, one), (a, -one), paired=paired).error == pytest.approx(0.4)
+
+
+def test_taken_layers_keep_their_own_values():
+    curve = grouped("a", 16, rest=0.1)
+    taken = curve.take(np.array([False, True]))
+    assert taken.model == "a"
+    for name in ("layer", "depth", "value", "deviations", "rest"):
+        assert getattr(taken, name).tolist() == getattr(curve, name)[1:].tolist(), name
+    assert taken.table.equals(curve.table.iloc[1:])
+    assert taken.mean().tolist() == [1.0]
+    assert curve.take(np.array([False, False])).mean().tolist() == []
+
+
+# Table and replicates as files hold them: rows in any order, groups that are missing.
+NAN = math.nan
+PLACES = [
+    ("main", 2, "text", "anisotropy", 0.5, 0.4, 0.8),
+    ("main", 0, "text", "anisotropy", 0.1, 0.0, 0.2),
+    ("main", 1, "text", "anisotropy", 0.3, 0.2, 0.6),
+    ("main", 1, "text", "linearity_paper", 0.7, 0.6, 0.8),
+    ("main", 1, "text", "a_metric_by_hand", 2.0, 1.0, 4.0),
+]
+COPIES = [
+    # stream, layer, modality, metric, rest, g0, g1, g10, of another kind
+    ("main", 0, "text", "anisotropy", 0.05, 1.0, 2.0, 6.0, "x"),
+    ("main", 2, "text", "anisotropy", 0.07, 3.0, NAN, 5.0, "x"),
+    ("residual", 1, "text", "anisotropy", 9.0, 9.0, 8.0, 7.0, "x"),
+    ("main", 1, "text", "linearity_paper", 0.01, 4.0, 6.0, NAN, "x"),
+    ("main", 1, "text", "a_metric_by_hand", 0.02, NAN, NAN, NAN, "x"),
+]
+
+
+def by_hand(replicates=True):
+    columns = ["stream", "layer", "modality", "metric"]
+    table = pd.DataFrame(PLACES, columns=[*columns, "value", "low", "high"], index=[7, 3, 5, 1, 0])
+    copies = pd.DataFrame(COPIES, columns=[*columns, "rest", "g0", "g1", "g10", "gx"])
+    copies["x1"] = "y"
+    about = {"model": {"name": "m", "architecture": "M", "n_layers": 4}}
+    return Profile(table, about, copies if replicates else copies.iloc[:0])
+
+
+@pytest.mark.filterwarnings("error")
+def test_errors_are_read_from_the_replicates_where_there_are_any():
+    found = curves("label", by_hand())
+    # In the order in which they come, layer by layer.
+    assert [*found] == [
+        ("main", "text", name) for name in ("anisotropy", "linearity_paper", "a_metric_by_hand")
+    ]
+    curve = found["main", "text", "anisotropy"]
+    assert curve.model == "label"
+    assert curve.layer.tolist() == [0, 1, 2]
+    assert curve.depth.tolist() == [0, 0.25, 0.5]
+    assert curve.value.tolist() == [0.1, 0.3, 0.5]
+    # Means 3 (of three) and 4 (of two); layer 1 has no replicates, so its interval takes over.
+    thirds, half = math.sqrt(2 / 3), math.sqrt(1 / 2)
+    np.testing.assert_allclose(
+        curve.deviations,
+        [[-2 * thirds, -1 * thirds, 3 * thirds], [0, 0, 0], [-1 * half, 0, 1 * half]],
+    )
+    alone = 0.2 / student_quantile(GROUPS - 1)  # half of 0.2 to 0.6
+    np.testing.assert_allclose(curve.rest, [0.05, alone, 0.07])
+    assert curve.table.layer.tolist() == [0, 1, 2]
+    assert [*curve.table.columns] == [*by_hand().table.columns]
+
+    pair = found["main", "text", "linearity_paper"]
+    assert pair.depth.tolist() == [0.125]
+    np.testing.assert_allclose(pair.deviations, [[-half, half]])  # g10 is of no layer here
+    other = found["main", "text", "a_metric_by_hand"]
+    assert other.depth.tolist() == [0.25]
+    assert other.deviations.shape == (1, 0)
+    np.testing.assert_allclose(other.rest, 1.5 / student_quantile(GROUPS - 1))
+
+
+def test_curves_keep_the_order_of_the_table():
+    names = ("dimension_mle", "anisotropy_trimmed", "anisotropy")
+    profile = planted(metrics=names)
+    order = dict.fromkeys(profile.table[["stream", "modality", "metric"]].itertuples(index=False))
+    assert [*curves("x", profile)] == [tuple(key) for key in order]
+
+
+def test_values_may_be_whole_numbers():
+    plain = by_hand()
+    table = plain.table.assign(value=[5, 1, 3, 7, 2])
+    found = curves("x", Profile(table, plain.provenance, plain.replicates))
+    values = found["main", "text", "anisotropy"].value
+    assert (values.tolist(), values.dtype) == ([1.0, 3.0, 5.0], np.dtype(float))
+
+
+def test_without_replicates_the_interval_stands_for_the_error():
+    plain = by_hand()
+    for profile in (by_hand(replicates=False), Profile(plain.table, plain.provenance, None)):
+        curve = curves("label", profile)["main", "text", "anisotropy"]
+        assert curve.deviations.shape == (3, 0)
+        halves = np.array([0.1, 0.2, 0.2])
+        np.testing.assert_allclose(curve.rest, halves / student_quantile(GROUPS - 1))
 
 
 # ---- coverage ----

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import pytest
@@ -13,7 +14,257 @@ from tiny import IMAGE_TOKEN, random_image, tiny_llava_next
 from torch import Tensor
 
 from mm_lens.errors import InputError
-from mm_lens.layout.layout import PAD, TEXT, VISUAL, TokenLayout, check_group
+from mm_lens.layout.layout import PAD, TEXT, VISUAL, ImageGeometry, TokenLayout, check_group
+
+# --- by hand ------------------------------------------------------------------------------------
+
+nan = math.nan
+FIRST = ImageGeometry(  # an overview token, two of one tile, a newline: 6 pixels wide and 4 high
+    size=(4, 6),
+    tile=torch.tensor([0, 1, 1, -1], dtype=torch.int16),
+    row=torch.tensor([0, 0, 0, -1], dtype=torch.int16),
+    col=torch.tensor([0, 1, 2, -1], dtype=torch.int16),
+    grid_row=torch.tensor([0, 5, 5, 5], dtype=torch.int16),
+    grid_col=torch.tensor([0, 7, 8, -1], dtype=torch.int16),
+    newline=torch.tensor([False, False, False, True]),
+    box=torch.tensor(
+        [[0, 0, 6, 4], [0.5, 1.5, 2.5, 3.5], [2.5, 1.5, 4.5, 3.5], [nan, nan, nan, nan]]
+    ),
+)
+SECOND = ImageGeometry(  # tokens of tiles 1 and 3
+    size=(9, 2),
+    tile=torch.tensor([1, 3], dtype=torch.int16),
+    row=torch.tensor([2, 3], dtype=torch.int16),
+    col=torch.tensor([4, 5], dtype=torch.int16),
+    grid_row=torch.tensor([6, 7], dtype=torch.int16),
+    grid_col=torch.tensor([8, 9], dtype=torch.int16),
+    newline=torch.tensor([False, False]),
+    box=torch.tensor([[0, 0, 2, 9], [0.0, 0, 2, 9]]),
+)
+BOS, IMG, IDS = (
+    1,
+    9,
+    [
+        [1, 5, 9, 9, 9, 9, 6, 9, 9, 7, 2, 0],
+        [0, 0, 1, 5, 5, 5, 5, 5, 5, 5, 5, 5],
+        [9, 9, 8, 8, 8, 8, 8, 8, 8, 0, 0, 0],
+    ],
+)
+ATTENDED = [[1] * 11 + [0], [0] * 2 + [1] * 10, [0] + [1] * 8 + [0] * 3]
+
+
+def by_hand(**options: Any) -> TokenLayout:
+    given: Any = {
+        "attention_mask": torch.tensor(ATTENDED),
+        "image_token_id": IMG,
+        "special_ids": (BOS, 2, IMG),
+        "images": [FIRST, SECOND, SECOND],
+        **options,
+    }
+    return TokenLayout.build(torch.tensor(IDS), **given)
+
+
+def test_every_field_by_hand() -> None:
+    tokens = by_hand()
+    p, t, v = PAD, TEXT, VISUAL
+    assert (p, t, v) == (-1, 0, 1)
+    modality = [
+        [t, t, v, v, v, v, t, v, v, t, t, p],
+        [p, p, *[t] * 10],
+        [v, v, *[t] * 7, p, p, p],  # the first placeholder is hidden, and visual all the same
+    ]
+    none = [-1] * 12
+
+    def spread(first: list[int], second: list[int]) -> list[list[int]]:
+        """The values of the images of rows 0 and 2 at their placeholders."""
+        return [
+            [-1, -1, *first, -1, *second, -1, -1, -1],
+            none,
+            [*second, *none[2:]],
+        ]
+
+    expected = {
+        "modality": (modality, torch.int8),
+        "image": ([*spread([0] * 4, [1, 1])[:2], [0, 0, *none[2:]]], torch.int16),
+        "tile": (spread([0, 1, 1, -1], [1, 3]), torch.int16),
+        "row": (spread([0, 0, 0, -1], [2, 3]), torch.int16),
+        "col": (spread([0, 1, 2, -1], [4, 5]), torch.int16),
+        "grid_row": (spread([0, 5, 5, 5], [6, 7]), torch.int16),
+        "grid_col": (spread([0, 7, 8, -1], [8, 9]), torch.int16),
+        "newline": ([[p == 5 for p in range(12)], [False] * 12, [False] * 12], torch.bool),
+    }
+    for name, (values, dtype) in expected.items():
+        found = getattr(tokens, name)
+        assert found.tolist() == values, name
+        assert found.dtype == dtype, name
+    boxes = torch.full((3, 12, 4), nan)
+    boxes[0, 2:6], boxes[0, 7:9], boxes[2, :2] = FIRST.box, SECOND.box, SECOND.box
+    torch.testing.assert_close(tokens.box, boxes, rtol=0, atol=0, equal_nan=True)
+    assert tokens.image_sizes == (((4, 6), (9, 2)), (), ((9, 2),))
+    assert tokens.segment_names == (
+        *("pad", "special", "text only", "text before", "text after"),
+        *("image 0", "text between 0 and 1", "image 1"),
+    )
+    assert [[tokens.segment_names[k] for k in row] for row in tokens.segment.tolist()] == [
+        [
+            *("special", "text before", "image 0", "image 0", "image 0", "image 0"),
+            *("text between 0 and 1", "image 1", "image 1", "text after", "special", "pad"),
+        ],
+        ["pad", "pad", "special", *["text only"] * 9],
+        [*["image 0"] * 2, *["text after"] * 7, *["pad"] * 3],
+    ]
+    assert tokens.segment.dtype == torch.int16
+    assert tokens.shape == (3, 12)
+
+
+def test_texts_between_many_images() -> None:
+    row = [IMG, IMG, 5, IMG, IMG, 6, 7, IMG, IMG, IMG, IMG, 8]
+    tokens = TokenLayout.build(torch.tensor([row]), image_token_id=IMG, images=[SECOND] * 4)
+    assert [tokens.segment_names[k] for k in tokens.segment[0].tolist()] == [
+        *("image 0", "image 0", "text between 0 and 1", "image 1", "image 1"),
+        *("text between 1 and 2", "text between 1 and 2", "image 2", "image 2"),
+        *("image 3", "image 3", "text after"),
+    ]
+
+
+def test_without_options_all_is_text_and_nothing_special() -> None:
+    tokens = TokenLayout.build(torch.tensor([[1, 0, 2]]), image_token_id=IMG)
+    assert tokens.modality.tolist() == [[TEXT] * 3]
+    assert tokens.groups == ("text", "all", "text only")
+    assert by_hand(attention_mask=torch.tensor(ATTENDED).bool()).groups == by_hand().groups
+    assert by_hand(attention_mask=torch.tensor(ATTENDED) * 7).groups == by_hand().groups
+    assert by_hand(attention_mask=None).mask("pad").sum() == 0
+
+
+def test_groups_by_hand() -> None:
+    tokens = by_hand()
+    assert tokens.groups == (
+        *("visual", "text", "all", "newline", "base", "tiles", "pad", "special"),
+        *("text only", "text before", "text after", "image 0", "text between 0 and 1"),
+        *("image 1", "tile 0", "tile 1", "tile 3"),
+    )
+    members = {
+        "tile 3": [[8], [], [1]],
+        "tile 1": [[3, 4, 7], [], [0]],
+        "image 1": [[7, 8], [], []],
+        "image 0": [[2, 3, 4, 5], [], [0, 1]],
+        "newline": [[5], [], []],
+        "base": [[2], [], []],
+        "tiles": [[3, 4, 7, 8], [], [0, 1]],
+        "text between 5 and 6": [[], [], []],
+    }
+    for group, rows in members.items():
+        mask = tokens.mask(group)
+        assert [row.nonzero()[:, 0].tolist() for row in mask] == rows, group
+        assert mask.dtype == torch.bool
+        longest = max(map(len, rows))
+        assert tokens.positions(group).tolist() == [
+            row + [0] * (longest - len(row)) for row in rows
+        ]
+        assert tokens.counts(group).tolist() == [*map(len, rows)]
+
+
+def test_a_batch_without_rows_has_no_groups() -> None:
+    tokens = TokenLayout.build(torch.zeros(0, 3, dtype=torch.long), image_token_id=IMG)
+    assert tokens.groups == ()
+    assert tokens.positions("text").shape == tokens.valid("text").shape == (0, 0)
+    assert tokens.describe() == ""
+    assert "image 0" not in tokens.segment_names
+
+
+def test_a_pixel_belongs_to_the_box_that_holds_its_centre() -> None:
+    """A box holds its left and upper edge, and not its right and lower one."""
+    tokens = by_hand()
+
+    def at(x: int, y: int) -> list[int]:
+        return tokens.tokens_at(0, x, y).tolist()
+
+    # Tile tokens at 3 and 4 reach from x = 0.5 over 2.5 to 4.5 and from y = 1.5 to 3.5.
+    assert [at(x, 2) for x in range(6)] == [[2, 3], [2, 3], [2, 4], [2, 4], [2], [2]]
+    assert [at(1, y) for y in range(4)] == [[2], [2, 3], [2, 3], [2]]
+    assert tokens.tokens_at(1, 1, 8).tolist() == [7, 8]
+    assert tokens.tokens_at(0, 0, 0, row=2).tolist() == [0, 1]
+    for x, y in ((-1, 0), (6, 0), (0, -1), (0, 4)):
+        outside = f"Pixel x={x}, y={y} lies outside of image 0, which is 6 pixels wide and 4 high."
+        with pytest.raises(InputError, match=f"^{outside}$"):
+            tokens.tokens_at(0, x, y)
+    for image in (-1, 2):
+        none = rf"^Row 0 has 2 image\(s\); there is no image {image}\.$"
+        with pytest.raises(InputError, match=none):
+            tokens.tokens_at(image, 0, 0)
+
+
+def test_a_description_by_hand() -> None:
+    assert by_hand().describe().splitlines() == [
+        "row 0: 12 positions, 6 visual, 5 text, 1 pad, "
+        "image 0 of 6×4 px = 1 overview + 2 from 1 tile(s) + 1 newline, "
+        "image 1 of 2×9 px = 0 overview + 2 from 2 tile(s) + 0 newline",
+        "row 1: 12 positions, 0 visual, 10 text, 2 pad",
+        "row 2: 12 positions, 2 visual, 7 text, 3 pad, "
+        "image 0 of 2×9 px = 0 overview + 2 from 2 tile(s) + 0 newline",
+    ]
+
+
+def test_copies_of_a_batch_follow_each_other() -> None:
+    tokens = by_hand()
+    twice = tokens.repeat(2)
+    assert twice.shape == (6, 12)
+    assert twice.image_sizes == tokens.image_sizes * 2
+    for field in dataclasses.fields(TokenLayout):
+        value, copied = getattr(tokens, field.name), getattr(twice, field.name)
+        if isinstance(value, Tensor):
+            expected = torch.cat([value, value])
+            torch.testing.assert_close(copied, expected, rtol=0, atol=0, equal_nan=True)
+    assert twice.segment_names == tokens.segment_names
+
+
+def test_images_that_do_not_fit_are_named() -> None:
+    remedy = (
+        "Use input_ids and image_sizes from one and the same processor call, with the processor "
+        "that belongs to this model and without truncation."
+    )
+    for images, said in (
+        (
+            [FIRST, SECOND, FIRST],
+            "Row 2 has 2 image placeholders, but its images make 4 tokens (6×4 px = 4)",
+        ),
+        (
+            [FIRST, FIRST, SECOND],
+            "Row 0 has 6 image placeholders, but its images make 8 tokens (6×4 px = 4, 6×4 px = 4)",
+        ),
+        (
+            [FIRST, SECOND],
+            "Row 2 has 2 image placeholders, but its images make 0 tokens (none left)",
+        ),
+        (
+            [FIRST, SECOND, SECOND, SECOND, FIRST],
+            "5 images were given, but the placeholders of the batch take only 3",
+        ),
+    ):
+        with pytest.raises(InputError) as error:
+            by_hand(images=images)
+        assert str(error.value) == f"{said}. {remedy}"
+
+
+def test_names_of_groups() -> None:
+    for group in ("visual", "pad", "text only", "image 0", "tile 12", "text between 1 and 2"):
+        assert check_group(group) == group
+    own = ("mine", "image 3", "text between 3 and 4", "pad")
+    assert check_group("mine", own) == "mine"
+    for group in ("mine", "text between 1 and 1", "text between 2 and 1", "image 0 "):
+        with pytest.raises(InputError):
+            check_group(group)
+    named = dataclasses.replace(by_hand(), segment_names=("pad", "mine"))
+    with pytest.raises(InputError, match="text after, mine, image 0"):
+        named.mask("his")
+    with pytest.raises(InputError) as error:
+        check_group("his", own)
+    assert str(error.value) == (
+        "No group of positions is called 'his'. Use one of: visual, text, all, newline, base, "
+        "tiles, pad, special, text only, text before, text after, mine, image 0, image 1, …, "
+        "tile 0, tile 1, …, text between 0 and 1, …"
+    )
+
 
 # --- batches ------------------------------------------------------------------------------------
 

@@ -1,18 +1,30 @@
-"""Patching between images of different layouts, against a plain loop over the native model.
-
-Which clean position goes where is written out here, entry by entry.
+"""Matches by hand; patching between images of different layouts, against a plain loop over the
+native model. Which clean position goes where is written out here, entry by entry.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
+from made_layouts import image, laid_out, newline, overview, places, token
 from native_runs import layers_of, metric, run_native
 from tiny import random_image
 
 import mm_lens
+from mm_lens import InputError
 from mm_lens.causal import patching
-from mm_lens.causal.patching import Box
+from mm_lens.layout.layout import TokenLayout
+from mm_lens.layout.matching import (
+    are_aligned,
+    describe_difference,
+    find_counterparts,
+    match_positions,
+    match_regions,
+)
+from mm_lens.layout.regions import Box, find_regions
 
 pytestmark = [pytest.mark.every_family, pytest.mark.filterwarnings("ignore::mm_lens.MMLensWarning")]
 WIDE, TALL = (160, 40), (40, 160)
@@ -24,6 +36,329 @@ AXIS = {
     "box": Box(*BOX),
     "centred": Box(0, 75, 40, 110, touch="centre"),
 }
+
+
+# ---- by hand ----
+
+
+def strip(*boxes, size=(4, 8), lines=(), tile=0, start=0):
+    """An image of tokens in one row of a tile, with these boxes, then newlines."""
+    tokens = [token(tile, 0, start + k, *box) for k, box in enumerate(boxes)]
+    return image(*size, *tokens, *(newline(row) for row in lines))
+
+
+LEFT, RIGHT = (0, 0, 4, 4), (4, 0, 8, 4)
+
+
+def matches(a, b, boxes=None):
+    return match_positions(laid_out(a), laid_out(b), boxes)[0].tolist()
+
+
+def test_text_matches_by_segment_if_it_is_as_long():
+    one = strip(LEFT)
+    assert matches([2, one, 3], [-1, 2, one, 2]) == [1, 2, 3, -1, -1, -1]
+    assert matches([1, one, 2, -1], [3, one, 2]) == [-1, 3, 4, 5, -1]
+    assert matches([2, one, 1, one, 1], [1, one, 1, one, 2]) == [-1, -1, 1, 2, 3, -1]
+    assert matches([2], [1, one]) == [-1, -1]  # "text only" is no "text before"
+    # Images pair up as long as both rows have one.
+    assert matches([1, one, 1, one], [1, one]) == [0, 1, -1, -1]
+    assert matches([1, one], [1, one, 1, one]) == [0, 1]
+    both = match_positions(laid_out([1, one], [1, one]), laid_out([-1, 1, one], [1, one, 1]))
+    assert both.tolist() == [[1, 2], [0, 1]]
+
+
+def test_same_tokens_match_one_by_one_to_half_a_patch():
+    """Moved by exactly half a patch they still do, where the nearest would be another."""
+    a = [strip(LEFT, RIGHT)]
+    for dx, dy in ((2, 0), (0, 2), (2, 2), (-2, -2)):
+        b = [strip(*((x0 + dx, y0 + dy, x1 + dx, y1 + dy) for x0, y0, x1, y1 in (LEFT, RIGHT)))]
+        assert matches(a, b) == [0, 1]
+    assert matches(a, [strip((2.5, 0, 6.5, 4), (6.5, 0, 10.5, 4))]) == [0, 0]
+    assert matches(a, [strip(RIGHT, LEFT)]) == [1, 0]
+    up_down = [strip((0, 0, 8, 2), (0, 2, 8, 4))]
+    assert matches(up_down, [strip((0, 2, 8, 4), (0, 0, 8, 2))]) == [1, 0]
+    # In fractions of the image: the same picture twice as wide and three times as high.
+    assert matches(a, [strip((0, 0, 8, 12), (8, 0, 16, 12), size=(12, 16))]) == [0, 1]
+    # Tokens without a place stand in the way of nothing.
+    assert matches([strip(LEFT, ())], [strip(LEFT, ())]) == [0, 1]
+    # Others by their tile, column or as a newline are matched by place, the first of the nearest.
+    assert matches([strip(LEFT, LEFT)], [strip(LEFT, LEFT, start=1)]) == [0, 0]
+    assert matches([strip(LEFT, LEFT)], [strip(LEFT, LEFT, tile=1)]) == [0, 0]
+    assert matches([strip(LEFT, LEFT)], [strip(LEFT, LEFT)]) == [0, 1]
+
+
+def test_patches_match_the_nearest_of_their_kind():
+    halves, thirds = overview(6, 12, 1, 2), overview(6, 12, 1, 3)
+    # Centres of thirds at 2, 6 and 10, of halves at 3 and 9: the middle is as near to both.
+    assert matches([image(6, 12, *thirds)], [image(6, 12, *halves)]) == [0, 0, 1]
+    assert matches([image(6, 12, *halves)], [image(6, 12, *thirds)]) == [0, 2]
+    below = [token(0, 0, 0, 0, 0, 12, 3), token(0, 1, 0, 0, 3, 12, 6), token(0, 2, 0, 0, 5, 12, 6)]
+    assert matches([image(6, 12, *below)], [image(6, 12, *below[1:])]) == [0, 0, 1]
+    tile = [token(1, 0, k, 4 * k, 0, 4 * (k + 1), 6) for k in range(3)]
+    # Overview to overview and tile to tile, though the other kind is nearer.
+    assert matches([image(6, 12, *halves, *tile)], [image(6, 12, *thirds, *tile[:1])]) == [
+        *(0, 2),
+        *(3, 3, 3),
+    ]
+    assert matches([image(6, 12, *halves, tile[0])], [image(6, 12, *thirds[:1], *tile)]) == [
+        *(0, 0),
+        1,
+    ]
+    # All patches where the other image has none of the kind; tokens without a place have none.
+    assert matches([image(6, 12, *tile)], [image(6, 12, *halves)]) == [0, 0, 1]
+    assert matches([image(6, 12, *halves)], [image(6, 12, *tile)]) == [0, 2]
+    blind = token(0, 0, 7)
+    assert matches([image(6, 12, *halves, blind)], [image(6, 12, blind, *thirds)]) == [1, 3, -1]
+    assert matches([image(6, 12, *halves)], [image(6, 12, blind)]) == [-1, -1]
+
+
+def test_fractions_of_pictures_of_other_shapes():
+    """The patch at the end of a wide picture is the one at the end of a narrow one."""
+    wide = [token(0, 0, k, 10 * k, 0, 10 * (k + 1), 2) for k in range(3)]
+    narrow = [token(0, k, 0, 0, 5 * k, 6, 5 * (k + 1)) for k in range(4)]
+    sides = [token(0, 4, 1 + k, 2 * k, 9, 2 * (k + 1), 11) for k in range(3)]
+    # wide: centres at x = 1/6, 1/2 and 5/6, y = 1/2; narrow's sides at the same, y = 1/2.
+    a, b = [image(2, 30, *wide)], [image(20, 6, *narrow, *sides)]
+    assert matches(a, b) == [4, 5, 6]
+    # narrow: x = 1/2, y = 1/8 to 7/8: all nearest to the middle.
+    assert matches(b, a) == [1, 1, 1, 1, 0, 1, 2]
+
+
+def test_newlines_match_the_nearest_height():
+    """In fractions of the rows that each image has, wherever their numbering begins."""
+    a, b = [strip(LEFT, lines=(5, 6, 7))], [strip(LEFT, lines=(2, 3))]
+    assert matches(a, b) == [0, 1, 1, 2]  # 1/6, 1/2 and 5/6; 1/4 and 3/4
+    assert matches(b, a) == [0, 1, 3]
+    assert matches(a, [strip(LEFT)]) == [0, -1, -1, -1]
+    assert matches([strip(LEFT)], a) == [0]
+    # A newline is no patch: its like is a newline, though its row is numbered as a patch's.
+    long = [strip(LEFT, lines=(0, 1, 2, 3, 4, 5, 6, 7, 8, 9))]
+    assert matches(a, long) == [0, 2, 5, 9]
+
+
+def test_boxes_are_matched_inside():
+    four = [token(0, 0, k, 4 * k, 0, 4 * (k + 1), 4) for k in range(4)]
+    row = [1, image(4, 16, *four)]
+    left, right = (0, 0, 8, 4), (8, 0, 16, 4)
+    assert matches(row, row, (left, right, 0)) == [0, 3, 4, 4, 4]
+    assert matches(row, row, (right, left, 0)) == [0, 1, 1, 1, 2]
+    assert matches(row, row, (left, (8, 0, 12, 4), 0)) == [0, 3, 3, 4, 4]
+    # Up and down.
+    column = [1, image(16, 4, *(token(0, k, 0, 0, 4 * k, 4, 4 * (k + 1)) for k in range(4)))]
+    assert matches(column, column, ((0, 0, 4, 8), (0, 8, 4, 16), 0)) == [0, 3, 4, 4, 4]
+    # Only in the image that is meant.
+    two = [1, image(4, 16, *four), image(4, 16, *four)]
+    assert matches(two, two, (left, right, 1)) == [0, 1, 2, 3, 4, 7, 8, 8, 8]
+    assert matches(two, two, (left, right, 0)) == [0, 3, 4, 4, 4, 5, 6, 7, 8]
+    # Half of a patch is measured in the box: here 1/2 of it, in the whole image 1/8.
+    moved = (3, 0, 11, 4)
+    assert matches(row, row, ((0, 0, 4, 4), (1, 0, 5, 4), 0)) == [0, 1, 2, 3, 4]
+    assert matches(row, row, (left, moved, 0)) == [0, 2, 3, 4, 4]
+
+
+def test_boxes_that_are_none_are_refused():
+    row, other = laid_out([1, strip(LEFT, RIGHT)]), laid_out([1, strip(LEFT, size=(4, 4))])
+    good = (0, 0, 4, 4)
+    with pytest.raises(InputError, match=r"^The box \(9, 0, 12, 4\) lies outside image 0 of 8×4"):
+        match_positions(row, other, ((9, 0, 12, 4), good, 0))
+    with pytest.raises(InputError, match=r"^The clean box \(5, 0, 8, 4\) lies outside .* of 4×4"):
+        match_positions(row, other, ((5, 0, 8, 4), (5, 0, 8, 4), 0))
+    with pytest.raises(InputError, match="there is no image 1"):
+        match_positions(row, other, (good, good, 1))
+
+
+def test_batches_of_other_sizes_do_not_match():
+    with pytest.raises(InputError) as error:
+        match_positions(laid_out([2], [2]), laid_out([2]))
+    assert str(error.value) == (
+        "One input has 2 row(s), the other 1. Clean and corrupted inputs match row by row."
+    )
+
+
+def test_regions_match_row_by_row():
+    a = laid_out([1, strip(LEFT, RIGHT), 1], [2, strip(RIGHT), 1])
+    b = laid_out([-1, 1, strip(RIGHT, LEFT), 1], [2, strip(LEFT), 2])
+    found = find_regions(a, {"image": "visual", "before": "text before"})
+    (rows, here, there), (*_, before) = match_regions(found, a, b)
+    assert (rows.tolist(), here.tolist(), there.tolist()) == ([0, 0, 1], [1, 2, 2], [3, 2, 2])
+    assert before.tolist() == [1, 0, 1]
+    with pytest.raises(InputError) as error:
+        match_regions(find_regions(a, ["text"]), a, b)
+    assert str(error.value) == (
+        "Region 'text': in row 1, 'text after' has 1 token(s) in the corrupted input and 2 in the "
+        "clean one, so its tokens do not match. Use prompts of one length, or patch the image only."
+    )
+    no_text = laid_out([-3, strip(LEFT, RIGHT)], [-4, strip(LEFT)])
+    with pytest.raises(InputError, match=r"'text before' has 1 .* corrupted input and 0 in the"):
+        match_regions(find_regions(a, ["text before"]), a, no_text)
+    blind = laid_out([1, strip(LEFT, ()), 1], [1, strip((), ()), 1])
+    with pytest.raises(InputError) as error:
+        match_regions(find_regions(a, ["visual"]), a, blind)
+    assert str(error.value) == (
+        "Region 'visual': position 2 of row 1 ('image 0') stands for nothing that the clean input "
+        f"has: corrupted is {a.row_of(1).describe()}; clean is {blind.row_of(1).describe()}."
+    )
+
+
+def test_a_region_that_moved_is_matched_in_its_boxes():
+    four = [token(0, 0, k, 4 * k, 0, 4 * (k + 1), 4) for k in range(4)]
+    layout = laid_out([1, image(4, 16, *four)])
+    moved = Box(0, 0, 8, 4, clean=(8, 0, 16, 4))
+    found = find_regions(layout, {"moved": moved, "still": Box(0, 0, 8, 4)})
+    assert [there.tolist() for *_, there in match_regions(found, layout, layout)] == [
+        [3, 4],
+        [1, 2],
+    ]
+    two = laid_out([1, image(4, 16, *four), image(4, 16, *four)])
+    second = find_regions(two, {"second": Box(0, 0, 8, 4, image=1, clean=(8, 0, 16, 4))})
+    assert [there.tolist() for *_, there in match_regions(second, two, two)] == [[7, 8]]
+
+
+def test_counterparts_by_hand():
+    four = [token(0, 0, k, 4 * k, 0, 4 * (k + 1), 4) for k in range(4)]
+    tall = [token(0, k, 0, 0, 8 * k, 4, 8 * (k + 1)) for k in range(4)]
+    wide = [token(0, 4, k, k, 0, k + 1, 32) for k in range(4)]
+    a = laid_out([1, image(4, 16, *four)])
+    b = laid_out([2, image(32, 4, *tall, *wide)])  # tall at 2 to 5, wide at 6 to 9
+    pixels = torch.zeros(4, 16, dtype=torch.bool)
+    pixels[:, 4:8] = True
+    axis = {
+        "group": "visual",
+        "quarter": Box(4, 0, 8, 4),  # x from 1/4 to 1/2: 1 to 2 pixels there
+        "upper": Box(0, 0, 16, 1),  # y to 1/4: 8 pixels there
+        "centred": Box(0, 0, 12, 4, touch="centre"),
+        "told": Box(0, 0, 4, 4, clean=(0, 8, 4, 24)),
+        "pixels": pixels,
+        "array": pixels.numpy(),
+    }
+    tall_all, wide_all = [*range(2, 6)], [*range(6, 10)]
+    expected = {
+        "group": tall_all + wide_all,
+        "quarter": [*tall_all, 7],
+        "upper": [2, *wide_all],
+        "centred": [*tall_all, 6, 7, 8],
+        "told": [3, 4, *wide_all],
+        "pixels": [*tall_all, 7],
+        "array": [*tall_all, 7],
+    }
+    found = find_counterparts(axis, a, b)
+    assert {name: places(mask)[0] for name, mask in found} == expected
+    regions = find_regions(a, {"told": axis["told"]})
+    assert places(find_counterparts(regions, a, b).masks[0])[0] == expected["told"]
+    two = laid_out([1, image(4, 16, *four), image(4, 16, *four)])
+    second = find_counterparts({"second": Box(4, 0, 8, 4, image=1)}, two, two)
+    assert places(second.masks[0]) == [[6]]
+    assert find_counterparts(["visual"], a, b).labels == ("visual",)
+    assert find_counterparts("image", a, b).labels == ("image 0",)
+    with pytest.raises(InputError, match=r"^The clean box .* lies outside image 0 of 4×32"):
+        find_counterparts({"x": Box(0, 0, 4, 4, clean=(5, 0, 9, 4))}, a, b)
+
+
+def test_pixels_are_stretched_over_each_clean_image():
+    """By the centres of its pixels: the half of a picture three pixels wide is two of them."""
+    columns = [token(0, 0, k, k, 0, k + 1, 1) for k in range(3)]
+    a = laid_out([2, image(1, 2, token(0, 0, 0, 0, 0, 2, 1))])
+    b = laid_out([2, image(1, 3, *columns)])
+    for pixels, there in (([True, False], [2]), ([False, True], [3, 4])):
+        found = find_counterparts({"half": np.array([pixels])}, a, b)
+        assert places(found.masks[0]) == [there]
+    rows = [token(0, k, 0, 0, k, 1, k + 1) for k in range(3)]
+    up = laid_out([2, image(2, 1, token(0, 0, 0, 0, 0, 1, 2))])
+    down = laid_out([2, image(3, 1, *rows)])
+    for pixels, there in (([[True], [False]], [2]), ([[False], [True]], [3, 4])):
+        found = find_counterparts({"half": np.array(pixels)}, up, down)
+        assert places(found.masks[0]) == [there]
+
+
+def test_masks_of_positions_stand_for_themselves_or_nothing():
+    a, b = laid_out([1, strip(LEFT, RIGHT), 1]), laid_out([1, strip(RIGHT, LEFT), 1])
+    longer = laid_out([1, strip(LEFT, RIGHT), 2])
+    mask = torch.tensor([[True, False, False, True]])
+    assert torch.equal(find_counterparts({"m": mask}, a, b).masks[0], mask)
+    for other in (b, longer):
+        here = a.mask("visual") if other is b else mask & a.mask("text before")
+        with pytest.raises(InputError) as error:
+            find_counterparts({"m": here}, a, other)
+        assert str(error.value) == (
+            'resample="mean" does not know which positions of the clean input a mask of positions '
+            "stands for, since the inputs have other tokens there. Name the region by a group, a "
+            'Box or a mask of pixels, or use resample="nearest".'
+        )
+    with pytest.raises(InputError, match="fits neither"):
+        find_counterparts({"m": torch.ones(3, 3)}, a, a)
+
+
+# ---- the same positions ----
+
+
+def test_aligned_layouts_and_what_differs():
+    base = [1, image(4, 8, token(1, 0, 0, *LEFT), newline(0)), 1]
+    a = laid_out(base)
+    bigger = laid_out([1, image(40, 80, token(1, 0, 0, 0, 0, 9, 9), newline(3)), 1])
+    assert are_aligned(a, bigger)
+    assert describe_difference(a, bigger) == ""
+    where = "position 1 of row 0 is another token of 'image 0'"
+    second = "position 2 of row 0 is another token of 'image 0'"
+    line = image(4, 8, token(1, 0, 0, *LEFT), newline(0))
+    other = {
+        "tile": ([1, image(4, 8, token(2, 0, 0, *LEFT), newline(0)), 1], where),
+        "row": ([1, image(4, 8, token(1, 1, 0, *LEFT), newline(0)), 1], where),
+        "col": ([1, image(4, 8, token(1, 0, 1, *LEFT), newline(0)), 1], where),
+        "newline": ([1, replace(line, newline=line.newline & False), 1], second),
+        "image": (
+            [1, strip(LEFT), strip(LEFT), 1],
+            "position 1 of row 0 is another token of 'image 0'",
+        ),
+        "modality": (
+            [1, image(4, 8, token(1, 0, 0, *LEFT)), 2],
+            "position 2 of row 0 is 'image 0' there and 'text after' here",
+        ),
+        "padding": (
+            [-1, image(4, 8, token(1, 0, 0, *LEFT), newline(0)), 1],
+            "position 0 of row 0 is 'text before' there and 'pad' here",
+        ),
+        "shape": ([*base, 1], "(1, 4) and (1, 5) [batch, pos]"),
+        "segment": (
+            [2, image(4, 8, token(1, 0, 0, *LEFT), newline(0))],
+            "position 1 of row 0 is 'image 0' there and 'text before' here",
+        ),
+    }
+    for name, (row, said) in other.items():
+        b = laid_out(row)
+        assert not are_aligned(a, b), name
+        assert not are_aligned(b, a), name
+        assert describe_difference(a, b) == said, name
+
+
+def test_segments_of_other_names_are_not_aligned():
+    """The words are the same, and a family calls a part of them otherwise."""
+    a = laid_out([2])
+    names = (*a.segment_names, "question")
+    unused = replace(a, segment_names=names)
+    assert are_aligned(a, unused)
+    assert are_aligned(unused, a)
+    used = replace(unused, segment=torch.full_like(a.segment, len(names) - 1))
+    assert not are_aligned(a, used)
+    assert not are_aligned(used, a)
+    said = "position 0 of row 0 is 'text only' there and 'question' here"
+    assert describe_difference(a, used) == said
+
+
+def test_copies_of_rows_are_the_same_rows():
+    one, two = laid_out([1, strip(LEFT)]), laid_out([1, strip(LEFT)], [1, strip(RIGHT)])
+    four = two.repeat(2)
+    for a, b in ((one, two), (two, one), (two, four), (four, two), (one, four)):
+        assert describe_difference(a, b) == ""
+    turned = laid_out([1, strip(LEFT)], [-1, strip(LEFT)])
+    said = "position 0 of row 1 is 'text before' there and 'pad' here"
+    assert describe_difference(one, turned) == said
+    three = laid_out([2], [2], [2])
+    assert describe_difference(laid_out([2], [2]), three) == "(2, 2) and (3, 2) [batch, pos]"
+    empty = TokenLayout.build(torch.zeros(0, 2, dtype=torch.long), image_token_id=9)
+    assert describe_difference(empty, laid_out([2])) == "(0, 2) and (1, 2) [batch, pos]"
+
+
+# ---- against models ----
 
 
 @pytest.fixture(scope="module")

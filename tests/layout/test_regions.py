@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from made_layouts import image, laid_out, newline, overview, places, token
 from native_runs import native_patched, native_states
 from tiny import random_image
 
@@ -28,6 +29,233 @@ def patches(layout, row=0):
         box = layout.box[row, p].tolist()
         if not np.isnan(box).any():
             yield p, int(layout.tile[row, p]), box
+
+
+# ---- by hand ----
+
+
+def picture(scale=1):
+    """12 × 8 pixels: an overview of 2 × 3 patches, two tiles beside each other of 1 × 2 each."""
+    s = scale
+    tiles = [
+        token(1 + k // 2, 0, k % 2, 3 * k * s, 0, 3 * (k + 1) * s, 8 * s, at=(0, k))
+        for k in range(4)
+    ]
+    return image(8 * s, 12 * s, *overview(8 * s, 12 * s, 2, 3), *tiles, newline(0))
+
+
+def letterbox():
+    """6 × 6 pixels: one of 2 × 2 overview patches shows some, one tile shows all."""
+    blind = [token(0, k // 2, k % 2) for k in (1, 2, 3)]
+    return image(6, 6, token(0, 0, 0, 0, 0, 3, 6), *blind, token(1, 0, 0, 0, 0, 6, 6))
+
+
+# Where they stand in [2, picture, 1]: overview 2 to 7, tiles 8 to 11, newline 12.
+CELLS = [[2], [3], [4], [5, 8], [6, 9, 10], [7, 11]]
+CORNERS = {
+    "x0": [0, 4, 8, 0, 4, 8],
+    "y0": [0, 0, 0, 4, 4, 4],
+    "x1": [4, 8, 12, 4, 8, 12],
+    "y1": [4, 4, 4, 8, 8, 8],
+}
+BY_HAND = {
+    "modality": (("visual", "text"), [[*range(2, 13)], [0, 1, 13]], {}),
+    "segment": (
+        ("text before", "text after", "image 0"),
+        [[0, 1], [13], [*range(2, 13)]],
+        {},
+    ),
+    "image": (("image 0",), [[*range(2, 13)]], {}),
+    "tile": (("tile 0", "tile 1", "tile 2"), [[*range(2, 8)], [8, 9], [10, 11]], {}),
+    "row band": (
+        ("row band 0", "row band 1"),
+        [[2, 3, 4], [5, 6, 7, 8, 9, 10, 11]],
+        {"row": [0, 1], "x0": [0, 0], "y0": [0, 4], "x1": [12, 12], "y1": [4, 8]},
+    ),
+    "cell": (
+        tuple(f"row {r} col {c}" for r in range(2) for c in range(3)),
+        CELLS,
+        {"row": [0, 0, 0, 1, 1, 1], "col": [0, 1, 2, 0, 1, 2], **CORNERS},
+    ),
+    "patch": (
+        (
+            *(f"tile 0 row {r} col {c}" for r in range(2) for c in range(3)),
+            *(f"tile {t} row 0 col {c}" for t in (1, 2) for c in range(2)),
+        ),
+        [[p] for p in range(2, 12)],
+        {
+            "image": [0] * 10,
+            "tile": [0] * 6 + [1, 1, 2, 2],
+            "row": [0, 0, 0, 1, 1, 1, 0, 0, 0, 0],
+            "col": [0, 1, 2, 0, 1, 2, 0, 1, 0, 1],
+            "x0": [*CORNERS["x0"], 0, 3, 6, 9],
+            "y0": [*CORNERS["y0"], 0, 0, 0, 0],
+            "x1": [*CORNERS["x1"], 3, 6, 9, 12],
+            "y1": [*CORNERS["y1"], 8, 8, 8, 8],
+        },
+    ),
+    Grid(2, 3): (tuple(f"row {r} col {c}" for r in range(2) for c in range(3)), CELLS, CORNERS),
+    Grid(1, 2): (
+        ("row 0 col 0", "row 0 col 1"),
+        [[2, 5, 8, 9], [3, 4, 6, 7, 10, 11]],
+        {"x0": [0, 6], "y0": [0, 0], "x1": [6, 12], "y1": [8, 8]},
+    ),
+}
+AXES_BY_HAND = pytest.mark.parametrize("axis", BY_HAND, ids=str)
+
+
+@AXES_BY_HAND
+def test_an_axis_by_hand(axis):
+    labels, members, columns = BY_HAND[axis]
+    found = find_regions(laid_out([2, picture(), 1]), axis)
+    assert found.labels == labels
+    assert [places(mask) for _, mask in found] == [[positions] for positions in members]
+    assert {name: list(values) for name, values in found.columns.items()} == columns
+    assert found.axis == (axis if isinstance(axis, str) else f"grid {axis.rows}×{axis.cols}")
+    assert found.clean_boxes == {}
+    assert found.masks.dtype == torch.bool
+
+
+@AXES_BY_HAND
+def test_an_axis_of_rows_of_other_sizes(axis):
+    """The same regions, the second row one position later; no one pixel box to tell."""
+    labels, members, columns = BY_HAND[axis]
+    found = find_regions(laid_out([2, picture(), 1, -1], [3, picture(2), 1]), axis)
+    assert found.labels == labels
+    for mask, positions in zip(found.masks, members, strict=True):
+        first, second = places(mask)
+        assert first == positions
+        words = [0] if 0 in positions else []
+        assert second == words + [p + 1 for p in positions]
+    left = {name: values for name, values in columns.items() if name not in CORNERS}
+    assert {name: list(values) for name, values in found.columns.items()} == left
+
+
+def test_axes_of_several_images_by_hand():
+    """Labels begin with the image; what shows no pixel is no region."""
+    # Words 0 and 15, image 0 at 1 to 11, image 1 at 12 to 16: overview 12 (blind: 13 to 15), 16.
+    layout = laid_out([1, picture(), letterbox(), 1])
+    moved = [[p - 1 for p in positions] for positions in CELLS]
+    cells = [f"image 0 row {r} col {c}" for r in range(2) for c in range(3)]
+    second = {"x0": 0, "y0": 0, "x1": 3, "y1": 6}
+    expected = {
+        "cell": ([*cells, "image 1 row 0 col 0"], [*moved, [12]]),
+        "row band": (
+            ["image 0 row band 0", "image 0 row band 1", "image 1 row band 0"],
+            [[1, 2, 3], [4, 5, 6, 7, 8, 9, 10], [12]],
+        ),
+        "image": (["image 0", "image 1"], [[*range(1, 12)], [*range(12, 17)]]),
+        "tile": (
+            [*(f"image 0 tile {t}" for t in range(3)), "image 1 tile 0", "image 1 tile 1"],
+            [[*range(1, 7)], [7, 8], [9, 10], [12, 13, 14, 15], [16]],
+        ),
+        Grid(1, 1): (
+            ["image 0 row 0 col 0", "image 1 row 0 col 0"],
+            [[*range(1, 11)], [12, 16]],
+        ),
+        Grid(1, 1, image=1): (["image 1 row 0 col 0"], [[12, 16]]),
+    }
+    for axis, (labels, members) in expected.items():
+        found = find_regions(layout, axis)
+        assert [*found.labels] == labels, axis
+        assert [places(mask)[0] for mask in found.masks] == members, axis
+        if axis in ("cell", "row band"):
+            assert [*found.columns["image"]] == [int(label[6]) for label in labels]
+            assert {name: found.columns[name][-1] for name in second} == second
+            assert next(iter(found.columns)) == "image"
+    patch = find_regions(layout, "patch")
+    assert patch.labels[0] == "image 0 tile 0 row 0 col 0"
+    assert patch.labels[-1] == "image 1 tile 1 row 0 col 0"
+    assert patch.columns["image"] == [0] * 10 + [1] * 5
+    assert [*find_regions(layout, Grid(1, 1, image=1)).columns["image"]] == [1]
+
+
+def test_named_axes_by_hand():
+    layout = laid_out([2, picture(), 1])
+    given = {
+        "all of it": "visual",
+        "moved": Box(0, 0, 4, 4, clean=(1, 1, 3, 3)),
+        "left": Box(0, 0, 4, 4),
+    }
+    found = find_regions(layout, given)
+    assert (found.axis, found.labels) == ("region", (*given,))
+    assert found.clean_boxes == {"moved": given["moved"]}
+    assert places(found.masks[1]) == [[2, 8, 9]]
+    listed = find_regions(layout, ["text", "newline"])
+    assert (listed.axis, listed.labels) == ("region", ("text", "newline"))
+    assert [places(mask)[0] for mask in listed.masks] == [[0, 1, 13], [12]]
+
+
+def test_axes_of_text_alone():
+    layout = laid_out([2], [2])
+    assert find_regions(layout, "modality").labels == ("text",)
+    assert find_regions(layout, "segment").labels == ("text only",)
+    with pytest.raises(InputError, match=r"^Row 0 has 0 image\(s\); there is no image 0"):
+        find_regions(layout, Grid(1, 1))
+    with pytest.raises(InputError, match="of image 0 are of 0 shapes, or a row has none"):
+        find_regions(layout, "cell")
+
+
+def test_overviews_must_be_alike():
+    other = image(4, 4, *overview(4, 4, 3, 2))
+    wide = image(4, 4, *overview(4, 4, 2, 2))
+    for second, count in ((other, 2), (wide, 2), (image(4, 4, token(1, 0, 0, 0, 0, 4, 4)), 1)):
+        longer = 11 - len(second)
+        for axis in ("cell", "row band"):
+            with pytest.raises(InputError) as error:
+                find_regions(laid_out([1, picture()], [1 + longer, second]), axis)
+            assert str(error.value) == (
+                f"The axis {axis!r} follows the patches of the overview, and the rows' overviews "
+                f"of image 0 are of {count} shapes, or a row has none. Use "
+                "Grid(rows, cols), with image= where rows have different numbers of images."
+            )
+
+
+def test_a_region_without_a_position_is_named():
+    layout = laid_out([2, picture(), 1], [3, picture()])
+    remedy = (
+        "Run rows of another shape in another call, or take an axis that every row has: "
+        'Grid(rows, cols), "modality", or a mapping of groups. A box smaller than a patch needs '
+        'touch="any".'
+    )
+    for axis, said in (
+        (["visual", "text after"], "Row 1 has no position in 'text after' of the axis 'region'"),
+        ("segment", "Row 1 has no position in 'text after' of the axis 'segment'"),
+        ({}, "Row 0 has no position in any region of the axis 'region'"),
+        (Grid(9, 9), "Row 0 has no position in 'row 0 col 0' of the axis 'grid 9×9'"),
+    ):
+        with pytest.raises(InputError) as error:
+            find_regions(layout, axis)
+        assert str(error.value) == f"{said}. {remedy}"
+
+
+def test_axes_that_are_none_are_named():
+    layout = laid_out([2, picture(), 1])
+    with pytest.raises(InputError) as error:
+        find_regions(layout, "colour")
+    assert str(error.value) == (
+        "No axis is called 'colour'. Use one of: modality, segment, image, tile, row band, cell, "
+        "patch, Grid(rows, cols), a list of groups, or a mapping from names to groups, boxes or "
+        "masks."
+    )
+    with pytest.raises(InputError) as error:
+        find_regions(layout, find_regions(laid_out([2], [2]), ["text"]))
+    assert str(error.value) == (
+        "The regions are of a layout of shape (2, 2) [batch, pos], but the inputs have (1, 14). "
+        "Make them from inputs.layout."
+    )
+
+
+def test_regions_are_painted_by_hand():
+    layout = laid_out([1, picture(), 1])
+    found = find_regions(layout, {"a": "text", "b": "all", "c": "newline"})
+    painted = found.paint(torch.tensor([1.0, 4.0, 10.0]))[0].tolist()
+    assert painted == [2.5, *[4.0] * 10, 7.0, 2.5]
+    some = find_regions(layout, ["newline"]).paint(torch.tensor([3.0]))[0]
+    assert some.isnan().tolist() == [p != 11 for p in range(13)]
+
+
+# ---- against models ----
 
 
 def test_grids_and_cells_part_the_picture(model):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 
 import pytest
@@ -15,7 +16,14 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import DynamicCache
 
 import mm_lens
-from mm_lens.model.hooks import PARENTS, ModalityHookPoint
+from mm_lens.model.hooks import (
+    PARENTS,
+    GuardedHookPoint,
+    ModalityHookPoint,
+    canonical,
+    find_frame,
+    guard,
+)
 
 pytestmark = pytest.mark.every_family
 
@@ -33,6 +41,198 @@ def masked_edit(mask, edit):
 def noise_like(rows, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(rows.shape[1:], generator=generator).to(rows)
+
+
+# ---- names ----
+
+
+def named(*args, **options):
+    return {name for name in NAMES if mm_lens.names(*args, **options)(name)}
+
+
+NAMES = [
+    *(f"blocks.{i}.{path}" for i in (0, 1, 12) for path in ("hook_resid_post", "attn.hook_q")),
+    *(f"blocks.{i}.{g}.hook_{h}" for i in (0, 1, 12) for g in ("visual", "text") for h in "qk"),
+    "blocks.1.visual.hook_resid_post",
+    "vision.blocks.1.hook_resid_post",
+    "vision.1.hook_resid_post",
+    "blocks.1.attn.hook_resid_post",
+    "hook_resid_post",
+    "blocks",
+]
+
+
+def test_names_by_hand():
+    posts = {f"blocks.{i}.hook_resid_post" for i in (0, 1, 12)}
+    queries = {f"blocks.{i}.attn.hook_q" for i in (0, 1, 12)}
+    assert named("resid_post") == posts
+    assert named(["resid_post", "q"]) == posts | queries
+    assert named("q", layers=[1, 12]) == {"blocks.1.attn.hook_q", "blocks.12.attn.hook_q"}
+    assert named("q", layers=[]) == set()
+    assert named("q", layers=[0]) == {"blocks.0.attn.hook_q"}
+    visual = {f"blocks.{i}.visual.hook_q" for i in (0, 1, 12)}
+    assert named("q", "visual") == named("q", modality=["visual"]) == visual
+    both = {f"blocks.{i}.{g}.hook_{h}" for i in (0, 12) for g in ("visual", "text") for h in "qk"}
+    assert named(["q", "k"], ["visual", "text"], [0, 12]) == both
+
+
+def test_names_that_cannot_be_are_named():
+    for options, said in (
+        (
+            {"hook": ["q", "hook_q"]},
+            "No hook point is called 'hook_q'. Use: resid_pre, resid_mid, resid_post, attn_out, "
+            "mlp_out, q, k, v, z, pre, post.",
+        ),
+        (
+            {"hook": "q", "modality": ["text", "newline"]},
+            "There are no hook points for 'newline', only for visual, text. Leave modality out for "
+            "all tokens; select others from the full stream with layout.mask(...).",
+        ),
+        (
+            {"hook": "q", "layers": [2, -1]},
+            "Layers are counted from 0 here: the filter does not know the last one.",
+        ),
+    ):
+        with pytest.raises(mm_lens.InputError) as error:
+            mm_lens.names(**options)
+        assert str(error.value) == said
+
+
+def test_spellings_by_hand():
+    assert canonical("blocks.12.hook_visual_resid_post") == "blocks.12.visual.hook_resid_post"
+    assert canonical("blocks.3.hook_text_q") == "blocks.3.text.hook_q"
+    for name in (
+        "blocks.3.hook_newline_q",
+        "blocks.3.hook_visual_nothing",
+        "blocks.3.visual.hook_q",
+        "blocks.x.hook_visual_q",
+        "embed.hook_out",
+    ):
+        assert canonical(name) == name
+
+
+# ---- hook points that guard ----
+
+
+def guarded_point(where=None):
+    point = HookPoint()
+    point.name = "some.hook_out"
+    guard(point, "Do that.", **({} if where is None else {"where": where}))
+    return point
+
+
+def run_at(point, edit, x, **options):
+    point.add_hook(edit, **options)
+    try:
+        return point(x)
+    finally:
+        point.remove_hooks()
+
+
+def test_a_guard_lets_readers_and_idle_edits_pass():
+    x = torch.tensor([[[1.0, math.nan], [2.0, 3.0]]])
+    point, seen = guarded_point(), []
+    assert type(point) is GuardedHookPoint
+    for edit in (
+        lambda t, hook: seen.append(hook) or None,
+        lambda t, hook: t,
+        lambda t, hook: t.clone(),
+    ):
+        assert torch.equal(run_at(point, edit, x), x) or x.isnan().any()
+    assert seen == [point]
+    for edit in (lambda t, hook: t + 1, lambda t, hook: t.nan_to_num(0.0), lambda t, hook: t * 0):
+        with pytest.raises(mm_lens.HookError) as error:
+            run_at(point, edit, x.clone())
+        said = "An edit at some.hook_out does not reach the output. Do that."
+        assert str(error.value) == said
+
+    def in_place(t, hook):
+        t[0, 1, 1] = 7.0
+
+    with pytest.raises(mm_lens.HookError, match="does not reach the output"):
+        run_at(point, in_place, x.clone())
+
+
+def test_a_guard_of_some_positions_lets_the_others_be_edited():
+    x = torch.arange(6.0).view(1, 3, 2)
+    asked = []
+
+    def where(before):
+        asked.append(before.clone())
+        return torch.tensor([[False, True, False]])
+
+    point = guarded_point(where)
+
+    def edit(position):
+        def hook(t, hook):
+            t[0, position] = -1.0
+
+        return hook
+
+    assert run_at(point, edit(0), x.clone())[0, 0].tolist() == [-1, -1]
+    assert torch.equal(asked[0], x), "told by what was there before"
+    with pytest.raises(mm_lens.HookError, match="Do that"):
+        run_at(point, edit(1), x.clone())
+    asked.clear()
+    run_at(point, lambda t, hook: None, x)
+    assert asked == [], "asked only when something changed"
+
+
+def test_a_guard_is_put_on_once_and_can_be_taken_off():
+    point = guarded_point()
+    guard(point, "Something else.")
+    with pytest.raises(mm_lens.HookError, match="Do that"):
+        run_at(point, lambda t, hook: t + 1, torch.zeros(1, 1, 1))
+    point.add_hook(lambda t, hook: t + 1)
+    point.__class__ = HookPoint  # as uninstalling does
+    assert point(torch.zeros(1, 1, 1)).item() == 1
+    other = GuardedHookPoint()
+    guard(other, "Nothing.")
+    assert not hasattr(other, "_inert")
+
+
+def test_a_guard_lets_gradients_be_edited():
+    point = guarded_point()
+    point.add_hook(lambda gradient, hook: (gradient * 3,), dir="bwd")
+    x = torch.ones(1, 2, 2, requires_grad=True)
+    point(x * 1).sum().backward()
+    assert x.grad is not None
+    point.remove_hooks("both")
+
+
+def test_hooks_outside_of_a_model_know_no_positions():
+    point = HookPoint()
+    point.name = "some.hook_out"
+    with pytest.raises(mm_lens.HookError) as error:
+        find_frame(point)
+    assert str(error.value) == (
+        "What the positions at some.hook_out are is unknown: run the hook in a model of "
+        "mm_lens.load, at a hook point of its blocks."
+    )
+
+
+def test_a_hook_at_a_view_must_keep_the_shape(model, batch):
+    shape = (*batch.layout.valid("visual").shape, model.cfg.d_model)
+    name = "blocks.1.visual.hook_resid_post"
+    for result, got in (
+        (torch.zeros(1, 2), "(1, 2)"),
+        ((torch.zeros(shape), None), "<class 'tuple'>"),
+        ("text", "<class 'str'>"),
+    ):
+        with pytest.raises(mm_lens.HookError) as error:
+            model.run_with_hooks(batch, fwd_hooks=[(name, lambda x, hook, r=result: r)])
+        assert str(error.value) == (
+            f"The hook at {name} returned {got}; it must return None or a tensor of shape {shape} "
+            "[batch, n_visual, ...]."
+        )
+    plain = model(batch)
+    one = model.run_with_hooks(batch, fwd_hooks=[(name, lambda x, hook: (x * 2,))])
+    two = model.run_with_hooks(batch, fwd_hooks=[(name, lambda x, hook: x * 2)])
+    assert torch.equal(one, two)
+    assert not torch.equal(one, plain)
+
+
+# ---- views ----
 
 
 @pytest.mark.parametrize("group", ["visual", "text"])
