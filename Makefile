@@ -3,6 +3,7 @@
 # make test-slow   what takes minutes: coverage of the intervals over 200 repetitions
 # make test-upstream   TransformerLens's own tests on our bridge: what passes on the plain one and fails
 #                      here. Fetches them once; about half an hour
+# make mutants  small faults put into nine modules: how many the tests notice; about an hour
 # make bench  speed and memory, each as a ratio from one run: about an hour
 # make release  sdist and wheel, checked, and the wheel tried in an empty environment
 #
@@ -17,7 +18,7 @@ BIN := $(VENV)/bin
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 PIP_NO_INDEX=1
 SOURCES := mm_lens adapters/mm_lens_adapters
 
-.PHONY: demo test test-slow test-upstream lint bench constraints release clean
+.PHONY: demo test test-slow mutants test-upstream lint bench constraints release clean
 
 demo: $(VENV)/.installed
 	for model in llava-next omnifusion; do \
@@ -34,6 +35,12 @@ test-slow: $(VENV)/.installed
 
 test-upstream: $(VENV)/.installed
 	$(BIN)/python tests/transformer_lens_suite/run.py
+
+# mutmut copies what is new and never takes away what is gone.
+mutants: $(VENV)/.installed
+	rm -rf mutants
+	PYTHONPATH=tests $(OFFLINE) $(BIN)/mutmut run --max-children 1
+	$(BIN)/python tests/mutation/score.py
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check
@@ -76,4 +83,4 @@ constraints: $(VENV)/.installed
 	@mv .constraints constraints.txt
 
 clean:
-	rm -rf $(VENV) runs build dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) runs build dist mutants .mypy_cache .ruff_cache .pytest_cache
