@@ -24,7 +24,7 @@ import typer
 import mm_lens
 from mm_lens import demo
 from mm_lens._storage.files import check_free, whole_directory
-from mm_lens.cli import failures
+from mm_lens.cli import failures, hook_options
 from mm_lens.errors import MMLensError, MMLensWarning
 from mm_lens.plugins import plugin_names
 from mm_lens.profiling import processes
@@ -126,6 +126,10 @@ def profile_command(
             min=1, help="Most tokens per modality.", show_default="12 per dimension, at least 2048"
         ),
     ] = None,
+    hooks: hook_options.Hooks = "states",
+    pairs: hook_options.Pairs = None,
+    heads: hook_options.Heads = None,
+    budget: hook_options.Budget = None,
     batch_size: Annotated[
         int, typer.Option(min=1, help="Samples per forward pass: memory against speed.")
     ] = 16,
@@ -190,6 +194,7 @@ def profile_command(
             "accelerate started one process where several were asked for. "
             "On CPUs: accelerate launch --multi_gpu --num_processes N, or torchrun."
         )
+    which = hook_options.read(hooks, pairs, heads)
     run_dir = Path(states or f"{os.path.abspath(out)}.partial") if states != "ram" else None
     # What can be wrong is looked at before anything slow begins.
     check_free(out, PROVENANCE_FILE, overwrite)
@@ -222,6 +227,8 @@ def profile_command(
             streams=flows,  # type: ignore[arg-type]
             presets=sets,
             metrics=asked,
+            **which,
+            budget=budget,
             tokens=tokens,
             batch_size=batch_size,
             seed=seed,
@@ -403,13 +410,13 @@ def _write(result: Profile, directory: Path, progress: bool) -> list[str]:
     """Everything into a directory; returns the names of the files."""
     from tqdm import tqdm
 
-    from mm_lens.drawing import curves, report
+    from mm_lens.drawing import components, curves, report
     from mm_lens.profiling.result import PROVENANCE_FILE, TABLE_FILE
 
     result.write(directory)
     pictures = tqdm(
         report.write(result, directory),
-        total=len(curves.metrics(result)) + 2,
+        total=len(curves.metrics(result)) + 2 + components.count(result),
         desc="pictures",
         unit="file",
         disable=not progress,

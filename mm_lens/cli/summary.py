@@ -50,11 +50,10 @@ def headline(profile: Profile, preset: str) -> Table | None:
     for metric in metrics:
         layers = " · ".join(str(layer) for layer in _three(profile, metric))
         table.add_column(f"{METRICS[metric].label}\nlayers {layers}", justify="right")
+    shown = curves.shown(profile.table)
     for stream in curves.streams(profile):
         for modality in curves.STYLES:
-            rows = profile.table[
-                (profile.table.stream == stream) & (profile.table.modality == modality)
-            ]
+            rows = shown[(shown.stream == stream) & (shown.modality == modality)]
             if len(rows):
                 cells = []
                 for metric in metrics:
@@ -67,7 +66,8 @@ def headline(profile: Profile, preset: str) -> Table | None:
 
 
 def _three(profile: Profile, metric: str) -> list[int]:
-    layers = sorted(set(profile.table.layer[profile.table.metric == metric]))
+    rows = curves.shown(profile.table)
+    layers = sorted(set(rows.layer[rows.metric == metric])) or [0]
     return list(dict.fromkeys([layers[0], layers[len(layers) // 2], layers[-1]]))
 
 
