@@ -1,11 +1,16 @@
-"""Options that say which hooks to profile."""
+"""Options that say what to profile: hooks, pairs, heads, and lists of names."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
 
+Metrics = Annotated[
+    str | None,
+    typer.Option(help="Metrics by name, with commas, instead of presets: docs/metrics.md."),
+]
 Hooks = Annotated[
     str,
     typer.Option(
@@ -36,6 +41,23 @@ Budget = Annotated[
         show_default="80 % of the machine's",
     ),
 ]
+
+
+def split_names(text: str, valid: Sequence[str]) -> list[str]:
+    """The names in a comma-separated option."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names or not set(names) <= set(valid) or len(set(names)) < len(names):
+        raise typer.BadParameter(
+            f"{text!r} is not a comma-separated list out of: {', '.join(valid)}."
+        )
+    return names
+
+
+def known_metrics() -> list[str]:
+    """Names of all metrics, which come with the code that computes them: torch is imported."""
+    from mm_lens.metrics import METRICS
+
+    return [*METRICS]
 
 
 def read(hooks: str, pairs: str | None, heads: str | None) -> dict[str, Any]:

@@ -190,7 +190,7 @@ def draw_heads(profile: Profile, metric: str) -> curves.InlineFigure | None:
         figure.colorbar(
             image, ax=[axes for row in grid for axes in row], label=look.title, pad=0.02
         )
-    _title(figure, f"{look.title}: heads × layers", curves.source(profile))
+    _title(figure, f"{look.title}: heads × layers", profile.title)
     return figure
 
 
@@ -324,7 +324,7 @@ def _finish(
         fontsize=9,
         handlelength=3,
     )
-    _title(figure, title, curves.source(profile))
+    _title(figure, title, profile.title)
     foot = "Bands: 95 % interval over samples."
     known = METRICS.get(metric)
     if known is not None and known.arity == 2:

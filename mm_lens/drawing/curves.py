@@ -22,7 +22,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFor
 
 from mm_lens.errors import InputError
 from mm_lens.metrics import METRICS
-from mm_lens.profiling.points.lines import STATES, list_components, name_lines
+from mm_lens.profiling.points.lines import take_first
 from mm_lens.profiling.result import Profile
 
 STYLES = {
@@ -109,20 +109,13 @@ def curves(profile: Profile, metric: str, stream: str) -> list[DrawnCurve]:
         raise InputError(
             f"The profile holds no metric {metric!r}; it holds {', '.join(metrics(profile))}."
         )
-    rows = shown(table[table.metric == metric])
+    rows = take_first(table[table.metric == metric])
     rows = rows[rows.stream == stream]
     return [
         DrawnCurve(modality, STYLES[modality], rows[rows.modality == modality].sort_values("layer"))
         for modality in STYLES
         if (rows.modality == modality).any()
     ]
-
-
-def shown(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows that curves over layers show: of the states, or of what comes first without any."""
-    lines = name_lines(table)
-    first = list_components(list(lines))[:1]
-    return table[lines == (STATES if STATES in set(lines) else "".join(first))]
 
 
 def metrics(profile: Profile) -> list[str]:
@@ -151,7 +144,7 @@ def streams(profile: Profile) -> list[str]:
 
 def look(profile: Profile, metric: str) -> Look:
     """Title, axis labels, scale and range of a metric, the same in every stream."""
-    return look_at(shown(profile.table[profile.table.metric == metric]), metric)
+    return look_at(take_first(profile.table[profile.table.metric == metric]), metric)
 
 
 def look_at(rows: pd.DataFrame, metric: str, x: str = "layer", log_from: float = 8.0) -> Look:

@@ -180,7 +180,9 @@ class Meter:
         self._finish()
         self._labels = self._rows = None
         if kind is None and self._trouble:
-            warnings.warn(f"Not all that ran was measured: {self._said()}.", MMLensWarning, stacklevel=2)
+            warnings.warn(
+                f"Not all that ran was measured: {self._said()}.", MMLensWarning, stacklevel=2
+            )
 
     def label(self, rows: Sequence[Sample | str]) -> None:
         """Name the rows of the next forward pass: samples of a data set, or ids.
