@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from tiny import random_image, tiny_llava_next
 
 import mm_lens
@@ -294,6 +295,7 @@ def test_options_have_the_defaults_of_the_function():
     assert shared == {
         *("streams", "presets", "metrics", "tokens", "batch_size", "samples", "seed"),
         *("on_error", "restart", "hooks", "pairs", "heads", "budget"),
+        "chat_template",
     }
     assert ours["hooks"].default == "states"  # what None stands for
     for name in shared - {
