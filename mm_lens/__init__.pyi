@@ -99,5 +99,7 @@ from .model import (
 from .model import (
     streams as streams,
 )
+from .profiling import Meter as Meter
 from .profiling import Profile as Profile
+from .profiling import measuring as measuring
 from .profiling import profile as profile

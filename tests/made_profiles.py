@@ -31,6 +31,11 @@ def noise(seed: int) -> np.ndarray:
     return z / np.linalg.norm(z) * np.sqrt(GROUPS / (GROUPS - 1))
 
 
+def state_hook(layer: int) -> str:
+    """The hook of a state."""
+    return f"blocks.{layer - 1}.hook_resid_post" if layer else "blocks.0.hook_resid_pre"
+
+
 def planted(
     name: str = "demo/a",
     architecture: str = TILED,
@@ -71,7 +76,10 @@ def planted(
                     depth = np.array((layer - (known.arity - 1) / 2) / n_layers)
                     value = float(shape(depth) if callable(shape) else shape)
                     low, high = value - T * error, value + T * error
-                    place = [name, stream, layer, f"blocks.{layer}", modality, metric]
+                    hook, source = (state_hook(n) for n in (layer, layer - 1))
+                    component = hook.rpartition("hook_")[2]
+                    of = [component, -1, source if known.arity == 2 else ""]
+                    place = [name, stream, layer, hook, *of, modality, metric]
                     rows.append([*place, value, low, high, n_tokens, 20.0, 0.05, ""])
                     copies.append([stream, layer, modality, metric, 0.0, *(value + error * z)])
     provenance = {

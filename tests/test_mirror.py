@@ -18,11 +18,14 @@ MIRRORED = {
 }
 
 MODULES_WITHOUT_TESTS = {
+    "mm_lens/cli/hook_options.py": "options of the command: tests/cli/test_commands.py",
     "mm_lens/data/pixels.py": "with the pictures that hold them: tests/data/test_pictures.py",
     "mm_lens/data/prompts.py": "rendered by real processors: tests/model/test_inputs.py",
     "mm_lens/metrics/__init__.py": "loads what packages add: tests/docs/test_metrics_pages.py",
     "mm_lens/model/native.py": "whatever load is given: tests/model/test_loading.py",
     "mm_lens/profiling/evaluation.py": "its numbers are the table's: tests/profiling/test_run.py",
+    "mm_lens/profiling/points/lines.py": "what pictures show: tests/drawing/test_components.py",
+    "mm_lens/profiling/points/probe.py": "refused names: tests/profiling/points/test_selection.py",
     "adapters/mm_lens_adapters/claims.py": "a table, read by tests/comparing/test_statements.py",
     "adapters/mm_lens_adapters/fitting.py": "by wrong processors: tests/model/test_loading.py",
     "adapters/mm_lens_adapters/llava_next.py": "joins layout and hooks: tests/model/test_traps.py",

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 from PIL import Image
+from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
 from mm_lens.errors import InputError
 from mm_lens.layout.layout import TokenLayout
@@ -61,6 +62,12 @@ class LlavaNextFamily(LlavaStyleFamily):
         if inputs.get("pixel_values") is None:
             return None
         return [self._tokens_of(height, width) for height, width in image_sizes(inputs).tolist()]
+
+    def tiles_of(self, inputs: Mapping[str, Any]) -> list[int]:
+        """The overview and the high-resolution tiles of each image, by transformers' own count."""
+        window, grid = self.config.vision_config.image_size, self.config.image_grid_pinpoints
+        sizes = inputs["image_sizes"].tolist()
+        return [image_size_to_num_patches(tuple(size), grid, window) for size in sizes]
 
     def _tokens_of(self, height: int, width: int) -> int:
         # Asked for in every forward pass: a look into a dict, not a key made of the configuration.

@@ -16,7 +16,7 @@ from transformer_lens.model_bridge.generalized_components.clip_vision_encoder im
 )
 
 from mm_lens.layout.layout import TokenLayout
-from mm_lens.model.families import Family
+from mm_lens.model.families import Family, TowerGrid
 from mm_lens_adapters.fitting import require_equal
 
 USE_EAGER = 'Load the model with mm_lens.load(..., attention="eager").'
@@ -129,6 +129,18 @@ class LlavaStyleFamily(Family, ABC):
                 f"Under sdpa attention they do not exist. {USE_EAGER}"
             )
         return dead
+
+    def tower_grid(self, inputs: Mapping[str, Any]) -> TowerGrid | None:
+        """Square tiles; see `tiles_of`."""
+        if inputs.get("pixel_values") is None:
+            return None
+        vision = self.config.vision_config
+        side = vision.image_size // vision.patch_size
+        return TowerGrid(self.tiles_of(inputs), side, side)
+
+    def tiles_of(self, inputs: Mapping[str, Any]) -> list[int]:
+        """How many tiles the tower sees of each image; by default one."""
+        return [1] * len(inputs["pixel_values"])
 
     def text_layout(self, inputs: Mapping[str, Any]) -> TokenLayout | None:
         """The layout where no image is: a decoding step, or a prompt of text.

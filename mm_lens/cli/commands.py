@@ -24,9 +24,8 @@ import typer
 import mm_lens
 from mm_lens import demo
 from mm_lens._storage.files import check_free, whole_directory
-from mm_lens.cli import failures
+from mm_lens.cli import failures, hook_options
 from mm_lens.errors import MMLensError, MMLensWarning
-from mm_lens.plugins import plugin_names
 from mm_lens.profiling import processes
 
 if TYPE_CHECKING:
@@ -71,23 +70,6 @@ def _options(
 ) -> None: ...
 
 
-def _names(text: str, valid: Sequence[str]) -> list[str]:
-    """The names in a comma-separated option."""
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    if not names or not set(names) <= set(valid) or len(set(names)) < len(names):
-        raise typer.BadParameter(
-            f"{text!r} is not a comma-separated list out of: {', '.join(valid)}."
-        )
-    return names
-
-
-def _known_metrics() -> list[str]:
-    """Names of all metrics, which come with the code that computes them: torch is imported."""
-    from mm_lens.metrics import METRICS
-
-    return [*METRICS]
-
-
 @app.command(name="profile")
 def profile_command(
     model: Annotated[
@@ -116,16 +98,17 @@ def profile_command(
         str,
         typer.Option(help="honest, paper (the paper's own definitions), or both, with a comma."),
     ] = "honest,paper",
-    metrics: Annotated[
-        str | None,
-        typer.Option(help="Metrics by name, with commas, instead of presets: docs/metrics.md."),
-    ] = None,
+    metrics: hook_options.Metrics = None,
     tokens: Annotated[
         int | None,
         typer.Option(
             min=1, help="Most tokens per modality.", show_default="12 per dimension, at least 2048"
         ),
     ] = None,
+    hooks: hook_options.Hooks = "states",
+    pairs: hook_options.Pairs = None,
+    heads: hook_options.Heads = None,
+    budget: hook_options.Budget = None,
     batch_size: Annotated[
         int, typer.Option(min=1, help="Samples per forward pass: memory against speed.")
     ] = 16,
@@ -181,7 +164,9 @@ def profile_command(
 
     Example: mm-lens profile --model demo/llava-next --data easy-vqa --out runs/llava-next
     """
-    flows, sets = _names(streams, ("residual", "main")), _names(presets, ("honest", "paper"))
+    read_names = hook_options.split_names
+    flows = read_names(streams, ("residual", "main"))
+    sets = read_names(presets, ("honest", "paper"))
     from mm_lens.data import datasets
     from mm_lens.profiling.result import PROVENANCE_FILE
 
@@ -190,6 +175,7 @@ def profile_command(
             "accelerate started one process where several were asked for. "
             "On CPUs: accelerate launch --multi_gpu --num_processes N, or torchrun."
         )
+    which = hook_options.read(hooks, pairs, heads)
     run_dir = Path(states or f"{os.path.abspath(out)}.partial") if states != "ram" else None
     # What can be wrong is looked at before anything slow begins.
     check_free(out, PROVENANCE_FILE, overwrite)
@@ -202,7 +188,7 @@ def profile_command(
         demo.path(model)
     named = data in datasets.names()
     chosen = datasets.load(data, split=split, limit=samples, seed=seed)
-    asked = _names(metrics, _known_metrics()) if metrics else None
+    asked = hook_options.split_names(metrics, hook_options.known_metrics()) if metrics else None
     crew = processes.Processes()
     quiet = quiet or not crew.main
     if not quiet:
@@ -222,6 +208,8 @@ def profile_command(
             streams=flows,  # type: ignore[arg-type]
             presets=sets,
             metrics=asked,
+            **which,
+            budget=budget,
             tokens=tokens,
             batch_size=batch_size,
             seed=seed,
@@ -277,7 +265,7 @@ def convert_command(
 
     Example: mm-lens convert FORMAT downloads/model converted/model
     """
-    if format not in (known := plugin_names("mm_lens.formats")):
+    if format not in (known := pluginhook_options.split_names("mm_lens.formats")):
         raise typer.BadParameter(f"No format is called {format!r}. Known: {', '.join(known)}.")
     if not source.is_dir():
         raise MMLensError(f"{source} is not a directory. Give that of the published files.")
@@ -403,13 +391,13 @@ def _write(result: Profile, directory: Path, progress: bool) -> list[str]:
     """Everything into a directory; returns the names of the files."""
     from tqdm import tqdm
 
-    from mm_lens.drawing import curves, report
+    from mm_lens.drawing import components, curves, report
     from mm_lens.profiling.result import PROVENANCE_FILE, TABLE_FILE
 
     result.write(directory)
     pictures = tqdm(
         report.write(result, directory),
-        total=len(curves.metrics(result)) + 2,
+        total=len(curves.metrics(result)) + 2 + components.count(result),
         desc="pictures",
         unit="file",
         disable=not progress,

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from mm_lens.drawing import curves
 from mm_lens.metrics import METRICS, PRESETS
+from mm_lens.profiling.points.lines import take_first
 from mm_lens.profiling.result import Profile
 
 WIDTH = 100
@@ -50,11 +51,10 @@ def headline(profile: Profile, preset: str) -> Table | None:
     for metric in metrics:
         layers = " · ".join(str(layer) for layer in _three(profile, metric))
         table.add_column(f"{METRICS[metric].label}\nlayers {layers}", justify="right")
+    shown = take_first(profile.table)
     for stream in curves.streams(profile):
         for modality in curves.STYLES:
-            rows = profile.table[
-                (profile.table.stream == stream) & (profile.table.modality == modality)
-            ]
+            rows = shown[(shown.stream == stream) & (shown.modality == modality)]
             if len(rows):
                 cells = []
                 for metric in metrics:
@@ -67,7 +67,8 @@ def headline(profile: Profile, preset: str) -> Table | None:
 
 
 def _three(profile: Profile, metric: str) -> list[int]:
-    layers = sorted(set(profile.table.layer[profile.table.metric == metric]))
+    rows = take_first(profile.table)
+    layers = sorted(set(rows.layer[rows.metric == metric])) or [0]
     return list(dict.fromkeys([layers[0], layers[len(layers) // 2], layers[-1]]))
 
 

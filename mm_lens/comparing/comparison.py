@@ -34,6 +34,7 @@ DIFFERENCES = (
     "metric",
     "stream",
     "modality",
+    "line",
     "depth",
     "model_a",
     "model_b",
@@ -82,7 +83,10 @@ class Comparison:
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """All profiles as one table: `model` is the label; `depth` from 0 to 1."""
+        """All profiles as one table: `model` is the label; `depth` from 0 to 1.
+
+        `line` says which rows belong together over depth: "states", or a component, head or pair.
+        """
         parts = []
         for label, curves in self.curves.items():
             parts += [
@@ -91,8 +95,8 @@ class Comparison:
         return pd.concat(parts, ignore_index=True)
 
     @cached_property
-    def curves(self) -> dict[str, dict[tuple[str, str, str], Curve]]:
-        """Of each model, by stream, modality and metric."""
+    def curves(self) -> dict[str, dict[tuple[str, ...], Curve]]:
+        """Of each model, by stream, modality and metric; of a component, by its name, too."""
         from mm_lens.comparing import paired as pairing
 
         return {label: pairing.curves(label, p) for label, p in self.profiles.items()}
@@ -195,19 +199,17 @@ class Comparison:
         return findings_table.html(self.findings)
 
 
-def _differences(
-    a: Curve, b: Curve, key: tuple[str, str, str], paired: bool
-) -> list[tuple[Any, ...]]:
+def _differences(a: Curve, b: Curve, key: tuple[str, ...], paired: bool) -> list[tuple[Any, ...]]:
     from mm_lens.comparing import paired as pairing
 
-    stream, modality, metric = key
+    stream, modality, metric, *line = key
     grid = (a if len(a.layer) <= len(b.layer) else b).depth
     at = [(a.at(x), b.at(x)) for x in grid]
     found = [pairing.combine((a, v), (b, -w), paired=paired) for v, w in at]
     p = [gap.p() for gap in found]
     return [
         (
-            *(metric, stream, modality, x, a.model, b.model),
+            *(metric, stream, modality, "".join(line) or "states", x, a.model, b.model),
             *(v @ a.layer, w @ b.layer, _value(a, v), _value(b, w)),
             *(gap.value, gap.low, gap.high, gap.p(), adjusted, _verdict(gap.value, adjusted)),
         )

@@ -77,7 +77,7 @@ def layers_of(preset: str, curve: Curve, n_layers: int) -> Curve:
 
 
 def find(
-    curves: Mapping[str, Mapping[tuple[str, str, str], Curve]],
+    curves: Mapping[str, Mapping[tuple[str, ...], Curve]],
     architectures: Mapping[str, str],
     n_layers: Mapping[str, int],
     paired: bool,

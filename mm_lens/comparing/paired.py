@@ -34,6 +34,7 @@ from numpy import ndarray
 
 from mm_lens.metrics import METRICS
 from mm_lens.metrics.intervals import GROUPS, student_quantile
+from mm_lens.profiling.points.lines import STATES, name_lines
 from mm_lens.profiling.result import Profile
 
 KEY = ["stream", "modality", "metric"]
@@ -90,21 +91,27 @@ class Curve:
         return np.full(len(self.layer), 1 / max(len(self.layer), 1))
 
 
-def curves(model: str, profile: Profile) -> dict[tuple[str, str, str], Curve]:
-    """Every curve of a profile by stream, modality and metric."""
+def curves(model: str, profile: Profile) -> dict[tuple[str, ...], Curve]:
+    """Every curve of a profile by stream, modality and metric; and component, if it has one."""
     table = profile.table.reset_index(drop=True)
     deviations, rest = _errors(profile, table)
     n_layers = int(profile.provenance["model"]["n_layers"])
-    found = {}
-    for key, rows in table.sort_values("layer", kind="stable").groupby(KEY, sort=False):
-        stream, modality, metric = map(str, key)
+    found: dict[tuple[str, ...], Curve] = {}
+    table["line"] = name_lines(table)
+    ordered = table.sort_values("layer", kind="stable")
+    for key, rows in ordered.groupby([*KEY, "line"], sort=False):
+        stream, modality, metric, line = map(str, key)
         known = METRICS.get(metric)
         back = 0.5 if known is not None and known.arity == 2 else 0.0
         layer, index = rows.layer.to_numpy(float), rows.index.to_numpy()
-        found[stream, modality, metric] = Curve(
+        # The tower has a depth of its own; the projector is where the words begin.
+        depth = max(int(layer.max()), 1) if line.startswith("tower") else n_layers
+        # States, which findings are about, go by three names; other components by four.
+        named = (stream, modality, metric, *([] if line == STATES else [line]))
+        found[named] = Curve(
             model,
             layer,
-            (layer - back) / n_layers,
+            np.maximum(layer - back, 0) / depth,
             rows.value.to_numpy(float),
             _same_groups(deviations[index]),
             rest[index],
@@ -121,7 +128,8 @@ def _errors(
     alone = half / student_quantile(GROUPS - 1)
     if profile.replicates is None or profile.replicates.empty:
         return np.zeros((len(table), 0)), alone
-    place = [*KEY, "layer"]
+    told = [name for name in ("hook", "head", "source") if name in profile.replicates]
+    place = [*KEY, "layer", *told]
     joined = table[place].merge(profile.replicates, on=place, how="left")
     names = [name for name in joined.columns if name[0] == "g" and name[1:].isdigit()]
     values = joined[names].to_numpy(float)

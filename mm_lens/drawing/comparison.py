@@ -10,11 +10,14 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
 
+import pandas as pd
+
 from mm_lens.comparing import findings_table
 from mm_lens.comparing.comparison import Comparison
 from mm_lens.drawing import curves, page
 from mm_lens.errors import InputError
 from mm_lens.metrics import METRICS
+from mm_lens.profiling.points.lines import STATES, list_components
 
 STYLES = (
     ("#004488", "o", "-"),
@@ -33,14 +36,26 @@ def metrics(comparison: Comparison) -> list[str]:
     return curves.metrics(next(iter(comparison.profiles.values())))
 
 
+def headline(comparison: Comparison) -> list[str]:
+    """Those of the honest preset that stand for their kind; all metrics without any."""
+    known = metrics(comparison)
+    return [m for m in known if m in METRICS and "honest" in METRICS[m].headline] or known
+
+
 def _over(comparison: Comparison) -> str:
     """Models of different depth are drawn over relative depth, others over layers."""
     depths = {p.provenance["model"]["n_layers"] for p in comparison.profiles.values()}
     return "layer" if len(depths) == 1 else "depth"
 
 
+def _states(comparison: Comparison) -> pd.DataFrame:
+    """The rows that are drawn: of the states, or all where no model has any."""
+    table = comparison.table
+    return table[table.line == STATES] if (table.line == STATES).any() else table
+
+
 def _panel(comparison: Comparison, metric: str, stream: str, modality: str) -> curves.Panel:
-    table, x = comparison.table, _over(comparison)
+    table, x = _states(comparison), _over(comparison)
     rows = table[(table.metric == metric) & (table.stream == stream) & (table.modality == modality)]
     return curves.Panel(
         f"{modality} tokens, {curves.STREAM_NAMES[stream]}",
@@ -58,7 +73,7 @@ def _row(
     comparison: Comparison, metric: str, modality: str, shared: Sequence[str]
 ) -> tuple[curves.Look, list[curves.Panel]]:
     """Panels of one metric and modality, on the scale of all the modalities in `shared`."""
-    table = comparison.table
+    table = _states(comparison)
     rows = table[(table.metric == metric) & table.modality.isin(shared)]
     streams = curves.streams(next(iter(comparison.profiles.values())))
     # Chance stands far above the intrinsic dimension, and would press the models together.
@@ -84,8 +99,7 @@ def draw(comparison: Comparison, chosen: Sequence[str] = ()) -> curves.InlineFig
         raise InputError(
             f"Not every profile holds the metric {unknown[0]!r}; they hold {', '.join(known)}."
         )
-    several = chosen or [m for m in known if m in METRICS and "honest" in METRICS[m].headline]
-    several = several or known
+    several = chosen or headline(comparison)
     if len(chosen) == 1:
         rows = [_row(comparison, chosen[0], modality, modalities) for modality in modalities]
     else:
@@ -95,6 +109,40 @@ def draw(comparison: Comparison, chosen: Sequence[str] = ()) -> curves.InlineFig
     return curves.compose(rows, title, comparison.title, footnote)
 
 
+def draw_components(comparison: Comparison, metric: str) -> curves.InlineFigure | None:
+    """A row per component that all models have, visual and text; None if there is none."""
+    table, x = comparison.table, _over(comparison)
+    held = [set(table[table.model == label].line) for label in comparison.labels]
+    rows = table[(table.metric == metric) & table.line.isin(set.intersection(*held))]
+    lines = [line for line in list_components(list(rows.line)) if line != STATES]
+    lines = [line for line in lines if rows[rows.line == line].value.notna().any()]
+    if not lines:
+        return None
+    first, modalities = curves.streams(next(iter(comparison.profiles.values())))[0], MODALITIES[:2]
+    drawn = []
+    for line in lines:
+        of = rows[(rows.line == line) & (rows.stream == first)]
+        panels = [
+            curves.Panel(
+                f"{line}, {modality} tokens",
+                [
+                    curves.DrawnCurve(
+                        label,
+                        STYLES[i % len(STYLES)],
+                        of[(of.model == label) & (of.modality == modality)].sort_values("layer"),
+                        x,
+                    )
+                    for i, label in enumerate(comparison.labels)
+                ],
+            )
+            for modality in modalities
+        ]
+        drawn.append((curves.look_at(of, metric, x, log_from=4.0), panels))
+    footnote = curves.note(table, [metric])
+    title = f"{drawn[0][0].title}: components, {curves.STREAM_NAMES[first]}"
+    return curves.compose(drawn, title, comparison.title, footnote)
+
+
 def write(comparison: Comparison, directory: Path) -> Iterator[Path]:
     """Write overview.png, one PNG per metric and compare.html; yields each file when written."""
     pictures: dict[str, Sequence[str]] = {"overview": (), **{m: (m,) for m in metrics(comparison)}}
@@ -102,6 +150,11 @@ def write(comparison: Comparison, directory: Path) -> Iterator[Path]:
         path = directory / f"{name}.png"
         draw(comparison, chosen).savefig(path, dpi=curves.DPI)
         yield path
+    for metric in metrics(comparison):
+        if metric in headline(comparison) and (figure := draw_components(comparison, metric)):
+            path = directory / f"components-{metric}.png"
+            figure.savefig(path, dpi=curves.DPI)
+            yield path
     path = directory / "compare.html"
     path.write_text(render(comparison), encoding="utf-8")
     yield path

@@ -22,6 +22,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFor
 
 from mm_lens.errors import InputError
 from mm_lens.metrics import METRICS
+from mm_lens.profiling.points.lines import take_first
 from mm_lens.profiling.result import Profile
 
 STYLES = {
@@ -108,7 +109,8 @@ def curves(profile: Profile, metric: str, stream: str) -> list[DrawnCurve]:
         raise InputError(
             f"The profile holds no metric {metric!r}; it holds {', '.join(metrics(profile))}."
         )
-    rows = table[(table.metric == metric) & (table.stream == stream)]
+    rows = take_first(table[table.metric == metric])
+    rows = rows[rows.stream == stream]
     return [
         DrawnCurve(modality, STYLES[modality], rows[rows.modality == modality].sort_values("layer"))
         for modality in STYLES
@@ -142,7 +144,7 @@ def streams(profile: Profile) -> list[str]:
 
 def look(profile: Profile, metric: str) -> Look:
     """Title, axis labels, scale and range of a metric, the same in every stream."""
-    return look_at(profile.table[profile.table.metric == metric], metric)
+    return look_at(take_first(profile.table[profile.table.metric == metric]), metric)
 
 
 def look_at(rows: pd.DataFrame, metric: str, x: str = "layer", log_from: float = 8.0) -> Look:
@@ -158,6 +160,8 @@ def look_at(rows: pd.DataFrame, metric: str, x: str = "layer", log_from: float =
     label, unit = (known.label, known.unit) if known else (metric, "")
     pair = known is not None and known.arity == 2
     over = "layer l (from state l − 1 to state l)" if pair else "layer (0: embeddings)"
+    if x == "path":
+        over = "t: tower · in, out: projector · 0, 1, …: language model · norm: final norm"
     if x == "depth":
         over = "relative depth (0: embeddings, 1: last layer)"
     around = 0.03 if x == "depth" else 0.3
@@ -211,10 +215,7 @@ def compose(
             _dress(axes, style, panel)
         row[0].set_ylabel(f"{style.title}\n[{style.unit}]" if style.unit else style.title)
         if style.log:
-            row[0].set_yscale("log")
-            row[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            row[0].yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
-            row[0].yaxis.set_minor_locator(NullLocator())
+            scale_log(row[0])
         if style.limits:
             row[0].set_ylim(*style.limits)
         else:
@@ -224,6 +225,14 @@ def compose(
     figure.text(0.5, 1 - 0.55 * inch, subtitle, ha="center", fontsize=12)
     figure.text(0.5, 0.1 * inch, footnote, ha="center", fontsize=10, color="0.35")
     return figure
+
+
+def scale_log(axes: Axes) -> None:
+    """A log scale with plain numbers at its ticks."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
 
 
 def note(table: pd.DataFrame, chosen: Sequence[str]) -> str:

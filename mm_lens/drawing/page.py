@@ -179,6 +179,17 @@ def section(metric: str, title: str, figures: Mapping[str, dict[str, Any]]) -> s
         f'<h2 id="{escape(metric)}">{escape(title)}</h2>'
         f'<p class="note"><code>{escape(metric)}</code>, preset: {presets}. {about}</p>'
     ]
+    return "".join(parts) + _plots(metric, figures)
+
+
+def figures(metric: str, title: str, drawn: Mapping[str, dict[str, Any]]) -> str:
+    """Figures of a metric whose definition stands elsewhere on the page, folded up."""
+    heading = f"<summary>{escape(title)} <code>{escape(metric)}</code></summary>"
+    return f"<details open>{heading}{_plots(metric, drawn)}</details>"
+
+
+def _plots(metric: str, figures: Mapping[str, dict[str, Any]]) -> str:
+    parts = []
     for heading, drawing in figures.items():
         name = escape("-".join(["plot", metric, heading]).rstrip("-"))
         drawn = embed_json(drawing)

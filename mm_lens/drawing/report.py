@@ -7,12 +7,15 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from mm_lens.drawing import curves, page
+from mm_lens.drawing import components, curves, page
 from mm_lens.profiling.result import Profile
 
 
 def write(profile: Profile, directory: Path) -> Iterator[Path]:
-    """Write overview.png, one PNG per metric and report.html; yields each file when written."""
+    """Write overview.png, one PNG per metric and report.html; yields each file when written.
+
+    A profile of more hooks than the states has pictures of its components, too.
+    """
     pictures: dict[str, Sequence[str]] = {
         "overview": (),
         **{m: (m,) for m in curves.metrics(profile)},
@@ -21,6 +24,7 @@ def write(profile: Profile, directory: Path) -> Iterator[Path]:
         path = directory / f"{name}.png"
         curves.draw(profile, chosen).savefig(path, dpi=curves.DPI)
         yield path
+    yield from components.write(profile, directory)
     path = directory / "report.html"
     path.write_text(render(profile), encoding="utf-8")
     yield path
@@ -33,6 +37,7 @@ def render(profile: Profile) -> str:
         page.links({metric: curves.look(profile, metric).title for metric in chosen})
         + _warnings(profile)
         + "".join(_section(profile, metric) for metric in chosen)
+        + components.sections(profile)
         + page.provenance(profile.provenance)
     )
     return page.document(profile.title, body)

@@ -93,7 +93,7 @@ def estimate(
 
 @dataclass(frozen=True)
 class Metric:
-    """One number about the tokens at one hook, or at two consecutive hooks.
+    """One number about the tokens at one hook, or at two hooks, one leading to the other.
 
     Attributes:
         name: Key in `METRICS` and in the `metric` column of a profile.
@@ -294,7 +294,7 @@ def _lookup(metric: Metric | str) -> Metric:
 
 
 def _check_pair(tokens: Tokens, tokens_next: Tokens) -> None:
-    same = tokens.x.shape == tokens_next.x.shape and all(
+    same = len(tokens) == len(tokens_next) and all(
         torch.equal(getattr(tokens, name), getattr(tokens_next, name))
         for name in ("sample", "position", "token_id")
     )

@@ -15,6 +15,9 @@ similarity; it is the multi-output R² of ordinary least squares (Razzhigaev et 
 stream is linear almost by construction, since Y contains X; its update need not be. In sample both
 leave the same residual, so `1 - R²_update = (1 - R²) |Y|² / |Y - X|²` and one fit serves both.
 
+The two hooks need not be consecutive, nor of one width: any two of the same tokens will do. Between
+different widths there is no update.
+
 Intervals: the fit repeated without each of 16 groups of samples (holding the map fixed gives up to
 half the width), on the scale of log(1 - R²), so that an interval never passes one; those in sample
 end at zero. Where one group makes half of the variance, as a massive token may, a warning says so.

@@ -10,13 +10,16 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
+from einops import rearrange
 from torch import Tensor
 from transformer_lens import ActivationCache
 from transformer_lens.utilities.components_utils import get_act_name
 from transformer_lens.utilities.slice import Slice
 
+from mm_lens._storage.hashing import digest
 from mm_lens.errors import HookError, InputError
 from mm_lens.layout.layout import TokenLayout
+from mm_lens.metrics.tokens import Tokens, subsample
 from mm_lens.model.binding import READ, Binding, take_frame
 from mm_lens.model.check import Need, Report
 from mm_lens.model.forward import Frame
@@ -91,6 +94,36 @@ class LayoutCache(ActivationCache):
         if (rows := self._gather(name)) is not None:
             return rows
         raise KeyError(self._missing(name))
+
+    def tokens(self, *key: Any) -> Tokens:
+        """The real tokens behind `cache[key]`, for a metric's one-call form.
+
+        ```python
+        METRICS["dimension_mle"].compute(cache.tokens("mlp_out", 3, "visual"))
+        ```
+
+        All heads of a token together; each row of the batch is a sample of its own.
+
+        Raises:
+            KeyError: as there.
+            InputError: the hook has no vector per token.
+        """
+        layout = self.layout
+        group = next((part for part in key[2:] if part in GROUPS), "all")
+        mask, x = layout.mask(group), self.read(key if len(key) > 1 else key[0])
+        at = layout.valid(group) if group in GROUPS else mask
+        batched = x if x.shape[0] == layout.shape[0] and x.ndim > 2 else x[None]
+        if batched.shape[:2] != at.shape or not x.is_floating_point():
+            raise InputError(
+                f"{key} has shape {tuple(x.shape)}, no vector for each of the {group} tokens "
+                f"{tuple(at.shape)} [batch, pos]. Cache it without pos_slice."
+            )
+        rows, _ = mask.nonzero(as_tuple=True)
+        position = (layout.mask("all").cumsum(1) - 1)[mask]
+        sample = torch.tensor([digest(f"row {row}") for row in rows.tolist()], dtype=torch.int64)
+        states = rearrange(batched[at.to(x.device)].detach(), "n ... -> n (...)")
+        of = (sample, position.cpu(), self.inputs["input_ids"][mask].cpu().long())
+        return subsample(Tokens(states, *(column.to(x.device) for column in of)), len(states))
 
     def _name(self, key: Any) -> str:
         if isinstance(key, str):

@@ -12,7 +12,8 @@ my_family = "my_package.my_module:MyFamily"
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar
 
@@ -23,6 +24,15 @@ from mm_lens.layout.layout import TokenLayout
 from mm_lens.plugins import plugins
 
 GROUP = "mm_lens.adapters"
+
+
+@dataclass(frozen=True)
+class TowerGrid:
+    """What the vision tower sees: tiles of each image, in its order; patches along each side."""
+
+    tiles: Sequence[int]
+    rows: int
+    cols: int
 
 
 class Family(ABC):
@@ -60,6 +70,14 @@ class Family(ABC):
     @abstractmethod
     def image_token_counts(self, inputs: Mapping[str, Any]) -> list[int] | None:
         """How many tokens each image makes; None if the inputs hold no image."""
+
+    def tower_grid(self, inputs: Mapping[str, Any]) -> TowerGrid | None:
+        """Tiles and patches that the tower sees, in the order of the images.
+
+        None: it does not run (no image), or the family does not say; then hooks of the tower have
+        no profile.
+        """
+        return None
 
     @abstractmethod
     def probe_image(self) -> Image.Image:

@@ -316,6 +316,11 @@ class ForwardContext:
             del self._running[depth:]
 
     @property
+    def is_running(self) -> bool:
+        """Whether there is a running forward pass."""
+        return bool(self._running)
+
+    @property
     def frame(self) -> Frame:
         """The running forward pass.
 

@@ -1,7 +1,7 @@
-"""The metrics of a profile, site by site: one stream, modality and layer at a time.
+"""The metrics of a profile, site by site: one stream, modality and hook (or head) at a time.
 
-A site reads the states of its layer and of the one before, so memory holds one pair of hooks.
-Sites are independent: processes share them, and a resumed run does those that are missing.
+A site reads the states of its hook and of those that lead to it, two at a time. Sites are
+independent: processes share them, and a resumed run does those that are missing.
 """
 
 from __future__ import annotations
@@ -9,19 +9,38 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from math import nan
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
+import pandas as pd
 import torch
+from einops import rearrange
 from tqdm import tqdm
 
 from mm_lens.metrics import Estimate, Metric, Tokens, evaluate
 from mm_lens.metrics.intervals import Replicates
+from mm_lens.profiling.points.point import Point, Spot
+from mm_lens.profiling.result import COLUMNS, PLACE
 from mm_lens.profiling.run_directory import RunDirectory
 from mm_lens.profiling.states import States
-from mm_lens.profiling.token_sample import Modality
+from mm_lens.profiling.token_sample import PATCH, Modality
 
-Place: TypeAlias = tuple[str, int, str, str, str]  # stream, layer, hook, modality, metric
-Site: TypeAlias = tuple[str, Modality, int]  # stream, modality, layer
+Site: TypeAlias = tuple[str, Modality, Spot]  # stream, modality, hook or head
+Source: TypeAlias = tuple[int, int]  # index of a hook, head
+Found: TypeAlias = list[tuple[Source | None, str, Estimate]]  # None: a metric of one hook
+_CACHED = 2
+
+
+class Place(NamedTuple):
+    """What an estimate is of: columns of the table."""
+
+    stream: str
+    layer: int
+    hook: str
+    component: str
+    head: int
+    source: str
+    modality: str
+    metric: str
 
 
 class Evaluation:
@@ -45,22 +64,17 @@ class Evaluation:
     ) -> None:
         self.states, self.metrics, self.seed = states, metrics, seed
         self.device, self.run = device, run
-        self._last: tuple[Site, Tokens | None] | None = None
+        self._last: dict[tuple[str, Modality, int], Tokens | None] = {}
 
     def estimates(self, progress: bool) -> list[tuple[Place, Estimate]]:
-        """Every estimate, by stream, modality and layer.
+        """Every estimate, by stream, modality and hook.
 
         Raises:
             DataError: a file of the run directory is damaged.
         """
-        sites = [
-            (stream, modality, layer)
-            for stream in self.states.streams
-            for modality in self.states.tokens.modalities
-            for layer in self.states.layers
-        ]
+        sites = self._sites()
         found = self._kept()
-        done = [site for site in sites if _name(site) in found]
+        done = [site for site in sites if self._name(site) in found]
         mine = self.run.share(sites, done) if self.run else sites
         bar = tqdm(
             mine,
@@ -71,66 +85,145 @@ class Evaluation:
             disable=not progress,
         )
         for site in bar:
-            found[_name(site)] = self._evaluate(*site)
+            results = found[self._name(site)] = self._evaluate(*site)
             if self.run:
-                content = {name: asdict(e) for name, e in found[_name(site)].items()}
-                self.run.keep_site(_name(site), content)
+                content = [[source, name, asdict(e)] for source, name, e in results]
+                self.run.keep_site(self._name(site), content)
         if self.run:
-            names = {_name(site) for site in sites}
+            names = {self._name(site) for site in sites}
             found = self.run.gather(self._kept, lambda found: names <= found.keys())
-        return [entry for site in sites for entry in self._placed(site, found[_name(site)])]
+        return [entry for site in sites for entry in self._placed(site, found[self._name(site)])]
 
-    def _kept(self) -> dict[str, dict[str, Estimate]]:
+    def _sites(self) -> list[Site]:
+        """Patches are visual tokens, and the same in every stream."""
+        states = self.states
+        return [
+            (stream, modality, spot)
+            for stream in states.streams
+            for modality in states.tokens.modalities
+            for spot in states.spots
+            if not states.points[spot.point].tower
+            or (modality == "visual" and stream == states.streams[0])
+        ]
+
+    def _name(self, site: Site) -> str:
+        stream, modality, spot = site
+        return f"{stream}.{modality}.{self.states.spots.index(spot):03}"
+
+    def _kept(self) -> dict[str, Found]:
         """Estimates of the sites in the run directory."""
         kept = self.run.sites() if self.run else {}
         return {
-            site: {name: _estimate(fields) for name, fields in content.items()}
+            site: [
+                (None if source is None else (source[0], source[1]), name, _estimate(fields))
+                for source, name, fields in content
+            ]
             for site, content in kept.items()
         }
 
-    def _placed(
-        self, site: Site, estimates: dict[str, Estimate]
-    ) -> Iterator[tuple[Place, Estimate]]:
-        stream, modality, layer = site
-        for metric, estimate in estimates.items():
-            yield (stream, layer, self.states.names[layer], modality, metric), estimate
+    def _placed(self, site: Site, found: Found) -> Iterator[tuple[Place, Estimate]]:
+        stream, modality, spot = site
+        points = self.states.points
+        point = points[spot.point]
+        for source, metric, estimate in found:
+            where = "" if source is None else points[source[0]].label(source[1])
+            of = (point.layer, point.hook, point.component, spot.head, where)
+            yield Place(stream, *of, modality, metric), estimate
 
-    def _evaluate(self, stream: str, modality: Modality, layer: int) -> dict[str, Estimate]:
-        """The metrics of a site by name; those of two hooks stand at the later one."""
-        pairs = layer - 1 in self.states.layers
-        doubles = [m for m in self.metrics if m.arity == 2 and pairs]
-        singles = [m for m in self.metrics if m.arity == 1 and not m.equal_n]
-        equal = [m for m in self.metrics if m.arity == 1 and m.equal_n]
-        before = self._tokens(stream, modality, layer - 1) if doubles else None
-        tokens = self._tokens(stream, modality, layer)
+    def _evaluate(self, stream: str, modality: Modality, spot: Spot) -> Found:
+        """The metrics of a site; those of two hooks stand at the later one."""
+        metrics = self.metrics if spot.alone else [m for m in self.metrics if m.arity == 2]
+        doubles = [m for m in metrics if m.arity == 2]
+        singles = [m for m in metrics if m.arity == 1 and not m.equal_n]
+        equal = [m for m in metrics if m.arity == 1 and m.equal_n]
+        target = (spot.point, spot.head)
+        results: Found = []
+        for source in spot.sources if doubles else ():
+            pair = self._pair(stream, modality, source, target)
+            found = (
+                evaluate(*pair, doubles, self.seed)
+                if pair is not None
+                else {m.name: _missing(modality) for m in doubles}
+            )
+            results += [(source, name, estimate) for name, estimate in found.items()]
+        tokens = self._tokens(stream, modality, target)
         if tokens is None:
-            return {m.name: _missing(modality) for m in (*doubles, *singles, *equal)}
-        results: dict[str, Estimate] = {}
-        if before is not None:
-            results |= evaluate(before, tokens, doubles, self.seed)
-        results |= evaluate(tokens, None, singles, self.seed)
+            return [*results, *((None, m.name, _missing(modality)) for m in (*singles, *equal))]
+        found = evaluate(tokens, None, singles, self.seed)
         # The first tokens of the sample are a smaller sample of the same kind.
         fewer = torch.arange(min(equal_number(self.states), len(tokens)), device=self.device)
-        return results | evaluate(tokens.take(fewer), None, equal, self.seed)
+        found |= evaluate(tokens.take(fewer), None, equal, self.seed) if equal else {}
+        return [*results, *((None, name, estimate) for name, estimate in found.items())]
 
-    def _tokens(self, stream: str, modality: Modality, layer: int) -> Tokens | None:
-        """The tokens of a site; those that were asked for last are at hand."""
-        site = (stream, modality, layer)
-        if self._last is None or self._last[0] != site:
-            found = self.states.tokens.tokens(stream, layer, modality)
-            self._last = site, found.to(self.device) if found is not None else None
-        return self._last[1]
+    def _pair(
+        self, stream: str, modality: Modality, source: Source, target: Source
+    ) -> tuple[Tokens, Tokens] | None:
+        """The same tokens at two hooks; None if there are none."""
+        before = self._tokens(stream, modality, source)
+        after = self._tokens(stream, modality, target)
+        if before is None or after is None:
+            return None
+        if self._point(source).tower != self._point(target).tower:
+            # Not every patch becomes a token of the language model, nor is every token a patch.
+            before, after = (
+                one.take(torch.isin(one.keys(), other.keys()))
+                for one, other in ((before, after), (after, before))
+            )
+        return before, after
+
+    def _point(self, source: Source) -> Point:
+        return self.states.points[source[0]]
+
+    def _tokens(self, stream: str, modality: Modality, which: Source) -> Tokens | None:
+        """The tokens at a hook or head; those that were asked for last are at hand."""
+        index, head = which
+        point = self.states.points[index]
+        at = (self.states.streams[0] if point.tower else stream, modality, index)
+        if at not in self._last:
+            found = self.states.tokens.tokens(at[0], index, PATCH if point.tower else modality)
+            while len(self._last) >= _CACHED:
+                del self._last[next(iter(self._last))]
+            self._last[at] = found.to(self.device) if found is not None else None
+        else:
+            self._last[at] = self._last.pop(at)  # used last
+        tokens = self._last[at]
+        if tokens is None or head < 0:
+            return tokens
+        heads = rearrange(tokens.x, "n (head d) -> head n d", head=point.heads)
+        return Tokens(
+            heads[head].contiguous(), tokens.sample, tokens.position, tokens.token_id, tokens.key
+        )
 
 
 def equal_number(states: States) -> int:
     """Tokens for metrics that need equal numbers: what every modality that has any can give."""
     counts = [states.tokens.count(modality) for modality in states.tokens.modalities]
+    if any(point.tower for point in states.points):
+        counts.append(states.tokens.count(PATCH))
     return min((count for count in counts if count), default=0)
 
 
-def _name(site: Site) -> str:
-    stream, modality, layer = site
-    return f"{stream}.{modality}.{layer:03}"
+def tabulate(model: str, found: Sequence[tuple[Place, Estimate]]) -> pd.DataFrame:
+    """The table of a profile."""
+    rows = [(model, *place, *_fields(estimate)) for place, estimate in found]
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def collect_replicates(found: Sequence[tuple[Place, Estimate]]) -> pd.DataFrame:
+    """The replicates of every estimate that has any; see `Profile`."""
+    places = [(place, e.replicates) for place, e in found if e.replicates.values]
+    rows = [[getattr(place, name) for name in PLACE] for place, _ in places]
+    frame = pd.DataFrame(rows, columns=list(PLACE))
+    frame["rest"] = [replicates.rest for _, replicates in places]
+    groups = pd.DataFrame(
+        [dict(enumerate(replicates.values)) for _, replicates in places], dtype=float
+    )
+    return pd.concat([frame, groups.rename(columns="g{}".format)], axis=1)
+
+
+def _fields(e: Estimate) -> tuple[Any, ...]:
+    """In the order of the table's columns."""
+    return e.value, e.low, e.high, e.n_tokens, e.n_over_d, e.chance, e.warning
 
 
 def _estimate(fields: dict[str, Any]) -> Estimate:

@@ -7,15 +7,22 @@ must not depend on how the work is shared.
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, TypeVar
 
+import torch
+from jaxtyping import Bool, Int64
+from torch import Tensor
+
+from mm_lens._storage.checked import tensor_checksum
 from mm_lens._storage.hashing import digest
 from mm_lens.data.datasets import Sample, Samples
-from mm_lens.errors import MMLensError
+from mm_lens.errors import InputError, MMLensError
+from mm_lens.model.forward import Frame
 from mm_lens.model.inputs import Inputs
 
 OnError: TypeAlias = Literal["raise", "skip"]
@@ -41,6 +48,11 @@ class Item:
     id: str
     text: str
     document: int
+
+    @property
+    def mark(self) -> int:
+        """Digest of all of it but its place."""
+        return digest(repr((self.id, self.text, self.document)))
 
     @staticmethod
     def of(index: int, sample: Sample) -> Item:
@@ -138,6 +150,71 @@ class Reader:
             raise error
         kind = "" if isinstance(error, MMLensError) else f"{type(error).__name__}: "
         batch.skipped.append({"index": index, "sample": name, "reason": f"{kind}{error}"})
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a forward pass that nobody has read from a data set.
+
+    Attributes:
+        names: id of the sample in each row.
+        documents: id of what a row shares with others, as in `Item`.
+        marks: digest of each sample.
+        counts: which rows are taken in.
+        attended: tokens of each row so far, earlier passes of one generation included.
+    """
+
+    names: list[str]
+    documents: list[int]
+    marks: list[int]
+    counts: Bool[Tensor, " batch"]
+    attended: Int64[Tensor, " batch"]
+
+
+def name_rows(frame: Frame, labels: Sequence[Sample | str] | None) -> Rows:
+    """Whose rows these are: as labelled, or by their tokens and pixels.
+
+    Raises:
+        InputError: there are more or fewer labels than rows.
+    """
+    batch, attended = frame.shape[0], frame.layout.mask("all")
+    if labels is not None and len(labels) != batch:
+        raise InputError(
+            f"{len(labels)} rows were labelled, but the forward pass has {batch}. Call "
+            "meter.label before each pass, with one id or sample for each row."
+        )
+    names, documents, marks = [], [], []
+    pictures = _checksum_pictures(frame)
+    for row in range(batch):
+        tokens = frame.inputs.get("input_ids")
+        if tokens is None:
+            text = tensor_checksum(frame.inputs["inputs_embeds"][row])
+        else:
+            text = repr(tokens[row][attended[row]].tolist())
+        label = labels[row] if labels is not None else f"content {digest(text + pictures[row])}"
+        if isinstance(label, Sample):
+            item = Item.of(0, label)
+            names.append(item.id)
+            documents.append(item.document)
+            marks.append(item.mark)
+        else:
+            names.append(label)
+            documents.append(digest(pictures[row] or text))
+            marks.append(digest(label))
+    none = torch.zeros(batch, dtype=torch.int64)
+    return Rows(names, documents, marks, torch.ones(batch, dtype=torch.bool), none)
+
+
+def _checksum_pictures(frame: Frame) -> list[str]:
+    """A checksum of the pixels of each row; "" where it has none."""
+    pixels, sizes = frame.inputs.get("pixel_values"), frame.layout.image_sizes
+    ends = [0, *itertools.accumulate(map(len, sizes))]
+    if pixels is None or ends[-1] != len(pixels):
+        return [""] * len(sizes)
+    return [
+        tensor_checksum(pixels[start:end]) if end > start else ""
+        for start, end in itertools.pairwise(ends)
+    ]
 
 
 def work_ahead(work: Callable[[In], Out], items: Iterable[In]) -> Iterator[Out]:

@@ -21,6 +21,9 @@ COLUMNS = (
     "stream",
     "layer",
     "hook",
+    "component",
+    "head",
+    "source",
     "modality",
     "metric",
     "value",
@@ -31,6 +34,8 @@ COLUMNS = (
     "chance",
     "warning",
 )
+PLACE = ("stream", "layer", "modality", "metric", "hook", "head", "source")
+"""What tells the values of a profile apart."""
 TABLE_FILE, REPLICATES_FILE = "profile.parquet", "replicates.parquet"
 PROVENANCE_FILE = "provenance.json"
 
@@ -40,15 +45,18 @@ class Profile:
     """What `mm_lens.profile` returns.
 
     Attributes:
-        table: one row per stream, modality, layer and metric, with the columns `COLUMNS`. `low` and
-            `high` are a 95 % interval over samples, `chance` is what data without the structure in
-            question would score; both are NaN where they do not exist. `warning` is "" if there is
-            nothing to know before using the value.
+        table: one row per stream, modality, hook (or head of it) and metric, with the columns
+            `COLUMNS`. `component` says what the hook is, whatever its layer; `head` is -1 for all
+            heads together and for hooks without heads; `source` is the hook that a metric of two
+            hooks leads from to `hook`, "" for others. `low` and `high` are a 95 % interval over
+            samples, `chance` is what data without the structure in question would score; both are
+            NaN where they do not exist. `warning` is "" if there is nothing to know before using
+            the value.
         provenance: versions, seed, model, data, counts, options and time, ready for JSON.
-        replicates: one row per value of which there are any: its `stream`, `layer`, `modality` and
-            `metric`; what it would be without each of up to 16 groups of documents (`g0`, …); and
-            `rest`, the standard error that these do not show. What `mm_lens.compare` takes the
-            intervals of differences from; None in profiles of earlier versions.
+        replicates: one row per value of which there are any: its columns `PLACE`; what it would be
+            without each of up to 16 groups of documents (`g0`, …); and `rest`, the standard error
+            that these do not show. What `mm_lens.compare` takes the intervals of differences from;
+            None in profiles of earlier versions.
     """
 
     table: pd.DataFrame
@@ -66,8 +74,9 @@ class Profile:
         """Values at the first, middle and last layer: a row per stream and metric that stands for
         its kind, a column per modality."""
         from mm_lens.metrics import METRICS
+        from mm_lens.profiling.points.lines import take_first
 
-        table = self.table
+        table = take_first(self.table)
         known = [name for name in dict.fromkeys(table.metric) if name in METRICS]
         chosen = [name for name in known if "honest" in METRICS[name].headline] or known
         rows = {}
@@ -138,7 +147,7 @@ class Profile:
         """
         path = Path(path)
         try:
-            table = pd.read_parquet(path / TABLE_FILE)
+            table = _with_hooks(pd.read_parquet(path / TABLE_FILE))
             text = (path / PROVENANCE_FILE).read_text(encoding="utf-8")
             replicates = path / REPLICATES_FILE
             return Profile(
@@ -163,3 +172,20 @@ def _thirds(curve: pd.DataFrame) -> str:
 def _shorten(name: str) -> str:
     """A name as it is; of a long path, the end."""
     return name if len(name) <= 40 else f"…/{Path(name).name[-36:]}"
+
+
+def _with_hooks(table: pd.DataFrame) -> pd.DataFrame:
+    """A table of an earlier version, whose hooks are all states, with the columns of this one."""
+    if "component" in table:
+        return table
+    from mm_lens.metrics import METRICS
+    from mm_lens.profiling.points.point import component_of
+
+    pairs = {metric for metric in table.metric if getattr(METRICS.get(metric), "arity", 1) == 2}
+    hooks = dict(zip(table.layer, table.hook, strict=True))
+    source = [
+        hooks.get(layer - 1, "") if metric in pairs else ""
+        for layer, metric in zip(table.layer, table.metric, strict=True)
+    ]
+    component = [component_of(hook) for hook in table.hook]
+    return table.assign(component=component, head=-1, source=source)[list(COLUMNS)]

@@ -1,9 +1,10 @@
-"""`profile`: metrics over the layers of a model, per modality and stream, as one table.
+"""`profile`: metrics at the hooks of a model, per modality and stream, as one table.
 
-**Layers.** `layer` is the index of a state: 0 is what enters block 0, l what leaves block l - 1
-(`mm_lens.profiling.states`). A metric of two consecutive states (linearity) stands at the later
-one, so it begins with layer 1. The scripts of the paper leave the last layer out; it is in the
-table.
+**Hooks.** By default the states of the residual stream; any others by name, and each head of them.
+`layer` is the index of a state: 0 is what enters block 0, l what leaves block l - 1; what lies
+inside of block l - 1 has layer l too (`mm_lens.profiling.points.point`). A metric of two hooks
+(linearity) stands at the later one, so that of consecutive states begins with layer 1. The scripts
+of the paper leave the last layer out; it is in the table.
 
 **Tokens.** A bounded sample per modality, the same at every layer and in both streams
 (`mm_lens.profiling.token_sample`). Intrinsic dimension depends on the number of tokens, so all
@@ -15,15 +16,16 @@ memory or in files; then the metrics, layer by layer. See docs/scaling.md.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import pandas as pd
 import torch
+from tqdm import tqdm
 
 from mm_lens.data.datasets import Samples
 from mm_lens.errors import DataError, InputError
@@ -31,10 +33,26 @@ from mm_lens.metrics import METRICS, Estimate, Metric, preset
 from mm_lens.model.bridge import VisionLanguageBridge
 from mm_lens.model.streams import STREAMS, Stream
 from mm_lens.profiling import provenance
-from mm_lens.profiling.evaluation import Evaluation, Place, equal_number
+from mm_lens.profiling.evaluation import (
+    Evaluation,
+    Place,
+    collect_replicates,
+    equal_number,
+    tabulate,
+)
 from mm_lens.profiling.identity import manifest
+from mm_lens.profiling.points.budget import Holding, plan_holding, restrict
+from mm_lens.profiling.points.pairs import Pairs, known_pairs, plan_spots, resolve_pairs
+from mm_lens.profiling.points.point import Point, Spot
+from mm_lens.profiling.points.selection import (
+    Heads,
+    Hooks,
+    check_patches,
+    choose_heads,
+    choose_points,
+)
 from mm_lens.profiling.processes import Processes
-from mm_lens.profiling.result import COLUMNS, Profile
+from mm_lens.profiling.result import Profile
 from mm_lens.profiling.run_directory import RunDirectory, open_run
 from mm_lens.profiling.states import SamplingPlan, States, collect, from_cache
 from mm_lens.profiling.token_sample import MODALITIES, Modality
@@ -60,12 +78,17 @@ def profile(
     run_dir: str | Path | None = None,
     restart: bool = False,
     chat_template: bool | None = None,
+    hooks: Hooks = None,
+    pairs: Pairs = None,
+    heads: Heads = False,
+    budget: float | None = None,
 ) -> Profile:
-    """Measure how a model treats its visual and text tokens, layer by layer.
+    """Measure how a model treats its visual and text tokens, hook by hook.
 
     ```python
     mm_lens.profile(cache)                                        # the tokens of one cache
     mm_lens.profile(model, mm_lens.datasets.load("easy-vqa"))     # a data set, in bounded memory
+    mm_lens.profile(model, data, hooks=["states", "attn_out", "z"], pairs=["components"])
     ```
 
     Args:
@@ -92,6 +115,18 @@ def profile(
         restart: discard what an earlier run has left in `run_dir`.
         chat_template: as `model.prepare` takes it. None leaves prompts as they are that hold image
             placeholders, and warns; the provenance says how many had the template.
+        hooks: what to measure: short names as in `mm_lens.names` ("attn_out", "z", …), "states" (of
+            the residual stream), "tower" (its states), "tower.attn_out", "projector_in",
+            "projector_out", "ln1", "ln2" (normalised inputs of attention and MLP), "ln_final";
+            full names; patterns with `*`; functions of a name. None takes "states"; of a cache, all
+            that it holds.
+        pairs: what metrics of two hooks relate: "states", "components" or one of these
+            (`mm_lens.profiling.points.pairs`), or two hooks: `("resid_pre", "attn_out")`. None
+            takes the known pairs among `hooks`. Hooks that only pairs need are not measured alone.
+        heads: True measures each head of q, k, v and z alone as well; a list, only these.
+        budget: GiB of memory for states, by default 80 % of the machine's. What does not fit is
+            measured in several passes over the data, or with fewer tokens if `tokens` is None; the
+            provenance says so. With `run_dir`, states are in files.
 
     Raises:
         InputError: an argument is wrong, the cache does not hold what is needed, or `run_dir` holds
@@ -102,22 +137,20 @@ def profile(
     """
     _check_names("stream", streams or (), STREAMS)
     _check_names("modality", modalities or (), MODALITIES)
-    _check_names("metric", metrics or (), METRICS)
     _check_names("on_error", (on_error,), ("raise", "skip"))
     for name, count in (("tokens", tokens), ("batch_size", batch_size), ("samples", samples)):
         if count is not None and count < 1:
             raise InputError(f"{name}={count} leaves nothing to profile. Give at least 1.")
-    wanted = metrics or {metric.name for name in presets for metric in preset(name)}
-    chosen = [metric for name, metric in METRICS.items() if name in wanted]
-    if not chosen:
-        raise InputError("No metric is asked for. Name a preset or a metric.")
+    chosen = choose_metrics(metrics, presets)
 
     started, begun = time.monotonic(), provenance.now()
     if dataset is None:
         if run_dir is not None:
             raise InputError("A cache is in memory already: run_dir is for a model and data.")
-        states, directory = _states_of_cache(source, streams, modalities, seed), None
-        model, data = source.model, {"name": data_name or "cache"}
+        flow = _only_stream(source, streams)
+        given = None if modalities is None else tuple(modalities)
+        states, directory = from_cache(source, given, flow, seed, hooks, pairs, heads), None
+        model, data, holding = source.model, {"name": data_name or "cache"}, None
         seconds = {"states": time.monotonic() - started}
         found = Evaluation(states, chosen, seed).estimates(progress)
     else:
@@ -125,27 +158,40 @@ def profile(
         if batch_size > 1:
             source.report.require(f"profile with batch_size={batch_size}", "batch")
         model, data = source, provenance.describe_data(dataset, data_name)
+        points, spots = choose_spots(model, hooks, pairs, heads)
+        flows, kinds = tuple(streams or STREAMS), tuple(modalities or MODALITIES)
+        in_files = run_dir is not None
+        holding = hold(model, points, spots, flows, kinds, tokens, budget, in_files=in_files)
         plan = SamplingPlan(
             n_samples=min(len(dataset), samples or len(dataset)),
-            streams=tuple(streams or STREAMS),
-            modalities=tuple(modalities or MODALITIES),
-            k=tokens or max(12 * int(model.cfg.d_model), 2048),
+            streams=flows,
+            modalities=kinds,
+            k=holding.tokens,
             batch_size=batch_size,
             seed=seed,
             on_error=on_error,
             chat_template=chat_template,
+            points=points,
+            spots=spots,
         )
         with _open_directory(run_dir, model, dataset, plan, chosen, restart) as directory:
             shown = progress and (directory is None or directory.processes.main)
-            states = collect(model, dataset, plan, progress=shown, run=directory)
-            seconds = {"states": time.monotonic() - started}
+            if shown:
+                tqdm.write(holding.describe(), file=sys.stderr)
             device = model.cfg.device if "cuda" in str(model.cfg.device) else "cpu"
-            found = Evaluation(states, chosen, seed, device, directory).estimates(shown)
+            seconds, found = {"states": 0.0}, []
+            for group in holding.passes:
+                now = time.monotonic()
+                held, here = restrict(points, group)
+                part = replace(plan, points=held, spots=here)
+                states = collect(model, dataset, part, progress=shown, run=directory)
+                seconds["states"] += time.monotonic() - now
+                found += Evaluation(states, chosen, seed, device, directory).estimates(shown)
+            found = _in_order(found, plan)
     seconds["metrics"] = time.monotonic() - started - seconds["states"]
     about = provenance.describe_model(model)
-    rows = [(about["name"], *place, *_fields(estimate)) for place, estimate in found]
     return Profile(
-        pd.DataFrame(rows, columns=list(COLUMNS)),
+        tabulate(about["name"], found),
         {
             "started": begun,
             "seconds": {name: round(value, 2) for name, value in seconds.items()},
@@ -153,24 +199,17 @@ def profile(
             "threads": torch.get_num_threads(),
             "processes": directory.processes.count if directory else 1,
             "model": about,
-            "data": {
-                **data,
-                "n_samples": states.n_samples,
-                "fingerprint": f"{states.fingerprint:016x}" if states.fingerprint else None,
-                "n_skipped": len(states.skipped),
-                "skipped": states.skipped,
-                "n_templated": states.templated if dataset is not None else None,
-            },
-            "tokens": {
-                "seen": states.tokens.seen(),
-                "sampled": {m: states.tokens.count(m) for m in states.tokens.modalities},
-                "for_dimension": equal_number(states),
-            },
+            "data": {**data, **describe_samples(states, from_data=dataset is not None)},
+            "tokens": describe_tokens(states),
+            "memory": None if holding is None else describe_memory(holding),
             "options": {
                 "streams": list(states.streams),
                 "modalities": list(states.tokens.modalities),
                 "presets": None if metrics else list(presets),
                 "metrics": [metric.name for metric in chosen],
+                "hooks": name_hooks(hooks),
+                "pairs": None if pairs is None else [_join(pair) for pair in pairs],
+                "heads": heads if isinstance(heads, bool) else list(heads),
                 "tokens": states.tokens.k,
                 "batch_size": batch_size,
                 "samples": samples,
@@ -179,22 +218,121 @@ def profile(
                 "chat_template": chat_template,
             },
         },
-        _replicates(found),
+        collect_replicates(found),
     )
 
 
-def _states_of_cache(
-    source: Any,
-    streams: Sequence[Stream] | None,
-    modalities: Sequence[Modality] | None,
-    seed: int,
-) -> States:
+def choose_metrics(metrics: Sequence[str] | None, presets: Sequence[str]) -> list[Metric]:
+    """The metrics by name, or those of the presets."""
+    _check_names("metric", metrics or (), METRICS)
+    wanted = metrics or {metric.name for name in presets for metric in preset(name)}
+    chosen = [metric for name, metric in METRICS.items() if name in wanted]
+    if not chosen:
+        raise InputError("No metric is asked for. Name a preset or a metric.")
+    return chosen
+
+
+def choose_spots(
+    model: Any, hooks: Hooks, pairs: Pairs, heads: Heads
+) -> tuple[tuple[Point, ...], tuple[Spot, ...]]:
+    """The hooks whose states are kept, and what is measured at them."""
+    links = resolve_pairs(model, pairs)
+    points, asked = choose_points(model, hooks, [name for link in links for name in link])
+    if pairs is None:
+        links = known_pairs(model, points)
+    return tuple(points), plan_spots(points, asked, links, choose_heads(points, heads))
+
+
+def hold(
+    model: Any,
+    points: Sequence[Point],
+    spots: Sequence[Spot],
+    streams: Sequence[Stream],
+    modalities: Sequence[Modality],
+    tokens: int | None,
+    budget: float | None,
+    **where: bool,
+) -> Holding:
+    """How many tokens, and in how many passes over the data; see `plan_holding`."""
+    check_patches(points, modalities)
+    return plan_holding(
+        points,
+        spots,
+        tokens=tokens,
+        default_tokens=max(12 * int(model.cfg.d_model), 2048),
+        streams=len(streams),
+        groups=2 if "all" in modalities else len(modalities),
+        itemsize=model.cfg.dtype.itemsize,
+        budget=budget,
+        **where,
+    )
+
+
+def _in_order(
+    found: list[tuple[Place, Estimate]], plan: SamplingPlan
+) -> list[tuple[Place, Estimate]]:
+    """By stream, modality and hook, as if one pass over the data had found them."""
+    hooks = {point.hook: i for i, point in enumerate(plan.points or ())}
+    streams, modalities = list(plan.streams), list(plan.modalities)
+
+    def key(entry: tuple[Place, Estimate]) -> tuple[int, int, int, int]:
+        at = entry[0]
+        modality = [str(name) for name in modalities].index(at.modality)
+        return [str(s) for s in streams].index(at.stream), modality, hooks[at.hook], at.head
+
+    return sorted(found, key=key)
+
+
+def name_hooks(hooks: Hooks) -> list[str] | None:
+    """What was asked for, ready for JSON."""
+    if hooks is None:
+        return None
+    items = [hooks] if isinstance(hooks, str) or callable(hooks) else hooks
+    return [item if isinstance(item, str) else repr(item) for item in items]
+
+
+def _join(pair: Any) -> str:
+    return pair if isinstance(pair, str) else ":".join(pair)
+
+
+def describe_samples(states: States, *, from_data: bool = True) -> dict[str, Any]:
+    """Which samples the tokens are of, ready for JSON."""
+    return {
+        "n_samples": states.n_samples,
+        "fingerprint": f"{states.fingerprint:016x}" if states.fingerprint else None,
+        "n_skipped": len(states.skipped),
+        "skipped": states.skipped,
+        "n_templated": states.templated if from_data else None,
+    }
+
+
+def describe_tokens(states: States) -> dict[str, Any]:
+    """How many tokens there were and are, ready for JSON."""
+    return {
+        "seen": states.tokens.seen(),
+        "sampled": {m: states.tokens.count(m) for m in states.tokens.modalities},
+        "for_dimension": equal_number(states),
+    }
+
+
+def describe_memory(holding: Holding) -> dict[str, Any]:
+    """How the run kept within its budget, ready for JSON."""
+    return {
+        "said": holding.describe(),
+        "bytes": holding.bytes,
+        "budget": holding.budget,
+        "passes": len(holding.passes),
+        "fewer_tokens": holding.fewer,
+    }
+
+
+def _only_stream(source: Any, streams: Sequence[Stream] | None) -> Stream:
     if isinstance(source, VisionLanguageBridge):
         raise InputError("Profiling a model needs data: profile(model, dataset).")
     streams = streams or ("residual",)
     if len(streams) > 1:
         raise InputError("A cache holds the states of one stream: name one.")
-    return from_cache(source, None if modalities is None else tuple(modalities), streams[0], seed)
+    return streams[0]
 
 
 def _check(model: Any, dataset: Samples) -> None:
@@ -227,30 +365,27 @@ def _open_directory(
         model,
         dataset,
         plan.n_samples,
-        {**asdict(plan), "metrics": [metric.name for metric in metrics]},
+        _options(plan, metrics),
     )
     with open_run(Path(path), about, processes, restart) as directory:
         yield directory
 
 
-def _fields(e: Estimate) -> tuple[Any, ...]:
-    """In the order of the table's columns."""
-    return e.value, e.low, e.high, e.n_tokens, e.n_over_d, e.chance, e.warning
+def _options(plan: SamplingPlan, metrics: Sequence[Metric]) -> dict[str, Any]:
+    """What the numbers follow from, besides model and data."""
+    points, spots = plan.points or (), plan.spots or ()
+    return {
+        **asdict(replace(plan, points=None, spots=None)),
+        "points": [point.hook for point in points],
+        "spots": [_describe(spot, points) for spot in spots],
+        "metrics": [metric.name for metric in metrics],
+    }
 
 
-def _replicates(found: Sequence[tuple[Place, Estimate]]) -> pd.DataFrame:
-    """The replicates of every estimate that has any; see `Profile`."""
-    places = [
-        (stream, layer, modality, metric, e.replicates)
-        for (stream, layer, _, modality, metric), e in found
-        if e.replicates.values
-    ]
-    frame = pd.DataFrame(
-        [place[:4] for place in places], columns=["stream", "layer", "modality", "metric"]
-    )
-    frame["rest"] = [place[4].rest for place in places]
-    groups = pd.DataFrame([dict(enumerate(place[4].values)) for place in places], dtype=float)
-    return pd.concat([frame, groups.rename(columns="g{}".format)], axis=1)
+def _describe(spot: Spot, points: Sequence[Point]) -> str:
+    """A spot in a word that differs from that of any other."""
+    sources = (points[i].label(head) for i, head in spot.sources)
+    return " < ".join([points[spot.point].label(spot.head), *sources]) + "." * spot.alone
 
 
 def _check_names(kind: str, given: Sequence[T], valid: Collection[T]) -> None:

@@ -7,7 +7,7 @@ lock, lock-1                     held by the processes that are at work
 manifest                         what the run is: model, data, options, versions
 part-0/index                     batches done by process 0, and which tokens it has sampled
 part-0/visual.residual.003       their states (`mm_lens.profiling.stores`)
-sites/residual.visual.003        finished metrics of one stream, modality and layer
+sites/residual.visual.003        finished metrics of one stream, modality and hook or head
 ```
 
 **A run killed at any moment is resumed and ends with the same table.** Indices, sites and the
@@ -43,9 +43,10 @@ from filelock import FileLock, Timeout
 from mm_lens._storage.checked import read_file, sync_directory, write_file
 from mm_lens._storage.differences import find_differences
 from mm_lens.errors import DataError, InputError
+from mm_lens.profiling.points.point import Point
 from mm_lens.profiling.processes import Processes
 from mm_lens.profiling.stores import FileStore
-from mm_lens.profiling.token_sample import Modality, TokenSample
+from mm_lens.profiling.token_sample import Group, TokenSample
 
 T = TypeVar("T")
 
@@ -58,8 +59,11 @@ _FILES = (
     f"part-*/{INDEX}",
     f"part-*/{INDEX}.new",
     "part-*/*.*.[0-9][0-9][0-9]",
+    "part-*/*.*.[0-9][0-9][0-9][0-9]",
     f"{SITES}/*.*.[0-9][0-9][0-9]",
+    f"{SITES}/*.*.[0-9][0-9][0-9][0-9]",
     f"{SITES}/*.*.[0-9][0-9][0-9].new",
+    f"{SITES}/*.*.[0-9][0-9][0-9][0-9].new",
     f"{MANIFEST}.new",
     MANIFEST,
 )
@@ -113,6 +117,23 @@ class Part:
         for group, entries in found["entries"].items():
             self.sample.reservoirs[group].bottom.restore(entries, found["seen"][group])
 
+    def pack(self, stream: str, points: Sequence[Point]) -> dict[str, Any]:
+        """Everything, the states of one stream included."""
+        states = {
+            (group, state): reservoir.store.read(stream, state, *reservoir.bottom.used)
+            for group, reservoir in self.sample.reservoirs.items()
+            for state, point in enumerate(points)
+            if reservoir.bottom.size and group in self.sample.groups(point)
+        }
+        return {"part": self.to_bytes(), "states": states}
+
+    def unpack(self, content: Mapping[str, Any], stream: str) -> None:
+        """Take over what `pack` gave."""
+        self.restore(content["part"])
+        for (group, state), rows in content["states"].items():
+            reservoir = self.sample.reservoirs[group]
+            reservoir.store.write(stream, state, *reservoir.bottom.used, rows)
+
 
 class RunDirectory:
     """An open run directory. Made by `open_run`.
@@ -152,7 +173,7 @@ class RunDirectory:
             "It must lie on a file system that all of them see."
         )
 
-    def parts(self, k: int, modalities: Sequence[Modality], seed: int) -> tuple[Part, list[Part]]:
+    def parts(self, k: int, modalities: Sequence[Group], seed: int) -> tuple[Part, list[Part]]:
         """This process's part and those of all others, as of their last commit.
 
         Raises:
@@ -165,13 +186,13 @@ class RunDirectory:
         mine = found.pop(own)
         return mine, list(found.values())
 
-    def _part(self, path: Path, k: int, modalities: Sequence[Modality], seed: int) -> Part:
+    def _part(self, path: Path, k: int, modalities: Sequence[Group], seed: int) -> Part:
         part = Part(TokenSample(k, modalities, seed, lambda group: self._store(path, group)))
         if (path / INDEX).exists():
             part.restore(read_file(path / INDEX))
         return part
 
-    def _store(self, path: Path, group: Modality) -> FileStore:
+    def _store(self, path: Path, group: Group) -> FileStore:
         self._stores.append(FileStore(path, group))
         return self._stores[-1]
 

@@ -1,36 +1,56 @@
-"""The states of a model's blocks, collected for a bounded sample of tokens.
+"""The states at a model's hooks, collected for a bounded sample of tokens.
 
-State 0 is what enters block 0 (`blocks.0.hook_resid_pre`: the embeddings, image features included),
-state l is what leaves block l - 1 (`blocks.{l-1}.hook_resid_post`). The last state is taken before
-the final norm; Hugging Face's `hidden_states[-1]` is after it.
+By default those of the residual stream: state 0 is what enters block 0 (`blocks.0.hook_resid_pre`:
+the embeddings, image features included), state l is what leaves block l - 1
+(`blocks.{l-1}.hook_resid_post`). The last state is taken before the final norm; Hugging Face's
+`hidden_states[-1]` is after it.
 """
 
 from __future__ import annotations
 
-import inspect
 import sys
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import psutil  # type: ignore[import-untyped]
 import torch
-from jaxtyping import Float
-from torch import Tensor
 from tqdm import tqdm
 
 from mm_lens._storage.checked import REMEDY
 from mm_lens._storage.hashing import digest
 from mm_lens.data.datasets import Samples
 from mm_lens.errors import DataError, InputError
-from mm_lens.layout.layout import TokenLayout
 from mm_lens.model.cache import LayoutCache
 from mm_lens.model.inputs import Inputs
 from mm_lens.model.streams import Stream, main_stream_hooks, state_names
+from mm_lens.profiling.points.cached import CachedStates, held_names
+from mm_lens.profiling.points.pairs import Pairs, known_pairs, plan_spots, resolve_pairs
+from mm_lens.profiling.points.patches import find_patches
+from mm_lens.profiling.points.point import Point, Spot, flow_key, is_tower
+from mm_lens.profiling.points.probe import run_pass
+from mm_lens.profiling.points.selection import (
+    Heads,
+    Hooks,
+    check_patches,
+    choose_heads,
+    choose_points,
+    describe,
+    drop_repeated,
+    resolve_names,
+)
 from mm_lens.profiling.reading import Item, OnError, Reader, work_ahead
 from mm_lens.profiling.run_directory import Part, RunDirectory
-from mm_lens.profiling.token_sample import MODALITIES, MergedSample, Modality, TokenSample
+from mm_lens.profiling.token_sample import (
+    MODALITIES,
+    PATCH,
+    Group,
+    MergedSample,
+    Modality,
+    TokenSample,
+)
+
+__all__ = ["SamplingPlan", "States", "collect", "from_cache", "state_names", "state_points"]
 
 COMMIT_SECONDS = 60.0
 """How much work a crash may cost; a commit waits for the disk."""
@@ -50,6 +70,8 @@ class SamplingPlan:
         on_error: what happens with a sample that cannot be read.
         chat_template: whether prompts are rendered by the chat template; None leaves out those that
             hold placeholders.
+        points: hooks whose states are kept; None: the states of the residual stream.
+        spots: what is measured at them; None: each, alone and with the one before.
     """
 
     n_samples: int
@@ -60,6 +82,14 @@ class SamplingPlan:
     seed: int
     on_error: OnError
     chat_template: bool | None = None
+    points: tuple[Point, ...] | None = None
+    spots: tuple[Spot, ...] | None = None
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """The groups of tokens to sample."""
+        seen_by_tower = any(point.tower for point in self.points or ())
+        return (*self.modalities, PATCH) if seen_by_tower else self.modalities
 
 
 @dataclass
@@ -68,8 +98,8 @@ class States:
 
     Attributes:
         tokens: the sample.
-        names: hook of every state.
-        layers: states that were collected, ascending.
+        points: hooks whose states are kept, in the order in which data flows.
+        spots: what is measured at them.
         streams: streams that were collected.
         n_samples: samples read.
         skipped: samples that could not be read: their index, their id if it is known, and why.
@@ -78,8 +108,8 @@ class States:
     """
 
     tokens: MergedSample
-    names: tuple[str, ...]
-    layers: tuple[int, ...]
+    points: tuple[Point, ...]
+    spots: tuple[Spot, ...]
     streams: tuple[Stream, ...]
     n_samples: int = 0
     skipped: list[dict[str, Any]] = field(default_factory=list)
@@ -108,15 +138,15 @@ def collect(
     Raises:
         DataError: two samples have one id, or all were skipped; with `on_error` "raise", a sample
             cannot be read; a file of the run directory is damaged.
-        InputError: the sample of tokens would not fit into memory.
     """
-    names = state_names(model.cfg.n_layers)
+    if plan.points is None or plan.spots is None:
+        points, spots = state_points(model)
+        plan = replace(plan, points=points, spots=spots)
     if run is None:
-        _check_memory(plan.k * len(names) * len(plan.streams) * 2, model.cfg)
-        part = Part(TokenSample(plan.k, plan.modalities, plan.seed))
+        part = Part(TokenSample(plan.k, plan.groups, plan.seed))
         others: list[Part] = []
     else:
-        part, others = run.parts(plan.k, plan.modalities, plan.seed)
+        part, others = run.parts(plan.k, plan.groups, plan.seed)
     reader = Reader(
         model, dataset, plan.n_samples, plan.batch_size, plan.on_error, plan.chat_template
     )
@@ -133,7 +163,7 @@ def collect(
     with torch.no_grad(), _bar(reader, part, mine, run, progress) as bar:
         for batch in work_ahead(reader.read, mine):
             for items, inputs in batch.parts:
-                _take(model, part, items, inputs, plan.streams, names)
+                _take(model, part, items, inputs, plan)
             part.skipped += batch.skipped
             part.batches.append(batch.number)
             bar.update(batch.size)
@@ -145,10 +175,10 @@ def collect(
             run.commit(part)
         number_of = len(reader.ranges)
         others = run.gather(
-            lambda: run.parts(plan.k, plan.modalities, plan.seed)[1],
+            lambda: run.parts(plan.k, plan.groups, plan.seed)[1],
             lambda found: len({n for each in (part, *found) for n in each.batches}) == number_of,
         )
-    return _merge([part, *others], dataset, plan, names)
+    return _merge([part, *others], dataset, plan)
 
 
 def _take(
@@ -156,35 +186,39 @@ def _take(
     part: Part,
     items: list[Item],
     inputs: Inputs,
-    streams: tuple[Stream, ...],
-    names: tuple[str, ...],
+    plan: SamplingPlan,
 ) -> None:
     """Run the model on a batch, and keep what belongs to the sample."""
     for item in items:
         if (earlier := part.ids.setdefault(digest(item.id), item.index)) != item.index:
             raise _same_id(item.id, earlier, item.index)
-        part.fingerprint ^= digest(repr((item.id, item.text, item.document)))
+        part.fingerprint ^= item.mark
     part.templated += sum(inputs.templated)
+    patches = None
+    if PATCH in plan.groups:
+        patches = find_patches(model.family, inputs.layout, inputs)
     wanted = part.sample.plan(
         inputs.layout,
         inputs.input_ids,
         [item.id for item in items],
         [item.document for item in items],
+        patches,
     )
-    # Of the logits, nothing is needed: at real size they would be most of the memory.
-    forward = inspect.signature(model.original_model.forward).parameters
-    options = {"logits_to_keep": 1} if "logits_to_keep" in forward else {}
-    for stream in streams if wanted else ():
-        capture = part.sample.hooks(stream, names)
+    for stream in plan.streams if wanted else ():
+        # The tower is the same in every stream.
+        kept = [
+            (i, point)
+            for i, point in enumerate(plan.points or ())
+            if not point.tower or (patches is not None and stream == plan.streams[0])
+        ]
         before = main_stream_hooks(model) if stream == "main" else []
-        model.run_with_hooks(inputs, fwd_hooks=[*before, *capture], **options)
+        run_pass(model, inputs, [*before, *part.sample.hooks(stream, kept)])
 
 
 def _merge(
     parts: list[Part],
     dataset: Samples,
     plan: SamplingPlan,
-    names: tuple[str, ...],
 ) -> States:
     """What the processes have collected, as if one had collected it."""
     ids: dict[int, int] = {}
@@ -207,8 +241,14 @@ def _merge(
             f"All {len(skipped)} samples were skipped; the first: {skipped[0]['reason']}"
         )
     tokens = MergedSample(plan.k, plan.modalities, [part.sample for part in parts])
-    layers = tuple(range(len(names)))
-    return States(tokens, names, layers, plan.streams, len(ids), skipped, fingerprint, templated)
+    kept = plan.points or (), plan.spots or ()
+    return States(tokens, *kept, plan.streams, len(ids), skipped, fingerprint, templated)
+
+
+def state_points(model: Any) -> tuple[tuple[Point, ...], tuple[Spot, ...]]:
+    """The states of the residual stream, each alone and with the one before."""
+    points, asked = choose_points(model, None)
+    return tuple(points), plan_spots(points, asked, resolve_pairs(model, ["states"]), {})
 
 
 def _index(skipped: dict[str, Any]) -> int:
@@ -239,19 +279,14 @@ def _bar(
     )
 
 
-def _check_memory(rows: int, cfg: Any) -> None:
-    need = rows * cfg.d_model * torch.empty((), dtype=cfg.dtype).element_size()
-    have = psutil.virtual_memory().total
-    if need > 0.8 * have:
-        raise InputError(
-            f"The sampled states would take {need / 2**30:.0f} GiB of this machine's "
-            f"{have / 2**30:.0f} GiB memory. Keep them on disk with `run_dir`, lower `tokens`, or "
-            "profile one stream at a time."
-        )
-
-
 def from_cache(
-    cache: Any, modalities: tuple[Modality, ...] | None, stream: Stream, seed: int
+    cache: Any,
+    modalities: tuple[Modality, ...] | None,
+    stream: Stream,
+    seed: int,
+    hooks: Hooks = None,
+    pairs: Pairs = None,
+    heads: Heads = False,
 ) -> States:
     """Every token of a cache, with the states that it holds.
 
@@ -260,6 +295,9 @@ def from_cache(
         modalities: None takes all that the cache has.
         stream: what the states are.
         seed: orders the tokens.
+        hooks: hooks to measure; None: every component that the cache holds, a state once.
+        pairs: hooks to relate; None: the known pairs among them.
+        heads: heads to measure one by one.
 
     Raises:
         InputError: the cache holds no state, or not of these modalities, or no layout.
@@ -270,57 +308,54 @@ def from_cache(
             "This cache does not know which positions are visual. Take one from "
             "model.run_with_cache(inputs, names_filter=…) with inputs = model.prepare(…)."
         )
-    names = state_names(cache.model.cfg.n_layers)
-    found = {state: _state(cache, name, layout) for state, name in enumerate(names)}
-    found = {state: (x, groups) for state, (x, groups) in found.items() if groups}
+    bridge: Any = cache.model
+    links = resolve_pairs(bridge, pairs)
+    asked, _ = resolve_names(bridge, hooks) if hooks is not None else (held_names(cache), None)
+    ends = [name for link in links for name in link if hooks is not None or name not in asked]
+    cached = CachedStates(cache, layout)
+    found = {name: cached.read(name) for name in dict.fromkeys([*asked, *ends])}
+    if hooks is None:
+        found = {name: x for name, x in found.items() if x.groups}
+        kept = drop_repeated(list(found), lambda a, b: torch.equal(found[a].x, found[b].x))
+        asked = [name for name in kept if name in asked]
+    elif missing_hooks := [name for name, x in found.items() if not x.groups]:
+        raise InputError(
+            f"The cache does not hold {missing_hooks[0]}. Cache it with "
+            f"names_filter={missing_hooks[0]!r}."
+        )
     if not found:
         raise InputError(
-            "The cache holds no states of the residual stream. "
-            'Cache them with names_filter=mm_lens.names(["resid_pre", "resid_post"]).'
+            "The cache holds no states of tokens. "
+            'Cache some with names_filter=mm_lens.names(["resid_pre", "resid_post", "attn_out"]).'
         )
-    groups = set.intersection(*(groups for _, groups in found.values()))
+    groups = set.intersection(
+        *(x.groups for name, x in found.items() if not is_tower(name)), {"visual", "text"}
+    )
     has = tuple(m for m in MODALITIES if groups >= ({"visual", "text"} if m == "all" else {m}))
-    modalities = modalities or has
+    modalities = modalities or (("visual",) if all(map(is_tower, found)) else has)
     if not modalities or (missing := [m for m in modalities if m not in has]):
         raise InputError(
             f"Not all states in the cache are there for {' and '.join(missing or MODALITIES)} "
             "tokens. Cache those of the full stream with "
             'names_filter=mm_lens.names(["resid_pre", "resid_post"]).'
         )
-    tokens = TokenSample(max(1, int(layout.mask("all").sum())), modalities, seed)
+    names = sorted({*asked, *(name for name in ends if name in found)}, key=flow_key)
+    points = [describe(bridge, name, found[name].shape) for name in names]
+    check_patches(points, modalities)
+    spots = plan_spots(
+        points,
+        asked,
+        links if pairs is not None else known_pairs(bridge, points),
+        choose_heads(points, heads),
+    )
+    tower = any(point.tower for point in points)
+    patches = find_patches(bridge.family, layout, cache.inputs) if tower else None
+    k = max(1, int(layout.mask("all").sum()), len(patches.tile) if patches else 0)
+    tokens = TokenSample(k, (*modalities, PATCH) if tower else modalities, seed)
     labels = [f"row {i}" for i in range(layout.shape[0])]
-    tokens.plan(layout, cache.inputs["input_ids"], labels, [digest(label) for label in labels])
-    for state, (x, _) in found.items():
-        tokens.write(stream, state, x)
+    ids, documents = cache.inputs["input_ids"], [digest(label) for label in labels]
+    tokens.plan(layout, ids, labels, documents, patches)
+    for state, point in enumerate(points):
+        tokens.write(stream, state, found[point.hook].x, point)
     merged = MergedSample(tokens.k, modalities, [tokens])
-    return States(merged, names, tuple(found), (stream,), len(labels))
-
-
-def _state(
-    cache: LayoutCache, name: str, layout: TokenLayout
-) -> tuple[Float[Tensor, "batch pos d"], set[str]]:
-    """A state spread over all positions, and the modalities that the cache has it for."""
-    if name in cache.cache_dict:
-        full = cache.cache_dict[name]
-        full = full if full.ndim == 3 else full[None]  # remove_batch_dim
-        if full.shape[:2] != layout.shape:
-            raise InputError(
-                f"{name} has {full.shape[1]} positions, the inputs {layout.shape[1]}. "
-                "Cache without pos_slice."
-            )
-        return full, {"visual", "text"}
-    full = torch.zeros(*layout.shape, 1)
-    groups: set[str] = set()
-    block, _, tail = name.rpartition(".")
-    for group in ("visual", "text"):
-        view = cache.cache_dict.get(f"{block}.{group}.{tail}")
-        if view is None:
-            continue
-        rows = view if view.ndim == 3 else view[None]
-        if not groups:
-            full = rows.new_zeros(*layout.shape, rows.shape[-1])
-        full[layout.mask(group).to(rows.device)] = rows[layout.valid(group).to(rows.device)]
-        groups.add(group)
-    # A modality without tokens has no view, and nothing is missing.
-    empty = {g for g in ("visual", "text") if not layout.mask(g).any()}
-    return full, groups and groups | empty
+    return States(merged, tuple(points), spots, (stream,), len(labels))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from tiny import random_image, tiny_llava_next
 
 import mm_lens
@@ -293,9 +294,56 @@ def test_options_have_the_defaults_of_the_function():
     shared = set(ours) & set(theirs)
     assert shared == {
         *("streams", "presets", "metrics", "tokens", "batch_size", "samples", "seed"),
-        *("on_error", "restart"),
+        *("on_error", "restart", "hooks", "pairs", "heads", "budget"),
+        "chat_template",
     }
-    for name in shared - {"streams", "presets", "samples"}:  # the command draws its samples
+    assert ours["hooks"].default == "states"  # what None stands for
+    for name in shared - {
+        "streams",
+        "presets",
+        "samples",
+        "hooks",
+        "heads",
+    }:  # the command draws its samples
         assert ours[name].default == theirs[name].default, name
     assert tuple(ours["streams"].default.split(",")) == STREAMS  # what None stands for
     assert tuple(ours["presets"].default.split(",")) == theirs["presets"].default
+
+
+def test_hooks_pairs_and_heads(no_pictures, profile, model, images, tmp_path):
+    code, _, stderr = profile(
+        *("--hooks", "states, z,tower,projector_out", "--pairs", "projector,resid_pre:z"),
+        *("--heads", "1,3", "--streams", "residual", "--metrics", "anisotropy,linearity_paper"),
+    )
+    assert code == 0
+    assert "Holds at most" in stderr
+    found = Profile.load(tmp_path / "runs" / "one")
+    with torch.no_grad():
+        expected = mm_lens.profile(
+            mm_lens.load(str(model), check=False),
+            mm_lens.datasets.load(str(images), limit=500, seed=0),
+            hooks=["states", "z", "tower", "projector_out"],
+            pairs=["projector", ("resid_pre", "z")],
+            heads=[1, 3],
+            streams=["residual"],
+            metrics=["anisotropy", "linearity_paper"],
+            progress=False,
+        )
+    pd.testing.assert_frame_equal(found.table, expected.table, check_exact=True)
+    assert set(found.table["head"]) == {-1, 1, 3}
+    assert found.provenance["options"]["pairs"] == ["projector", "resid_pre:z"]
+
+
+@pytest.mark.parametrize(
+    ("extra", "code", "message"),
+    [
+        (("--heads", "two"), 2, "neither all nor numbers"),
+        (("--hooks", "nope"), 1, "No hook point is called 'nope'"),
+        (("--pairs", "nope"), 1, "No pairs are called 'nope'"),
+    ],
+)
+def test_wrong_hooks_are_named_in_one_line(profile, extra, code, message):
+    found, _, stderr = profile(*extra)
+    assert found == code
+    assert message in stderr
+    assert is_one_line(stderr)

@@ -167,7 +167,7 @@ def test_cache_without_batch_dimension(model):
 
 def test_cache_without_states_names_the_remedy(model):
     with pytest.raises(InputError, match="names_filter"):
-        quick(cached(model, mm_lens.names("mlp_out")))
+        quick(cached(model, lambda name: name == "embed.hook_in"))
     with pytest.raises(InputError, match="pos_slice"):
         quick(cached(model, mm_lens.names("resid_post"), pos_slice=-1))
     with pytest.raises(InputError, match="prepare"):

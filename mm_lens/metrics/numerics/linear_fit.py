@@ -60,7 +60,7 @@ class LinearFit:
         self.seed = seed
 
     @cached_property
-    def rows(self) -> tuple[Float64[Tensor, "n d"], Float64[Tensor, "n d"]]:
+    def rows(self) -> tuple[Float64[Tensor, "n c"], Float64[Tensor, "n d"]]:
         """Centred X and Y; columns constant up to rounding are exactly zero."""
         if len(self.tokens) < 3:
             raise UndefinedError(f"fewer than 3 tokens ({len(self.tokens)})")
@@ -71,9 +71,17 @@ class LinearFit:
         return x, y
 
     def require(self, target: Target) -> None:
-        """Refuse an update that is constant up to rounding."""
+        """Refuse an update that is constant up to rounding, or does not exist."""
+        if target == "update" and self.tokens.d != self.tokens_next.d:
+            widths = f"{self.tokens.d} and {self.tokens_next.d}"
+            raise UndefinedError(f"hooks of different width ({widths}) have no update")
         if target == "update" and not varies(self.moments, target):
             raise UndefinedError("the update is the same for all tokens")
+
+    @property
+    def _targets(self) -> tuple[Target, ...]:
+        """What can be predicted."""
+        return TARGETS if self.tokens.d == self.tokens_next.d else ("state",)
 
     @cached_property
     def moments(self) -> Moments:
@@ -133,7 +141,7 @@ class LinearFit:
             )
         x, y = self.rows
         scores = self._choices([moments for _, moments in self.folds])
-        errors: dict[Target, Tensor] = {t: x.new_empty(2, len(x)) for t in TARGETS}
+        errors: dict[Target, Tensor] = {t: x.new_empty(2, len(x)) for t in self._targets}
         for f, (test, part) in enumerate(self.folds):
             ridge = Ridge(self.moments - part)
             inputs, states = x[test] - ridge.means[0], y[test] - ridge.means[1]
@@ -151,7 +159,7 @@ class LinearFit:
     def _choices(self, parts: list[Moments]) -> dict[Target, Float64[Tensor, "folds choices"]]:
         """Error of each ridge strength within the training folds of each test fold."""
         scores: dict[Target, Tensor] = {
-            t: self.scale.new_zeros(len(parts), N_CHOICES) for t in TARGETS
+            t: self.scale.new_zeros(len(parts), N_CHOICES) for t in self._targets
         }
         for f, g in itertools.combinations(range(len(parts)), 2):
             # One map without both folds: scored on either, it helps to choose for the other.

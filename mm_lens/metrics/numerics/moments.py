@@ -10,6 +10,7 @@ Cost: see `numerics.products`; joining costs d² each.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -52,19 +53,21 @@ class Scatter:
 class Moments:
     """Number, means and central second moments of pairs of rows; `uu` is of `y - x`.
 
+    Where the two hooks differ in width there is no `y - x`, and `uu` is NaN.
+
     `a + b` are the moments of both sets of rows, `whole - part` those of the rest.
     """
 
     n: int
-    x: Float64[Tensor, " d"]
+    x: Float64[Tensor, " c"]
     y: Float64[Tensor, " d"]
-    xx: Float64[Tensor, "d d"]
-    xy: Float64[Tensor, "d d"]
+    xx: Float64[Tensor, "c c"]
+    xy: Float64[Tensor, "c d"]
     yy: Float64[Tensor, ""]
     uu: Float64[Tensor, ""]
 
     @staticmethod
-    def of(x: Float64[Tensor, "n d"], y: Float64[Tensor, "n d"], *, fast: bool = False) -> Moments:
+    def of(x: Float64[Tensor, "n c"], y: Float64[Tensor, "n d"], *, fast: bool = False) -> Moments:
         """Moments of at least one pair of rows.
 
         Args:
@@ -75,11 +78,12 @@ class Moments:
         """
         mean_x, mean_y = x.mean(0), y.mean(0)
         x, y = x - mean_x, y - mean_y
-        update = y - x
-        yy, uu = y.square().sum(), update.square().sum()
+        update = y - x if x.shape == y.shape else None
+        yy = y.square().sum()
+        uu = torch.full_like(yy, math.nan) if update is None else update.square().sum()
         heavy = split_rows(x, y) if fast else None
         xx = gram(x, heavy)
-        if heavy is not None and bool(uu < yy):
+        if heavy is not None and update is not None and bool(uu < yy):
             # The rounding of xᵀx must drop out of the update, the smaller of the two targets.
             xy = xx + product(x, update, heavy)
         else:
@@ -104,13 +108,13 @@ class Moments:
             self.xx.add(other.xx, alpha=sign).addr_(dx, dx, alpha=weight),
             self.xy.add(other.xy, alpha=sign).addr_(dx, dy, alpha=weight),
             self.yy + sign * other.yy + weight * dy.square().sum(),
-            self.uu + sign * other.uu + weight * (dy - dx).square().sum(),
+            self.uu + sign * other.uu + weight * _squares(dx, dy),
         )
 
     def about(
-        self, x: Float64[Tensor, " d"], y: Float64[Tensor, " d"]
+        self, x: Float64[Tensor, " c"], y: Float64[Tensor, " d"]
     ) -> tuple[
-        Float64[Tensor, "d d"], Float64[Tensor, "d d"], Float64[Tensor, ""], Float64[Tensor, ""]
+        Float64[Tensor, "c c"], Float64[Tensor, "c d"], Float64[Tensor, ""], Float64[Tensor, ""]
     ]:
         """`xx`, `xy`, `yy` and `uu` about another origin."""
         dx, dy = self.x - x, self.y - y
@@ -118,5 +122,10 @@ class Moments:
             torch.addr(self.xx, dx, dx, alpha=self.n),
             torch.addr(self.xy, dx, dy, alpha=self.n),
             self.yy + self.n * dy.square().sum(),
-            self.uu + self.n * (dy - dx).square().sum(),
+            self.uu + self.n * _squares(dx, dy),
         )
+
+
+def _squares(dx: Float64[Tensor, " c"], dy: Float64[Tensor, " d"]) -> Float64[Tensor, ""] | float:
+    """Of the update between two means; NaN where there is none."""
+    return (dy - dx).square().sum() if dx.shape == dy.shape else math.nan

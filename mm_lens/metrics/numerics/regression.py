@@ -114,8 +114,9 @@ class Ridge:
         mean = values.mean() if bool(keep.any()) else values.new_ones(())
         self._weights = (values + _STRENGTHS.to(mean.device)[:, None] * mean).reciprocal()
         state = self._vectors.T @ train.xy
-        update = state - values[:, None] * self._vectors.T
-        self._rotated: dict[Target, Tensor] = {"state": state, "update": update}
+        self._rotated: dict[Target, Tensor] = {"state": state}
+        if train.xx.shape == train.xy.shape:  # hooks of different width have no update
+            self._rotated["update"] = state - values[:, None] * self._vectors.T
 
     @cached_property
     def _products(self) -> dict[Target, Float64[Tensor, "rank rank"]]:
@@ -134,6 +135,6 @@ class Ridge:
             errors[target] = total - explained + (w @ (gram * self._products[target]) * w).sum(1)
         return errors
 
-    def map(self, target: Target, choice: int) -> Float64[Tensor, "d d"]:
+    def map(self, target: Target, choice: int) -> Float64[Tensor, "c d"]:
         """The map at one of the choices."""
         return self._vectors @ (self._weights[choice][:, None] * self._rotated[target])
