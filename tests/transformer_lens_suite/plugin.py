@@ -34,6 +34,7 @@ def _tiny(language: dict[str, Any], tokenizer: Any, dtype: torch.dtype | None, s
     model, processor = tiny_llava_next(
         seed, text="llama", language=language, image_token_index=language["vocab_size"]
     )
+    processor.image_token_id = language["vocab_size"]
     model.to(dtype or torch.float32)
     if KIND == "plain":
         model.set_attn_implementation("eager")
