@@ -26,6 +26,7 @@ from mm_lens import demo
 from mm_lens._storage.files import check_free, whole_directory
 from mm_lens.cli import failures, hook_options
 from mm_lens.errors import MMLensError, MMLensWarning
+from mm_lens.plugins import plugin_names
 from mm_lens.profiling import processes
 
 if TYPE_CHECKING:
@@ -265,7 +266,7 @@ def convert_command(
 
     Example: mm-lens convert FORMAT downloads/model converted/model
     """
-    if format not in (known := pluginhook_options.split_names("mm_lens.formats")):
+    if format not in (known := plugin_names("mm_lens.formats")):
         raise typer.BadParameter(f"No format is called {format!r}. Known: {', '.join(known)}.")
     if not source.is_dir():
         raise MMLensError(f"{source} is not a directory. Give that of the published files.")

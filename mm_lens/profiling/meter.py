@@ -29,12 +29,12 @@ from torch import Tensor
 from transformer_lens.hook_points import LensHandle
 
 from mm_lens._storage.checked import read_file, write_file
+from mm_lens._storage.fingerprint import weights_digest
 from mm_lens._storage.hashing import digest
 from mm_lens.data.datasets import Sample
 from mm_lens.errors import InputError, MMLensWarning
 from mm_lens.metrics import Metric
 from mm_lens.model.bridge import VisionLanguageBridge
-from mm_lens.model.fingerprint import weights_digest
 from mm_lens.model.forward import Frame
 from mm_lens.profiling import provenance
 from mm_lens.profiling.evaluation import Evaluation, collect_replicates, tabulate
