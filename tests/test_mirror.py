@@ -18,6 +18,7 @@ MIRRORED = {
 }
 
 MODULES_WITHOUT_TESTS = {
+    "mm_lens/cli/models.py": "what commands say of models: tests/cli/test_commands.py",
     "mm_lens/cli/hook_options.py": "options of the command: tests/cli/test_commands.py",
     "mm_lens/data/pixels.py": "with the pictures that hold them: tests/data/test_pictures.py",
     "mm_lens/data/prompts.py": "rendered by real processors: tests/model/test_inputs.py",

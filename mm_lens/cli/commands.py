@@ -7,17 +7,14 @@ stderr and an exit code: 2 for a wrong command line, 130 for Ctrl-C, 1 for the r
 # torch, transformers and the pictures are imported inside the commands: `--help` is instant.
 from __future__ import annotations
 
-import logging
 import os
 import shlex
 import sys
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 
@@ -25,12 +22,12 @@ import mm_lens
 from mm_lens import demo
 from mm_lens._storage.files import check_free, whole_directory
 from mm_lens.cli import failures, hook_options
-from mm_lens.errors import MMLensError, MMLensWarning
+from mm_lens.cli.models import load_model, silence_libraries
+from mm_lens.errors import MMLensError
 from mm_lens.plugins import plugin_names
 from mm_lens.profiling import processes
 
 if TYPE_CHECKING:
-    from mm_lens.model.bridge import VisionLanguageBridge
     from mm_lens.profiling.result import Profile
 
 app = typer.Typer(add_completion=False, help="TransformerLens for vision-language models.")
@@ -194,8 +191,8 @@ def profile_command(
     quiet = quiet or not crew.main
     if not quiet:
         print(f"Loading {model} …", file=sys.stderr)
-    with _quiet(speak=crew.main), failures.note_kept(run_dir):
-        loaded = _load(
+    with silence_libraries(speak=crew.main), failures.note_kept(run_dir):
+        loaded = load_model(
             model,
             attention=attention,
             device=device,
@@ -273,7 +270,7 @@ def convert_command(
     import torch
 
     try:
-        with _quiet():
+        with silence_libraries():
             mm_lens.convert(
                 format,
                 source,
@@ -344,48 +341,6 @@ def compare_command(
         print(
             f"Wrote {', '.join(tables)} and {len(written) - len(tables)} pictures (.png) to {out}"
         )
-
-
-@contextmanager
-def _quiet(speak: bool = True) -> Iterator[None]:
-    """Only mm_lens speaks: libraries keep their warnings and progress bars to themselves."""
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # or it warns when a process is forked
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    for name in (None, "huggingface_hub"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("default" if speak else "ignore", MMLensWarning)
-        warnings.showwarning = lambda message, *_, **__: print(
-            f"mm-lens: warning: {message}", file=sys.stderr
-        )
-        yield
-
-
-def _load(
-    model: str, *, dtype: str | None, device_map: str | None, **options: Any
-) -> VisionLanguageBridge:
-    """The model, or one error that says why not."""
-    import torch
-
-    if device_map is not None and processes.count_processes() > 1:
-        gpus = processes.find_own_gpus(torch.cuda.device_count())
-        options["max_memory"] = {gpu: int(0.9 * torch.cuda.mem_get_info(gpu)[0]) for gpu in gpus}
-    try:
-        weights = getattr(torch, dtype) if dtype else None
-        return mm_lens.load(model, dtype=weights, device_map=device_map, **options)
-    except MMLensError:
-        raise
-    except Exception as error:  # many libraries read the files, each failing in its own way
-        reason = (str(error).strip().split("\n")[0] or type(error).__name__).rstrip(".")
-        known = ", ".join(mm_lens.demo.available())
-        raise MMLensError(
-            f"Model {model!r} cannot be loaded: {reason}. Give a hub id, a complete local "
-            f"directory, or one of: {known}."
-        ) from error
 
 
 def _write(result: Profile, directory: Path, progress: bool) -> list[str]:

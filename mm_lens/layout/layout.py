@@ -288,10 +288,7 @@ class TokenLayout:
 
     def row_of(self, i: int) -> TokenLayout:
         """Row `i` alone, as a layout with batch size 1."""
-        i = range(self.shape[0])[i]
-        return replace(
-            self._map(lambda tensor: tensor[i : i + 1]), image_sizes=(self.image_sizes[i],)
-        )
+        return self.take([range(self.shape[0])[i]])
 
     def take(self, rows: Sequence[int]) -> TokenLayout:
         """Some rows, in the order asked for; rows may repeat."""
