@@ -209,6 +209,8 @@ class Meter:
 
     def _begin(self, frame: Frame) -> _Pass:
         layout, sample = frame.layout.to("cpu"), self._own.sample
+        if layout.shape[0] > 1:
+            self.model.report.require("a meter on a batch of rows", "batch")
         given = frame.inputs.get("input_ids")
         tokens = torch.full(layout.shape, -1) if given is None else given.cpu()
         before = self._rows

@@ -177,6 +177,15 @@ def test_hooks_of_the_users_own_and_resets_are_left_alone(model):
     model.reset_hooks(including_permanent=True)
 
 
+def test_a_model_whose_batches_failed_the_check_is_not_measured_in_batches(fresh):
+    fresh.report.add("error", "rows of a batch differ from single ones", spoils="batch")
+    meter = mm_lens.measuring(fresh, hooks=["resid_post"], metrics=["anisotropy"])
+    one, two = (fresh.prepare(["What?"] * n, [random_image(20, 30)] * n) for n in (1, 2))
+    within(meter, lambda: fresh(one))
+    with pytest.raises(mm_lens.MMLensError, match="a meter on a batch of rows: refused"):
+        within(meter, lambda: fresh(two))
+
+
 @pytest.mark.parametrize(
     ("use", "message"),
     [
