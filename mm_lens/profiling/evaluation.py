@@ -14,9 +14,10 @@ from typing import Any, TypeAlias
 import torch
 from tqdm import tqdm
 
-from mm_lens.metrics import Estimate, Metric, Tokens, evaluate
+from mm_lens.metrics import Estimate, Metric, Tokens
 from mm_lens.metrics.intervals import Replicates
 from mm_lens.profiling.run_directory import RunDirectory
+from mm_lens.profiling.selection import measure
 from mm_lens.profiling.states import States
 from mm_lens.profiling.token_sample import Modality
 
@@ -99,19 +100,18 @@ class Evaluation:
         """The metrics of a site by name; those of two hooks stand at the later one."""
         pairs = layer - 1 in self.states.layers
         doubles = [m for m in self.metrics if m.arity == 2 and pairs]
-        singles = [m for m in self.metrics if m.arity == 1 and not m.equal_n]
-        equal = [m for m in self.metrics if m.arity == 1 and m.equal_n]
+        singles = [m for m in self.metrics if m.arity == 1]
         before = self._tokens(stream, modality, layer - 1) if doubles else None
         tokens = self._tokens(stream, modality, layer)
         if tokens is None:
-            return {m.name: _missing(modality) for m in (*doubles, *singles, *equal)}
+            return {m.name: _missing(modality) for m in (*doubles, *singles)}
+        sample, most = self.states.tokens, self.states.honest or len(tokens)
+        seen = sum(sample.seen().values()) if modality == "all" else sample.seen()[modality]
+        numbers = {"most": most, "equal": equal_number(self.states), "seen": seen}
         results: dict[str, Estimate] = {}
         if before is not None:
-            results |= evaluate(before, tokens, doubles, self.seed)
-        results |= evaluate(tokens, None, singles, self.seed)
-        # The first tokens of the sample are a smaller sample of the same kind.
-        fewer = torch.arange(min(equal_number(self.states), len(tokens)), device=self.device)
-        return results | evaluate(tokens.take(fewer), None, equal, self.seed)
+            results |= measure(before, tokens, doubles, self.seed, **numbers)
+        return results | measure(tokens, None, singles, self.seed, **numbers)
 
     def _tokens(self, stream: str, modality: Modality, layer: int) -> Tokens | None:
         """The tokens of a site; those that were asked for last are at hand."""
@@ -125,7 +125,8 @@ class Evaluation:
 def equal_number(states: States) -> int:
     """Tokens for metrics that need equal numbers: what every modality that has any can give."""
     counts = [states.tokens.count(modality) for modality in states.tokens.modalities]
-    return min((count for count in counts if count), default=0)
+    fewest = min((count for count in counts if count), default=0)
+    return min(fewest, states.honest or fewest)
 
 
 def _name(site: Site) -> str:
@@ -136,7 +137,7 @@ def _name(site: Site) -> str:
 def _estimate(fields: dict[str, Any]) -> Estimate:
     """An estimate from its fields as JSON keeps them."""
     replicates = fields["replicates"]
-    kept = Replicates(tuple(replicates["values"]), replicates["rest"])
+    kept = Replicates(tuple(replicates["values"]), replicates["rest"], replicates["freedom"])
     return Estimate(**{**fields, "replicates": kept})
 
 

@@ -7,7 +7,8 @@ table.
 
 **Tokens.** A bounded sample per modality, the same at every layer and in both streams
 (`mm_lens.profiling.token_sample`). Intrinsic dimension depends on the number of tokens, so all
-modalities are cut to the same number for it: that of the smallest one that has any.
+modalities are cut to the same number for it: that of the smallest one that has any. The paper's own
+definitions take all tokens instead (`mm_lens.profiling.selection`).
 
 **Cost.** One forward pass of the data per stream, of which only the sampled rows are kept, in
 memory or in files; then the metrics, layer by layer. See docs/scaling.md.
@@ -36,6 +37,7 @@ from mm_lens.profiling.identity import manifest
 from mm_lens.profiling.processes import Processes
 from mm_lens.profiling.result import COLUMNS, Profile
 from mm_lens.profiling.run_directory import RunDirectory, open_run
+from mm_lens.profiling.selection import default_number, sample_size
 from mm_lens.profiling.states import SamplingPlan, States, collect, from_cache
 from mm_lens.profiling.token_sample import MODALITIES, Modality
 
@@ -76,8 +78,9 @@ def profile(
         modalities: of "visual", "text", "all"; None takes all (a cache: all that it holds).
         presets: sets of metrics: "honest" and "paper", the paper's own definitions.
         metrics: names from `mm_lens.metrics.METRICS` instead of presets.
-        tokens: most tokens sampled per modality; None takes 12 per dimension of the hidden state,
-            but at least 2,048. A cache is used whole.
+        tokens: most tokens sampled per modality. None takes 12 per dimension of the hidden state,
+            but at least 2,048; and for the paper's own definitions, which take all tokens, up to
+            8,192 or 1 GiB of states (their rows say where that is not all). A cache is used whole.
         batch_size: samples per forward pass. Does not change which tokens are taken.
         samples: use only so many, from the first on. `datasets.load(limit=…)` draws at random.
         seed: of the choice of tokens and of everything random in the metrics.
@@ -129,7 +132,8 @@ def profile(
             n_samples=min(len(dataset), samples or len(dataset)),
             streams=tuple(streams or STREAMS),
             modalities=tuple(modalities or MODALITIES),
-            k=tokens or max(12 * int(model.cfg.d_model), 2048),
+            k=sample_size(tokens, chosen, int(model.cfg.d_model), _bytes_per_token(model, streams)),
+            honest=tokens or default_number(int(model.cfg.d_model)),
             batch_size=batch_size,
             seed=seed,
             on_error=on_error,
@@ -171,7 +175,8 @@ def profile(
                 "modalities": list(states.tokens.modalities),
                 "presets": None if metrics else list(presets),
                 "metrics": [metric.name for metric in chosen],
-                "tokens": states.tokens.k,
+                "tokens": states.honest or states.tokens.k,
+                "paper_tokens": states.tokens.k,
                 "batch_size": batch_size,
                 "samples": samples,
                 "seed": seed,
@@ -195,6 +200,13 @@ def _states_of_cache(
     if len(streams) > 1:
         raise InputError("A cache holds the states of one stream: name one.")
     return from_cache(source, None if modalities is None else tuple(modalities), streams[0], seed)
+
+
+def _bytes_per_token(model: Any, streams: Sequence[Stream] | None) -> int:
+    """Of the states of one visual and one text token."""
+    states = 2 * (int(model.cfg.n_layers) + 1) * len(streams or STREAMS)
+    size: int = torch.empty((), dtype=model.cfg.dtype).element_size()
+    return states * int(model.cfg.d_model) * size
 
 
 def _check(model: Any, dataset: Samples) -> None:
@@ -249,6 +261,7 @@ def _replicates(found: Sequence[tuple[Place, Estimate]]) -> pd.DataFrame:
         [place[:4] for place in places], columns=["stream", "layer", "modality", "metric"]
     )
     frame["rest"] = [place[4].rest for place in places]
+    frame["freedom"] = [place[4].freedom for place in places]
     groups = pd.DataFrame([dict(enumerate(place[4].values)) for place in places], dtype=float)
     return pd.concat([frame, groups.rename(columns="g{}".format)], axis=1)
 

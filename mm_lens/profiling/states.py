@@ -50,6 +50,7 @@ class SamplingPlan:
         on_error: what happens with a sample that cannot be read.
         chat_template: whether prompts are rendered by the chat template; None leaves out those that
             hold placeholders.
+        honest: most tokens that the honest preset takes of them; None: all.
     """
 
     n_samples: int
@@ -60,6 +61,7 @@ class SamplingPlan:
     seed: int
     on_error: OnError
     chat_template: bool | None = None
+    honest: int | None = None
 
 
 @dataclass
@@ -75,6 +77,7 @@ class States:
         skipped: samples that could not be read: their index, their id if it is known, and why.
         fingerprint: of the samples read, whatever their order: the exclusive or of their digests.
         templated: samples whose prompt the chat template was applied to.
+        honest: most tokens that the honest preset takes of them; None: all.
     """
 
     tokens: MergedSample
@@ -85,6 +88,7 @@ class States:
     skipped: list[dict[str, Any]] = field(default_factory=list)
     fingerprint: int = 0
     templated: int = 0
+    honest: int | None = None
 
 
 def collect(
@@ -208,7 +212,8 @@ def _merge(
         )
     tokens = MergedSample(plan.k, plan.modalities, [part.sample for part in parts])
     layers = tuple(range(len(names)))
-    return States(tokens, names, layers, plan.streams, len(ids), skipped, fingerprint, templated)
+    about = (tokens, names, layers, plan.streams, len(ids), skipped, fingerprint)
+    return States(*about, templated, plan.honest)
 
 
 def _index(skipped: dict[str, Any]) -> int:
