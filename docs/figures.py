@@ -203,7 +203,8 @@ def linearity() -> None:
 
 def anisotropy() -> None:
     n, d, counts = 4000, 100, (0, 1, 4, 16, 32, 64, 128)
-    names = ["anisotropy", "anisotropy_without_first", "anisotropy_trimmed", "half_trace_tokens"]
+    names = [f"anisotropy{end}" for end in ("", "_without_first", "_trimmed", "_without_massive")]
+    names.append("half_trace_tokens")
     found = []
     for count in counts:
         x = normal(0, n, d)
@@ -214,7 +215,7 @@ def anisotropy() -> None:
         values = evaluate(tokens, None, names)
         found.append([values[name].value for name in names])
     rows = [
-        [str(count), *(f"{v:.3f}" for v in values[:3]), f"{values[3]:,.0f}"]
+        [str(count), *(f"{v:.3f}" for v in values[:4]), f"{values[4]:,.0f}"]
         for count, values in zip(counts, found, strict=True)
     ]
     head = ["massive tokens of 4,000", *(f"`{name}`" for name in names)]
@@ -222,7 +223,7 @@ def anisotropy() -> None:
     places = [max(c, 0.5) for c in counts]
     draw(
         "anisotropy_massive",
-        {name: (places, [v[i] for v in found]) for i, name in enumerate(names[:3])},
+        {name: (places, [v[i] for v in found]) for i, name in enumerate(names[:4])},
         "massive tokens among 4,000 (0.5: none)",
         "anisotropy",
     )

@@ -8,10 +8,16 @@ import pandas as pd
 from mm_lens.metrics import METRICS
 from mm_lens.profiling.result import COLUMNS, Profile
 
-FEW = ("linearity_heldout", "dimension_mle", "anisotropy")
+FEW = ("linearity_heldout_without_massive", "dimension_mle", "anisotropy")
 
 
-NAMES = ("linearity_heldout", "linearity_paper", "dimension_mle", "dimension_paper", "anisotropy")
+NAMES = (
+    "linearity_heldout_without_massive",
+    "linearity_paper",
+    "dimension_mle",
+    "dimension_paper",
+    "anisotropy",
+)
 
 
 def make_profile(names=NAMES, streams=("residual", "main"), layers=9, seed=0) -> Profile:

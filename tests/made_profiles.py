@@ -14,11 +14,11 @@ GROUPS = 16
 T = 2.131449545559323  # 0.975 quantile of Student's t with 15 degrees of freedom, from tables
 TILED, WHOLE = "LlavaNextForConditionalGeneration", "OmniFusionForConditionalGeneration"
 HEADLINE = (
-    "linearity_heldout",
+    "linearity_heldout_without_massive",
     "linearity_paper",
     "dimension_mle",
     "dimension_paper",
-    "anisotropy_trimmed",
+    "anisotropy_without_massive",
     "anisotropy",
 )
 Shape = Callable[[np.ndarray], np.ndarray]

@@ -100,7 +100,9 @@ def profile_command(
     tokens: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Most tokens per modality.", show_default="12 per dimension, at least 2048"
+            min=1,
+            help="Most tokens per modality.",
+            show_default="12 per dimension, at least 2048; for the paper's own definitions 8192",
         ),
     ] = None,
     hooks: hook_options.Hooks = "states",

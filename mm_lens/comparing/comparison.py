@@ -11,8 +11,9 @@ layers by interpolation.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
@@ -26,6 +27,7 @@ from mm_lens.profiling import provenance
 from mm_lens.profiling.result import Profile
 
 if TYPE_CHECKING:
+    from mm_lens.comparing.bands import Interval
     from mm_lens.comparing.findings import Claims
     from mm_lens.comparing.paired import Curve
 
@@ -45,9 +47,12 @@ DIFFERENCES = (
     "difference",
     "low",
     "high",
+    "band_low",
+    "band_high",
     "p",
     "p_holm",
     "verdict",
+    "note",
 )
 
 
@@ -123,16 +128,18 @@ class Comparison:
     def differences(self) -> pd.DataFrame:
         """Model a minus model b at every depth, for every pair, metric, stream and modality.
 
-        `low` and `high` are a 95 % interval for that depth alone, `p` is two-sided; `p_holm` is
-        corrected for the depths of one curve being looked at together, and gives the `verdict`:
-        higher, lower, or cannot be told. Nothing is corrected across metrics.
+        `low` and `high` are a 95 % interval for that depth alone, `p` is two-sided. `band_low` and
+        `band_high` hold for all depths of the curve at once (`mm_lens.comparing.bands`) and give
+        the `verdict`: higher, lower, or cannot be told; `p_holm` is corrected likewise. Nothing is
+        corrected across metrics. Where `note` says why two values cannot be compared, there is
+        neither interval nor p.
         """
         rows = [
             row
             for a, b in combinations(self.labels, 2)
             for key in self.curves[a]
             if key in self.curves[b]
-            for row in _differences(self.curves[a][key], self.curves[b][key], key, self.paired)
+            for row in _differences(self.curves[a], self.curves[b], key, self.paired)
         ]
         return pd.DataFrame(rows, columns=list(DIFFERENCES))
 
@@ -199,21 +206,34 @@ class Comparison:
         return findings_table.html(self.findings)
 
 
-def _differences(a: Curve, b: Curve, key: tuple[str, ...], paired: bool) -> list[tuple[Any, ...]]:
+def _differences(
+    of_a: Mapping[tuple[str, ...], Curve],
+    of_b: Mapping[tuple[str, ...], Curve],
+    key: tuple[str, ...],
+    paired: bool,
+) -> list[tuple[Any, ...]]:
+    from mm_lens.comparing import bands
     from mm_lens.comparing import paired as pairing
+    from mm_lens.comparing.equal_numbers import at_equal_numbers
 
     stream, modality, metric, *line = key
+    a, b, note = at_equal_numbers(of_a[key], of_b[key], of_a, of_b, key)
     grid = (a if len(a.layer) <= len(b.layer) else b).depth
     at = [(a.at(x), b.at(x)) for x in grid]
     found = [pairing.combine((a, v), (b, -w), paired=paired) for v, w in at]
-    p = [gap.p() for gap in found]
+    if note:
+        found = [replace(gap, error=math.nan) for gap in found]
+    adjusted = pairing.holm([gap.p() for gap in found])
     return [
         (
             *(metric, stream, modality, "".join(line) or "states", x, a.model, b.model),
             *(v @ a.layer, w @ b.layer, _value(a, v), _value(b, w)),
-            *(gap.value, gap.low, gap.high, gap.p(), adjusted, _verdict(gap.value, adjusted)),
+            *(gap.value, gap.low, gap.high, within.low, within.high, gap.p(), p),
+            *(_verdict(within), note),
         )
-        for x, (v, w), gap, adjusted in zip(grid, at, found, pairing.holm(p), strict=True)
+        for x, (v, w), gap, within, p in zip(
+            grid, at, found, bands.band(found), adjusted, strict=True
+        )
     ]
 
 
@@ -222,10 +242,10 @@ def _value(curve: Curve, weights: Any) -> float:
     return float(curve.value[used] @ weights[used])
 
 
-def _verdict(difference: float, p: float) -> str:
-    if not p < 0.05:
-        return "cannot be told"
-    return "higher" if difference > 0 else "lower"
+def _verdict(within: Interval) -> str:
+    if within.low > 0 or within.high < 0:
+        return "higher" if within.value > 0 else "lower"
+    return "cannot be told"
 
 
 def compare(

@@ -8,11 +8,12 @@ no family. Where nothing is claimed, the statement is still measured.
 
 A finding is a claim about one or more models in one stream: it holds if every part of it does, does
 not hold if some part does not, and otherwise "cannot be told". Where a value is missing or rests on
-too few tokens, nothing can be told.
+too few tokens, nothing can be told: such a number has no interval, and `note` says why.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from itertools import permutations
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mm_lens.comparing.equal_numbers import Curves, at_equal_numbers
 from mm_lens.comparing.paired import Curve
 from mm_lens.comparing.statements import STATEMENTS, UNTOLD, Statement
 from mm_lens.metrics import METRICS
@@ -115,11 +117,7 @@ def find(
                     for modality in statement.modalities
                     for row in _test(
                         statement,
-                        [
-                            layers_of(preset, curves[m][stream, modality, metric], n_layers[m])
-                            for m in models
-                            if (stream, modality, metric) in curves[m]
-                        ],
+                        *_curves_of(preset, models, curves, n_layers, (stream, modality, metric)),
                         models,
                         modality,
                         claim,
@@ -130,6 +128,23 @@ def find(
                     verdict = _combine([row["verdict"] for row in found])
                     rows += [{**row, "finding_verdict": verdict} for row in found]
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"value": float})
+
+
+def _curves_of(
+    preset: str,
+    models: Sequence[str],
+    curves: Mapping[str, Curves],
+    n_layers: Mapping[str, int],
+    key: tuple[str, str, str],
+) -> tuple[list[Curve], str]:
+    """The curve of each model that has one, and why two of them cannot be compared."""
+    found, problem = [curves[m][key] for m in models if key in curves[m]], ""
+    if len(models) == len(found) == 2:
+        (a, b), (of_a, of_b) = found, (curves[m] for m in models)
+        a, b, problem = at_equal_numbers(a, b, of_a, of_b, key)
+        found = [a, b]
+    labelled = zip(models, found, strict=False)
+    return [layers_of(preset, curve, n_layers[m]) for m, curve in labelled], problem
 
 
 def _headline(kind: str, preset: str) -> str:
@@ -152,6 +167,7 @@ def _subjects(
 def _test(
     statement: Statement,
     curves: Sequence[Curve],
+    problem: str,
     models: tuple[str, ...],
     modality: str,
     claim: bool | None,
@@ -172,7 +188,7 @@ def _test(
             "note": "no values",
         }
         return
-    problem = _problem(curves)
+    problem = problem or _problem(curves)
     for found in statement.test([c.take(np.isfinite(c.value)) for c in curves], paired):
         answer = UNTOLD if problem and found.answer else found.answer
         if not answer:
@@ -181,16 +197,19 @@ def _test(
             verdict = UNCLAIMED
         else:
             verdict = UNTOLD if answer == UNTOLD else HOLDS if (answer == "yes") == claim else FAILS
+        reason = problem
+        if answer == UNTOLD and not problem and found.quantity.known:
+            reason = f"the interval contains {found.threshold:g}"
         yield {
             **common,
             "quantity": found.what,
             "value": found.quantity.value,
-            "low": found.quantity.low,
-            "high": found.quantity.high,
+            "low": math.nan if problem else found.quantity.low,
+            "high": math.nan if problem else found.quantity.high,
             "threshold": found.threshold,
             "answer": answer,
             "verdict": verdict,
-            "note": "; ".join(text for text in (problem, found.note) if text),
+            "note": problem or "; ".join(text for text in (reason, found.note) if text),
         }
 
 

@@ -1,7 +1,8 @@
 """Findings as a table: in the terminal, as Markdown, as HTML. The same rows in each.
 
 One line per finding and stream with a verdict per preset; below it one line per number, marked by
-what it says for the claim: ✓ holds, ✗ does not, ? cannot be told, · nothing is claimed.
+what it says for the claim: ✓ holds, ✗ does not, ? cannot be told, · nothing is claimed. Why a
+number cannot tell stands below it.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class Line:
     cells: tuple[str, ...]
     is_finding: bool
     criterion: str = ""
+    reasons: tuple[str, ...] = ()
 
 
 def lines(findings: pd.DataFrame, presets: Sequence[str]) -> list[Line]:
@@ -52,8 +54,18 @@ def lines(findings: pd.DataFrame, presets: Sequence[str]) -> list[Line]:
             claimed_not = " (claimed: not so)" * (parts.claimed.iloc[0] == "no")
             cells = {row.preset: _cell(row) for row in parts.itertuples()}
             label = ", ".join(named) + claimed_not
-            found.append(Line(label, tuple(cells.get(p, "–") for p in presets), False))
+            shown = tuple(cells.get(p, "–") for p in presets)
+            found.append(Line(label, shown, False, reasons=_reasons(parts)))
     return found
+
+
+def _reasons(parts: pd.DataFrame) -> tuple[str, ...]:
+    """Why numbers of a line cannot tell, by preset unless that is all the same."""
+    untold = parts[(parts.answer == UNTOLD) & (parts.note != "")]
+    notes = dict(zip(untold.preset, untold.note, strict=True))
+    if len(notes) == len(parts) and len({*notes.values()}) == 1:
+        return (next(iter(notes.values())),)
+    return tuple(f"{PRESET_NAMES[preset]}: {note}" for preset, note in notes.items())
 
 
 def _cell(row: Any) -> str:
@@ -86,6 +98,8 @@ def show(findings: pd.DataFrame, title: str, notes: Sequence[str], console: obje
     """Print the table and the notes to a rich console."""
     from rich import box
     from rich.console import Console
+    from rich.markup import escape as escape_markup
+    from rich.padding import Padding
     from rich.table import Table
 
     assert isinstance(console, Console)
@@ -112,6 +126,10 @@ def show(findings: pd.DataFrame, title: str, notes: Sequence[str], console: obje
         )
         if line.criterion:
             table.add_row(f"  {line.criterion}", *("" for _ in presets))
+        for reason in line.reasons:
+            table.add_row(
+                Padding(escape_markup(f"? {reason}"), (0, 0, 0, 6)), *("" for _ in presets)
+            )
     console.print(table)
     console.print(f"\n{LEGEND}", markup=False)
     for note in notes:
@@ -128,6 +146,7 @@ def markdown(findings: pd.DataFrame) -> str:
         label = (
             f"**{line.label}**<br>{line.criterion}" if line.is_finding else f"&emsp;{line.label}"
         )
+        label += "".join(f"<br>&emsp;&emsp;? {reason}" for reason in line.reasons)
         rows.append([label.replace("|", "\\|"), *cells])
     return "".join(f"| {' | '.join(row)} |\n" for row in rows) + f"\n{LEGEND}\n"
 
@@ -143,5 +162,7 @@ def html(findings: pd.DataFrame) -> str:
         label = escape(line.label)
         if line.criterion:
             label += f'<br><span class="note">{escape(line.criterion)}</span>'
+        for reason in line.reasons:
+            label += f'<br><span class="note">? {escape(reason)}</span>'
         body += f"<tr><{tag}>{label}</{tag}>{cells}</tr>\n"
     return f"<table><tr><th>finding</th>{head}</tr>\n{body}</table><p>{escape(LEGEND)}</p>\n"

@@ -16,7 +16,8 @@ uncorrelated between models, so that intervals rather err on the wide side.
 
 Without replicates the interval of each value takes the place of `rest`: valid, and wide.
 
-Limits: 15 degrees of freedom (Student's t). Intervals are about documents of this kind, not about
+Limits: at most 15 degrees of freedom (Student's t), fewer where the groups hold unequal numbers of
+tokens. Intervals are about documents of this kind, not about
 other models of the family; a model trained once is one model.
 """
 
@@ -24,13 +25,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float64
 from numpy import ndarray
+from scipy import special
 
 from mm_lens.metrics import METRICS
 from mm_lens.metrics.intervals import GROUPS, student_quantile
@@ -54,6 +56,7 @@ class Curve:
             variance of the value.
         rest: standard error of each value that the deviations do not show.
         table: the rows of the profile's table.
+        freedom: degrees of freedom of the standard error that the deviations make.
     """
 
     model: str
@@ -63,17 +66,18 @@ class Curve:
     deviations: Float64[ndarray, "layers groups"]
     rest: Float64[ndarray, " layers"]
     table: pd.DataFrame
+    freedom: float = GROUPS - 1.0
 
     def take(self, keep: Bool[ndarray, " layers"]) -> Curve:
         """Only some of the layers."""
-        return Curve(
-            self.model,
-            self.layer[keep],
-            self.depth[keep],
-            self.value[keep],
-            self.deviations[keep],
-            self.rest[keep],
-            self.table[keep],
+        return replace(
+            self,
+            layer=self.layer[keep],
+            depth=self.depth[keep],
+            value=self.value[keep],
+            deviations=self.deviations[keep],
+            rest=self.rest[keep],
+            table=self.table[keep],
         )
 
     def at(self, depth: float) -> Float64[ndarray, " layers"]:
@@ -94,7 +98,7 @@ class Curve:
 def curves(model: str, profile: Profile) -> dict[tuple[str, ...], Curve]:
     """Every curve of a profile by stream, modality and metric; and component, if it has one."""
     table = profile.table.reset_index(drop=True)
-    deviations, rest = _errors(profile, table)
+    deviations, rest, freedom = _errors(profile, table)
     n_layers = int(profile.provenance["model"]["n_layers"])
     found: dict[tuple[str, ...], Curve] = {}
     table["line"] = name_lines(table)
@@ -116,18 +120,19 @@ def curves(model: str, profile: Profile) -> dict[tuple[str, ...], Curve]:
             _same_groups(deviations[index]),
             rest[index],
             rows,
+            float(np.nanmin(freedom[index], initial=GROUPS - 1)),
         )
     return found
 
 
 def _errors(
     profile: Profile, table: pd.DataFrame
-) -> tuple[Float64[ndarray, "rows groups"], Float64[ndarray, " rows"]]:
-    """Deviations (NaN beyond the number of groups) and rest of every value."""
+) -> tuple[Float64[ndarray, "rows groups"], Float64[ndarray, " rows"], Float64[ndarray, " rows"]]:
+    """Deviations (NaN beyond the number of groups), rest and freedom of every value."""
     half = ((table.high - table.low) / 2).to_numpy(float)
     alone = half / student_quantile(GROUPS - 1)
     if profile.replicates is None or profile.replicates.empty:
-        return np.zeros((len(table), 0)), alone
+        return np.zeros((len(table), 0)), alone, np.full(len(table), math.nan)
     told = [name for name in ("hook", "head", "source") if name in profile.replicates]
     place = [*KEY, "layer", *told]
     joined = table[place].merge(profile.replicates, on=place, how="left")
@@ -138,7 +143,10 @@ def _errors(
     with np.errstate(invalid="ignore", divide="ignore"):
         mean = np.where(there, np.nansum(values, 1) / count[:, 0], 0.0)[:, None]
         deviations = (values - mean) * np.sqrt((count - 1) / count)
-    return deviations, np.where(there, joined.rest.to_numpy(float), alone)
+    freedom = np.where(there, count[:, 0] - 1.0, math.nan)
+    if "freedom" in joined:  # profiles of earlier versions have none
+        freedom = np.fmin(freedom, joined.freedom.to_numpy(float))
+    return deviations, np.where(there, joined.rest.to_numpy(float), alone), freedom
 
 
 def _same_groups(deviations: Float64[ndarray, "layers all"]) -> Float64[ndarray, "layers groups"]:
@@ -149,11 +157,21 @@ def _same_groups(deviations: Float64[ndarray, "layers all"]) -> Float64[ndarray,
 
 @dataclass(frozen=True)
 class Quantity:
-    """A number with its standard error, and the degrees of freedom of that."""
+    """A number with its standard error, and the degrees of freedom of that.
+
+    Attributes:
+        value: the number.
+        error: its standard error.
+        freedom: of the error.
+        deviations: what makes the error, one array for each set of groups of documents.
+        rest: the part of the error that they do not show.
+    """
 
     value: float
     error: float
-    freedom: int
+    freedom: float
+    deviations: tuple[Float64[ndarray, " _"], ...] = ()
+    rest: float = 0.0
 
     @property
     def low(self) -> float:
@@ -200,22 +218,14 @@ def combine(*parts: tuple[Curve, Float64[ndarray, " _"]], paired: bool = True) -
             np.abs(weights[used]) @ curve.rest[used]
         )
     variance = sum(float(d @ d) for d in shared.values()) + sum(r**2 for r in rest.values())
-    groups = [count for (_, count) in shared if count] or [GROUPS]
-    return Quantity(value, math.sqrt(variance), min(groups) - 1)
+    freedom = min([GROUPS - 1.0, *(curve.freedom for curve, _ in parts)])
+    apart = math.sqrt(sum(r**2 for r in rest.values()))
+    return Quantity(value, math.sqrt(variance), freedom, tuple(shared.values()), apart)
 
 
-def two_sided(t: float, freedom: int) -> float:
-    """P(|T| > |t|) for Student's t (Abramowitz & Stegun 26.7.3 and 26.7.4)."""
-    angle = math.atan(abs(t) / math.sqrt(freedom))
-    odd, sine, square = freedom % 2, math.sin(angle), math.cos(angle) ** 2
-    term = total = 0.0
-    if freedom > 1:
-        term = total = math.cos(angle) if odd else 1.0
-    for k in range(3 if odd else 2, freedom - 1, 2):
-        term *= square * (k - 1) / k
-        total += term
-    inside = 2 / math.pi * (angle + sine * total) if odd else sine * total
-    return max(1 - inside, 0.0)
+def two_sided(t: float, freedom: float) -> float:
+    """P(|T| > |t|) for Student's t."""
+    return float(2 * special.stdtr(freedom, -abs(t)))
 
 
 def holm(p: Sequence[float]) -> list[float]:

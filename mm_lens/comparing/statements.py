@@ -1,9 +1,9 @@
 """Statements about models that a profile can bear out, and the numbers that decide them.
 
 Every threshold is a constant below; docs/comparing.md says why these. An answer is given only where
-the 95 % interval lies on one side of the threshold: otherwise it "cannot be told". "Throughout"
-asks for every layer: yes if each layer's interval lies on the right side; no if some layer is on
-the wrong side at 5 % after Holm's correction for looking at all of them.
+the 95 % interval lies on one side of the threshold: otherwise it "cannot be told". What is said of
+the lowest, the highest or all layers rests on a band over the layers (`mm_lens.comparing.bands`),
+not on the interval of the layer that was chosen.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import numpy as np
 from jaxtyping import Float64
 from numpy import ndarray
 
-from mm_lens.comparing.paired import Curve, Quantity, combine, holm
+from mm_lens.comparing.bands import Interval, band, highest, lowest
+from mm_lens.comparing.paired import Curve, Quantity, combine
 
 HIGHLY_LINEAR = 0.9
 """Mean R² over the layers from which on a stream is called highly linear."""
@@ -24,8 +25,6 @@ DECLINE = 0.01
 """Loss of R² between the first and the last third of depth from which on it declines."""
 LOW_ANISOTROPY = 0.5
 """Anisotropy up to which it is low: no direction holds more than half of the variance."""
-UNEQUAL = 0.1
-"""Intrinsic dimensions are not compared where the numbers of tokens differ by more than this."""
 UNTOLD = "cannot be told"
 """The answer where the interval does not settle it."""
 
@@ -36,14 +35,14 @@ class Measured:
 
     Attributes:
         what: the number in words.
-        quantity: its value and error.
+        quantity: its value and interval.
         threshold: what it is held against.
         answer: whether the statement is true; "" where another number decides.
         note: what to know beside it.
     """
 
     what: str
-    quantity: Quantity
+    quantity: Quantity | Interval
     threshold: float
     answer: str
     note: str = ""
@@ -77,8 +76,11 @@ class Statement:
 def _linear(curves: Sequence[Curve], paired: bool) -> list[Measured]:
     (curve,) = curves
     mean = combine((curve, curve.mean()))
-    lowest = int(np.nanargmin(curve.value))
-    note = f"lowest {curve.value[lowest]:.2f} at layer {curve.layer[lowest]:.0f}"
+    at, least = lowest(band([combine((curve, curve.at(x))) for x in curve.depth]))
+    note = (
+        f"lowest {least.value:.2f} [{least.low:.2f}, {least.high:.2f}] "
+        f"at layer {curve.layer[at]:.0f}"
+    )
     answer = _answer(mean, HIGHLY_LINEAR, above=True)
     return [Measured("mean", mean, HIGHLY_LINEAR, answer, note)]
 
@@ -99,10 +101,7 @@ def _higher(curves: Sequence[Curve], paired: bool) -> list[Measured]:
     gaps = [combine((a, a.at(x)), (b, -b.at(x)), paired=paired) for x in grid]
     weights = [np.mean([c.at(x) for x in grid], axis=0) for c in curves]
     mean = combine((a, weights[0]), (b, -weights[1]), paired=paired)
-    n = [float(curve.table.n_tokens.min()) for curve in curves]
-    unequal = abs(n[0] - n[1]) > UNEQUAL * max(n)
-    note = f"on {n[0]:,.0f} and {n[1]:,.0f} tokens: profile with equal --tokens" * unequal
-    return _throughout(mean, gaps, grid, 0.0, True, note)
+    return _throughout(mean, gaps, grid, 0.0, True)
 
 
 def _low(curves: Sequence[Curve], paired: bool) -> list[Measured]:
@@ -115,7 +114,7 @@ def _low(curves: Sequence[Curve], paired: bool) -> list[Measured]:
 _NOTHING = Quantity(math.nan, math.nan, 1)
 
 
-def _answer(found: Quantity, threshold: float, above: bool) -> str:
+def _answer(found: Quantity | Interval, threshold: float, above: bool) -> str:
     if not found.known:
         return UNTOLD
     if found.low >= threshold:
@@ -131,36 +130,21 @@ def _throughout(
     depth: Float64[ndarray, " layers"],
     threshold: float,
     above: bool,
-    unusable: str = "",
 ) -> list[Measured]:
     """The mean, and the worst layer, which decides."""
-    sign = 1 if above else -1
-    worst = min(range(len(values)), key=lambda i: _or_infinite(sign * values[i].value))
-    adjusted = holm([v.p(threshold) for v in values])
-    good = sum(_answer(v, threshold, above) == "yes" for v in values)
-    bad = sum(
-        sign * (v.value - threshold) < 0 and p < 0.05 for v, p in zip(values, adjusted, strict=True)
-    )
-    answer = "yes" if good == len(values) else "no" if bad else UNTOLD
-    sides = ("above", "below")[::sign]
+    bands = band(values)
+    worst, found = lowest(bands) if above else highest(bands)
+    answers = [_answer(each, threshold, above) for each in bands]
+    sides = ("above", "below")[:: 1 if above else -1]
     note = (
-        f"at depth {depth[worst]:.2f}; interval {sides[0]} {threshold:g} at {good} of "
-        f"{len(values)} layers, {sides[1]} it at {bad} (corrected)"
+        f"at depth {depth[worst]:.2f}; band {sides[0]} {threshold:g} at {answers.count('yes')} of "
+        f"{len(values)} layers, {sides[1]} it at {answers.count('no')}"
     )
+    name = "lowest" if above else "highest"
     return [
-        Measured("mean", mean, threshold, "", unusable),
-        Measured(
-            "lowest" if above else "highest",
-            values[worst],
-            threshold,
-            UNTOLD if unusable else answer,
-            unusable or note,
-        ),
+        Measured("mean", mean, threshold, ""),
+        Measured(name, found, threshold, _answer(found, threshold, above), note),
     ]
-
-
-def _or_infinite(value: float) -> float:
-    return math.inf if math.isnan(value) else value
 
 
 STATEMENTS = (

@@ -20,14 +20,12 @@ from mm_lens._storage.hashing import sampling_key
 from mm_lens.metrics.core import (
     METRICS,
     PRESETS,
-    Estimate,
     Kind,
     Metric,
-    UndefinedError,
-    estimate,
     evaluate,
     preset,
 )
+from mm_lens.metrics.estimates import Estimate, UndefinedError, estimate
 from mm_lens.metrics.numerics.neighbours import Neighbours, nearest
 from mm_lens.metrics.tokens import (
     Tokens,

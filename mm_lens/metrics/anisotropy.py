@@ -1,11 +1,12 @@
 """Anisotropy: how much of the variance of the tokens lies along one direction.
 
 `anisotropy` is the largest eigenvalue of the centred covariance over its trace (Razzhigaev et al.
-2024). It reads as "all tokens point one way", but a handful of tokens with massive activations,
-mostly at position 0, is enough to drive it to one (a real layer: 0.997 with position 0, 0.090
-without). So it never stands alone: the same value `_without_first` and `_trimmed` of the 1 %
-largest norms, and the number of tokens that hold half of the trace. `mean_cosine` is the older
-definition, the mean cosine between two tokens *without* centring (Ethayarajh 2019).
+2024). It reads as "all tokens point one way", but a handful of massive tokens, mostly at position
+0, is enough to drive it to one (a real layer: 0.997 with position 0, 0.090 without). So it never
+stands alone: the same `_without_massive` tokens is what the honest preset reads; `_without_first`
+and `_trimmed` of the 1 % largest norms take out some of them; `massive_tokens` and
+`half_trace_tokens` count them. `mean_cosine` is the older definition, the mean cosine between two
+tokens *without* centring (Ethayarajh 2019).
 
 The `chance` column is the largest eigenvalue share of isotropic noise with the same number of
 tokens and dimensions, `(1 + sqrt(d / n))² / d` (Marchenko & Pastur 1967).
@@ -25,17 +26,13 @@ import torch
 from jaxtyping import Bool, Float64
 from torch import Tensor
 
-from mm_lens.metrics.core import Estimate, Kind, UndefinedError, estimate
-from mm_lens.metrics.intervals import (
-    Replicates,
-    clustered_error,
-    jackknife_error,
-    left_out,
-    margin,
-)
+from mm_lens.metrics.core import Kind
+from mm_lens.metrics.estimates import Estimate, UndefinedError, estimate
+from mm_lens.metrics.intervals import Replicates, clustered_error, margin
 from mm_lens.metrics.numerics.eigen import largest
+from mm_lens.metrics.numerics.massive import massive
 from mm_lens.metrics.numerics.moments import Scatter
-from mm_lens.metrics.tokens import Tokens, centre
+from mm_lens.metrics.tokens import Tokens, centre, rounded, rounding
 
 
 class Cloud:
@@ -64,6 +61,12 @@ class Cloud:
         if not bool(centred.any()):
             raise UndefinedError("all tokens have the same state")
         return centred
+
+    @cached_property
+    def notes(self) -> list[str]:
+        """What rounding of the states makes of their variance."""
+        size = float(self.centred.square().sum()) / len(self.centred)
+        return rounded(self.tokens, rounding(self.tokens), size, "the variance")
 
     @cached_property
     def everyone(self) -> Bool[Tensor, " n"]:
@@ -136,12 +139,19 @@ def principal_share(cloud: Cloud, keep: Bool[Tensor, " n"]) -> Estimate:
     value = float(top / trace)
     influence = (along - value * squares) / trace
     half = margin(*clustered_error(influence, tokens.sample))
+    chance = (1 + math.sqrt(d / n)) ** 2 / d
+    notes = [*cloud.notes]
+    if float(along.max() / top) > 0.5:
+        notes.append("one token makes more than half of the largest eigenvalue")
+    if n < 2 * d and value < 2 * chance:
+        notes.append(f"noise of as few tokens would score {chance:.2f}")
     return estimate(
         tokens,
         value,
         max(value - half, 0.0),
         min(value + half, 1.0),
-        chance=(1 + math.sqrt(d / n)) ** 2 / d,
+        chance=chance,
+        warnings=notes,
         replicates=Replicates.of(value, influence, tokens.sample, cloud.seed),
     )
 
@@ -154,13 +164,24 @@ def from_scatter(scatter: Scatter) -> float:
 KIND = Kind("anisotropy", arity=1, prepare=Cloud)
 
 
-@KIND.metric("anisotropy", label="Anisotropy", presets=("paper", "honest"), headline=("paper",))
+@KIND.metric(
+    "anisotropy",
+    label="Anisotropy",
+    presets=("paper", "honest"),
+    headline=("paper", "honest"),
+    without_massive=True,
+)
 def anisotropy(cloud: Cloud) -> Estimate:
     """Largest eigenvalue of the centred covariance over its trace, all tokens."""
     return principal_share(cloud, cloud.everyone)
 
 
-@KIND.metric("anisotropy_without_first", label="Anisotropy without position 0", presets=("honest",))
+@KIND.metric(
+    "anisotropy_without_first",
+    label="Anisotropy without position 0",
+    presets=("honest",),
+    without_massive="anisotropy",
+)
 def anisotropy_without_first(cloud: Cloud) -> Estimate:
     """`anisotropy` without the tokens at position 0, where massive activations gather."""
     return principal_share(cloud, cloud.not_first)
@@ -170,7 +191,7 @@ def anisotropy_without_first(cloud: Cloud) -> Estimate:
     "anisotropy_trimmed",
     label="Anisotropy, trimmed",
     presets=("honest",),
-    headline=("honest",),
+    without_massive="anisotropy",
 )
 def anisotropy_trimmed(cloud: Cloud) -> Estimate:
     """`anisotropy` without the 1 % of tokens (at least one) with the largest norms."""
@@ -182,25 +203,24 @@ def anisotropy_trimmed(cloud: Cloud) -> Estimate:
     label="Tokens that hold half the trace",
     unit="tokens",
     presets=("honest",),
+    without_massive=True,
 )
 def half_trace_tokens(cloud: Cloud) -> Estimate:
     """Smallest number of tokens that hold half of the variance: few means massive activations."""
-    squares = cloud.centred.square().sum(1)
-    # The share, not the number, is what survives leaving tokens out.
-    refits = [_half_share(squares[keep]) for keep in left_out(cloud.tokens.sample, cloud.seed)]
-    n, value = len(squares), _half_share(squares)
-    half = margin(*jackknife_error(refits))
-    low, high = max((value - half) * n, 1.0), min((value + half) * n, float(n))
-    replicates = Replicates(tuple(refit * n for refit in refits))
-    return estimate(cloud.tokens, value * n, low, high, replicates=replicates)
+    held = cloud.centred.square().sum(1).sort(descending=True).values.cumsum(0)
+    count = int((held < 0.5 * held[-1]).sum()) + 1
+    return estimate(cloud.tokens, count, no_interval="")  # a count of these very tokens
 
 
-def _half_share(squares: Float64[Tensor, " n"]) -> float:
-    held = squares.sort(descending=True).values.cumsum(0)
-    return (int((held < 0.5 * held[-1]).sum()) + 1) / len(squares)
+@KIND.metric("massive_tokens", label="Massive tokens", unit="tokens", presets=("honest",))
+def massive_tokens(cloud: Cloud) -> Estimate:
+    """Tokens whose norm is over 8 times the median norm of their modality at this hook."""
+    if len(cloud.tokens) < 3:
+        raise UndefinedError(f"fewer than 3 tokens ({len(cloud.tokens)})")
+    return estimate(cloud.tokens, int(massive(cloud.tokens).sum()), no_interval="")
 
 
-@KIND.metric("mean_cosine", label="Mean cosine", presets=("honest",))
+@KIND.metric("mean_cosine", label="Mean cosine", presets=("honest",), without_massive=True)
 def mean_cosine(cloud: Cloud) -> Estimate:
     """Mean cosine between two different tokens, not centred; zero states are left out."""
     norms = cloud.squares.sqrt()

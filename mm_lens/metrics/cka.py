@@ -26,7 +26,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from mm_lens.errors import InputError
-from mm_lens.metrics.core import Estimate, UndefinedError, estimate, or_nan
+from mm_lens.metrics.estimates import Estimate, UndefinedError, estimate, or_nan
 from mm_lens.metrics.intervals import Replicates, jackknife_error, left_out, margin
 from mm_lens.metrics.tokens import Tokens, centre, finite, not_finite
 

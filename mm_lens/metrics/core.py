@@ -9,86 +9,30 @@ that returns an `Estimate`. Metrics register themselves:
 def linearity_paper(fit: LinearFit) -> Estimate: ...
 ```
 
-Degenerate inputs (fewer than three tokens, constant states) make the value NaN with the reason in
-`warning`, and so does a metric that fails. They never raise: the metrics run for hours inside a
-profile, and one empty modality must not end it. Wrong use and a lack of memory are raised.
+A metric made of second moments has a twin without the massive tokens (`numerics.massive`), from
+`without_massive=True`: the same function of the other tokens, named `…_without_massive`. Where
+there are massive tokens, both rows say so, and what the other one says if they disagree.
 """
 
 from __future__ import annotations
 
-import math
-import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+from jaxtyping import Bool, Int64
+from torch import Tensor
 
-from mm_lens.errors import InputError, MMLensError, MMLensWarning
-from mm_lens.metrics.intervals import Replicates
+from mm_lens.errors import InputError
+from mm_lens.metrics.estimates import Estimate, or_nan
+from mm_lens.metrics.numerics.massive import KAPPA, massive
 from mm_lens.metrics.tokens import Tokens, finite, not_finite
 
 PRESETS = ("paper", "honest")
-T = TypeVar("T")
-
-
-class UndefinedError(MMLensError):
-    """Inside a metric: the data do not determine the value. Becomes a NaN with this reason."""
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A value and how far it can be trusted.
-
-    Attributes:
-        value: The statistic; NaN where the data do not determine it.
-        low: Lower end of the 95 % interval over samples; NaN where there is none.
-        high: Upper end.
-        n_tokens: Number of tokens the value rests on.
-        n_over_d: The same, per dimension of the hidden state.
-        chance: What data without the structure in question would score; NaN where no such
-            reference exists.
-        warning: Why the value is missing or what to know before using it; "" if nothing.
-        replicates: What the value would be without each group of samples.
-    """
-
-    value: float
-    low: float
-    high: float
-    n_tokens: int
-    n_over_d: float
-    chance: float = math.nan
-    warning: str = ""
-    replicates: Replicates = field(default_factory=Replicates, repr=False)
-
-    def warn(self, *messages: str) -> Estimate:
-        """The same estimate with more warnings."""
-        return replace(self, warning="; ".join(m for m in (self.warning, *messages) if m))
-
-
-def estimate(
-    tokens: Tokens,
-    value: float,
-    low: float = math.nan,
-    high: float = math.nan,
-    *,
-    chance: float = math.nan,
-    warnings: Iterable[str] = (),
-    replicates: Replicates | None = None,
-) -> Estimate:
-    """An `Estimate` resting on the given tokens.
-
-    Raises:
-        UndefinedError: The value is not finite.
-    """
-    if not math.isfinite(value):
-        raise UndefinedError("not computable in float64: the states are too large or too small")
-    notes = [*warnings]
-    if math.isnan(low):
-        notes.append("no interval: too few samples")
-    n_over_d = len(tokens) / tokens.d
-    numbers = (value, low, high, len(tokens), n_over_d, chance)
-    return Estimate(*numbers, replicates=replicates or Replicates()).warn(*notes)
+TWIN = "_without_massive"
+DISAGREE = 0.02, 0.05
+"""From which on a value and its twin disagree: a pure number absolutely, a count relatively."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +47,8 @@ class Metric:
         arity: 1: one hook. 2: two consecutive hooks.
         presets: The presets it belongs to.
         headline: The presets in which it stands for its kind.
+        twin: The metric that leaves massive tokens out; "" if there is none, or it is one.
+        leaves_out_massive: Whether it is such a twin.
     """
 
     name: str
@@ -110,6 +56,8 @@ class Metric:
     unit: str
     presets: frozenset[str]
     headline: frozenset[str]
+    twin: str
+    leaves_out_massive: bool
     _kind: Kind = field(repr=False, compare=False)
     _function: Callable[[Any], Estimate] = field(repr=False, compare=False)
 
@@ -126,7 +74,12 @@ class Metric:
     @property
     def equal_n(self) -> bool:
         """Whether a profile gives it as many tokens of every modality; see `Kind`."""
-        return self._kind.equal_n
+        return self._kind.equal_n and not self.takes_all
+
+    @property
+    def takes_all(self) -> bool:
+        """Whether it takes all tokens, as the paper does."""
+        return "paper" in self.presets
 
     @property
     def description(self) -> str:
@@ -183,8 +136,18 @@ class Kind:
         unit: str = "",
         presets: Sequence[str],
         headline: Sequence[str] = (),
+        without_massive: bool | str = False,
     ) -> Callable[[Callable[[Any], Estimate]], Callable[[Any], Estimate]]:
         """Decorator that registers a function of the shared intermediates as a metric.
+
+        Args:
+            name: Of the metric.
+            label: For axes and legends.
+            unit: "" for a pure number.
+            presets: It belongs to.
+            headline: Presets in which it stands for its kind; "honest" goes to its twin.
+            without_massive: Whether to register a twin that leaves massive tokens out; or the name
+                of the metric whose twin is its own.
 
         Raises:
             InputError: The name is taken, or a preset is unknown.
@@ -192,11 +155,34 @@ class Kind:
         unknown = {*presets, *headline} - {*PRESETS}
         if name in METRICS or unknown:
             raise InputError(f"metric {name!r}: name taken or preset unknown {sorted(unknown)}.")
+        twins = without_massive is True
+        twin = f"{without_massive if isinstance(without_massive, str) else name}{TWIN}"
 
         def register(function: Callable[[Any], Estimate]) -> Callable[[Any], Estimate]:
+            stands = frozenset(headline) - ({"honest"} if twins else set())
             METRICS[name] = Metric(
-                name, label, unit, frozenset(presets), frozenset(headline), self, function
+                name,
+                label,
+                unit,
+                frozenset(presets),
+                stands,
+                twin if without_massive else "",
+                False,
+                self,
+                function,
             )
+            if twins:
+                METRICS[twin] = Metric(
+                    twin,
+                    f"{label}, no massive tokens",
+                    unit,
+                    frozenset({"honest"}),
+                    frozenset(headline) & {"honest"},
+                    "",
+                    True,
+                    self,
+                    function,
+                )
             return function
 
         return register
@@ -245,44 +231,77 @@ def evaluate(
         # Autocast would turn the float32 products below into bfloat16 without a word.
         with torch.no_grad(), torch.autocast(tokens.x.device.type, enabled=False):
             kept, dropped = finite(*given)
-            shared = or_nan(kept[0], kind.prepare, *kept, seed)
             note = not_finite(dropped, len(tokens))
-            for metric in members:
-                failed = isinstance(shared, Estimate)
-                found = shared if failed else or_nan(kept[0], metric._function, shared)
-                results[metric.name] = found.warn(note)
+            found = _of_kind(kind, members, kept, seed)
+            results |= {name: each.warn(note) for name, each in found.items()}
     return {metric.name: results[metric.name] for metric in chosen if metric.name in results}
 
 
-def or_nan(tokens: Tokens, function: Callable[..., T], *arguments: Any) -> T | Estimate:
-    """What the function returns; NaN with the reason where the data do not determine it.
+def _of_kind(
+    kind: Kind, chosen: Sequence[Metric], tokens: Sequence[Tokens], seed: int
+) -> dict[str, Estimate]:
+    """The chosen metrics of one kind, and the twins of those if there are massive tokens."""
+    plain = [metric for metric in chosen if not metric.leaves_out_massive]
+    twins = [metric for metric in chosen if metric.leaves_out_massive]
+    heavy = massive(*tokens) if twins or any(metric.twin for metric in plain) else None
+    if heavy is None or not bool(heavy.any()):  # the same tokens, the same numbers
+        return _from_shared(kind, chosen, tokens, seed)
+    found = _from_shared(kind, plain, tokens, seed)
+    twins += [METRICS[metric.twin] for metric in plain if metric.twin]
+    rest = [each.take(~heavy) for each in tokens]
+    found |= _from_shared(kind, list(dict.fromkeys(twins)), rest, seed)
+    return _told_apart(found, heavy, tokens[0].sample)
 
-    Raises:
-        MMLensError: The function was used wrongly.
-        MemoryError: Or what torch raises in its place.
+
+def _from_shared(
+    kind: Kind, chosen: Sequence[Metric], tokens: Sequence[Tokens], seed: int
+) -> dict[str, Estimate]:
+    """The chosen metrics of one kind, all of them from the same intermediates."""
+    if not chosen:
+        return {}
+    shared = or_nan(tokens[0], kind.prepare, *tokens, seed)
+    if isinstance(shared, Estimate):
+        return {metric.name: shared for metric in chosen}
+    return {metric.name: or_nan(tokens[0], metric._function, shared) for metric in chosen}
+
+
+def _told_apart(
+    found: dict[str, Estimate], heavy: Bool[Tensor, " n"], sample: Int64[Tensor, " n"]
+) -> dict[str, Estimate]:
+    """Estimates that say how many tokens are massive, and where leaving them out matters.
+
+    Where only some samples have such tokens, how many of these a draw holds decides the value: no
+    interval knows that (measured: 95 % intervals contain the mean in 0 to 60 %).
     """
-    try:
-        return function(*arguments)
-    except UndefinedError as reason:
-        message = str(reason)
-    except ArithmeticError as error:
-        message = f"not computable in float64: {error}"
-    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
-        message = f"linear algebra did not converge: {error}"
-    except Exception as error:
-        if isinstance(error, MMLensError) or _lacks_memory(error):
-            raise
-        name = getattr(function, "__name__", "a metric")
-        message = f"{name} failed: {type(error).__name__}: {error}"
-        warnings.warn(f"{message}. Its value is NaN.", MMLensWarning, stacklevel=3)
-    n = len(tokens)
-    return Estimate(math.nan, math.nan, math.nan, n, n / tokens.d, warning=message)
+    count, n = int(heavy.sum()), len(heavy)
+    holders, samples = (len(ids.unique()) for ids in (sample[heavy], sample))
+    told = dict(found)
+    for name in found:
+        metric = METRICS[name]
+        if metric.leaves_out_massive:
+            note = f"{count} of {n} tokens left out as massive (norm over {KAPPA:g} × the median)"
+            told[name] = told[name].warn(note)
+        if not metric.twin:
+            continue
+        note = f"{count} of {n} tokens are massive (norm over {KAPPA:g} × the median)"
+        value, without = found[name].value, found[metric.twin].value
+        if _disagree(metric, value, without):
+            note += f" and decide: {without:.3g} without them"
+            if metric.twin == f"{name}{TWIN}":
+                told[metric.twin] = told[metric.twin].warn(f"with the massive tokens {value:.3g}")
+        if holders < samples / 2:
+            told[name] = told[name].without_interval(
+                f"massive tokens are in {holders} of {samples} samples"
+            )
+        told[name] = told[name].warn(note)
+    return told
 
 
-def _lacks_memory(error: Exception) -> bool:
-    """Whether memory ran out; on a CPU torch says so in the message alone."""
-    kinds = MemoryError, torch.OutOfMemoryError
-    return isinstance(error, kinds) or "allocate memory" in str(error)
+def _disagree(metric: Metric, value: float, without: float) -> bool:
+    absolute, relative = DISAGREE
+    if metric.unit:
+        return abs(value - without) > relative * abs(without)
+    return abs(value - without) > absolute
 
 
 def _lookup(metric: Metric | str) -> Metric:

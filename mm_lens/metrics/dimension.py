@@ -12,11 +12,12 @@ how they use the sorted ratios:
 
 Farther neighbours than the nearest two: `gride`.
 
-Limits. Repeated states are points at distance zero and wreck every variant (26.9 for a true 10
-with a fifth of copies): all but the paper's are computed on distinct states, and near-copies are
-reported. The dimension depends on the number of tokens: compare hooks at equal `n`, and read
-`dimension_mle_half` and `_quarter` beside it; a value that moves with `n` is a statement
-about a scale, not about a manifold. Above ~20 dimensions all variants underestimate.
+Limits. Repeated states are points at distance zero and wreck every variant (26.9 for a true 10 with
+a fifth of copies): all but the paper's are computed on states that are distinct up to rounding
+(`numerics.copies`). Near-copies that remain are reported; where they make more than half of what a
+value is computed from, there is none. The dimension depends on the number of tokens: compare hooks
+at equal `n`, and read `dimension_mle_half` and `_quarter` beside it; a value that moves with `n` is
+a statement about a scale, not about a manifold. Above ~20 dimensions all variants underestimate.
 
 The `chance` column is what a Gaussian cloud with the same covariance and as many tokens scores:
 linear structure without a curved or clustered one. Real states lie far *below* it.
@@ -35,19 +36,22 @@ import math
 from functools import cached_property
 
 import torch
-from jaxtyping import Float64, Int64
+from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 from transformer_lens.utilities.statistics import derive_generator
 
-from mm_lens.metrics.core import Estimate, Kind, UndefinedError, estimate
+from mm_lens.metrics.core import Kind
+from mm_lens.metrics.estimates import Estimate, UndefinedError, estimate
 from mm_lens.metrics.intervals import Replicates, clustered_error, margin
+from mm_lens.metrics.numerics.copies import first_of_copies
 from mm_lens.metrics.numerics.neighbours import Neighbours, nearest
 from mm_lens.metrics.numerics.ratios import Fit, fit_line, fit_mle, log_ratios
-from mm_lens.metrics.tokens import Tokens, subsample, unique_rows
+from mm_lens.metrics.tokens import Tokens, rounded, rounding, subsample, unique_rows
 
 _NULL_ROWS = 2000  # enough for the null's value to 3 %, whatever the number of tokens around
 _FAR_ROWS = 1000  # enough for 3 %: 16 neighbours average over more than the nearest two
 FAR = 16
+_WANTED = 100  # distinct states: below, the standard error of the estimate is over 10 %
 _EPS = 1e-8  # the paper's threshold on r1 and on mu - 1
 
 
@@ -59,7 +63,8 @@ class Neighbourhood:
         self.seed = seed
 
     @cached_property
-    def _unique(self) -> tuple[Int64[Tensor, " m"], Int64[Tensor, " m"]]:
+    def unique(self) -> tuple[Int64[Tensor, " m"], Int64[Tensor, " m"]]:
+        """Where each state that differs by any bit first stands, and how many tokens share it."""
         first, counts = unique_rows(self.tokens.x)
         if len(first) < 3:
             raise UndefinedError(
@@ -68,33 +73,49 @@ class Neighbourhood:
         return first, counts
 
     @cached_property
-    def distinct(self) -> Tokens:
-        """The first token of every set of equal states."""
-        first = self.index
-        return self.tokens if len(first) == len(self.tokens) else self.tokens.take(first)
-
-    @property
     def index(self) -> Int64[Tensor, " m"]:
-        """Where each distinct state first stands among the tokens."""
-        return self._unique[0]
+        """Where each state that is distinct up to rounding first stands among the tokens."""
+        first, _ = self.unique
+        kept = first[first_of_copies(self.tokens.take(first), self.seed)]
+        if len(kept) < 3:
+            raise UndefinedError(
+                f"fewer than 3 distinct states ({len(kept)} among {len(self.tokens)} tokens)"
+            )
+        return kept
 
-    @property
-    def counts(self) -> Int64[Tensor, " m"]:
-        """How many tokens share each distinct state."""
-        return self._unique[1]
+    @cached_property
+    def distinct(self) -> Tokens:
+        """One token of every set of states that are equal up to rounding."""
+        return self.tokens if len(self.index) == len(self.tokens) else self.tokens.take(self.index)
+
+    @cached_property
+    def scaled(self) -> Float64[Tensor, "n d"]:
+        """All states, centred and divided by their mean norm (the paper's)."""
+        x = self.tokens.x.double()
+        x = x - x.mean(0)
+        return x / self._unit
+
+    @cached_property
+    def _unit(self) -> Float64[Tensor, ""]:
+        x = self.tokens.x.double()
+        norm: Tensor = torch.linalg.vector_norm(x - x.mean(0), dim=1).mean()
+        return norm
 
     @cached_property
     def points(self) -> Float64[Tensor, "m d"]:
-        """Distinct states, centred and divided by the mean norm *of all tokens* (the paper's)."""
-        x = self.tokens.x.double()
-        x = x - x.mean(0)
-        x /= torch.linalg.vector_norm(x, dim=1).mean()
-        return x if len(self.index) == len(x) else x[self.index]
+        """Distinct states, in the same units."""
+        return self.scaled if len(self.index) == len(self.scaled) else self.scaled[self.index]
 
     @cached_property
     def neighbours(self) -> Neighbours:
         """The two nearest distinct states of every distinct state."""
         return nearest(self.points)
+
+    @cached_property
+    def neighbours_of_unequal(self) -> Neighbours:
+        """The same among states that differ by any bit, as the paper takes them."""
+        first, _ = self.unique
+        return self.neighbours if len(first) == len(self.index) else nearest(self.scaled[first])
 
     @cached_property
     def far(self) -> tuple[Int64[Tensor, " m"], Neighbours]:
@@ -125,16 +146,28 @@ class Neighbourhood:
         return log_ratios(nearest(cloud, rows=rows))
 
     @cached_property
+    def near_copies(self) -> Bool[Tensor, " m"]:
+        """Which distinct states have another one within 1 % of common distances."""
+        return near_copies(self.neighbours)
+
+    @cached_property
     def warnings(self) -> list[str]:
         """Copies and near-copies, which no estimator of the family survives unharmed."""
         notes = []
-        dropped = len(self.tokens) - len(self.counts)
-        if dropped:
-            notes.append(f"{dropped} of {len(self.tokens)} tokens dropped as exact copies")
+        n, unequal, distinct = len(self.tokens), len(self.unique[0]), len(self.index)
+        if unequal < n:
+            notes.append(f"{n - unequal} of {n} tokens dropped as exact copies")
+        if distinct < unequal:
+            notes.append(f"{unequal - distinct} of {n} tokens dropped as copies up to rounding")
+        if distinct < _WANTED:
+            notes.append(f"only {distinct} distinct states ({_WANTED} wanted)")
         found, neighbour = self.neighbours, self.neighbours.index[:, 0]
-        close = float((found.r1 < 0.01 * found.r2.quantile(0.9)).double().mean())
+        close = float(self.near_copies.double().mean())
         if close > 0.01:
             notes.append(f"{close:.0%} of tokens have a near-copy (within 1% of common distances)")
+        error = 2 * rounding(self.tokens) / float(self._unit) ** 2
+        size = float(found.r1.median()) ** 2
+        notes += rounded(self.tokens, error, size, "the squared distances to the nearest", 0.01)
         for what in ("token id", "sample"):
             label = self.distinct.token_id if what == "token id" else self.distinct.sample
             share = float((label == label[neighbour]).double().mean())
@@ -142,6 +175,26 @@ class Neighbourhood:
             if share > 0.5 and share > 2 * expected:
                 notes.append(f"nearest neighbour has the same {what} for {share:.0%} of tokens")
         return notes
+
+
+def near_copies(found: Neighbours, n1: int = 1) -> Bool[Tensor, " m"]:
+    """Which rows have their neighbour `n1` within 1 % of common distances to neighbour `2 n1`."""
+    return found.distance[:, n1 - 1] < 0.01 * found.distance[:, 2 * n1 - 1].quantile(0.9)
+
+
+def scale_ratios(found: Neighbours, n1: int = 1) -> Float64[Tensor, " m"]:
+    """`log_ratios`, refused where near-copies make more than half of them.
+
+    Raises:
+        UndefinedError: They do, or there are no ratios.
+    """
+    ratios, close = log_ratios(found, n1), near_copies(found, n1)
+    if float(ratios[close].sum()) > float(ratios.sum()) / 2:
+        raise UndefinedError(
+            f"near-copies, {float(close.double().mean()):.0%} of the tokens, make most of the "
+            "ratios of distances: no dimension at this scale"
+        )
+    return ratios
 
 
 KIND = Kind("dimension", arity=1, prepare=Neighbourhood, equal_n=True)
@@ -194,8 +247,11 @@ def _estimate(points: Neighbourhood, fit: Fit, chance: float = math.nan) -> Esti
 )
 def dimension_mle(points: Neighbourhood) -> Estimate:
     """TwoNN by maximum likelihood on distinct states; chance: a Gaussian of equal covariance."""
-    fit = fit_mle(log_ratios(points.neighbours))
-    return _estimate(points, fit, fit_mle(points.null).value)
+    return _estimate(points, _mle(points), fit_mle(points.null).value)
+
+
+def _mle(points: Neighbourhood) -> Fit:
+    return fit_mle(scale_ratios(points.neighbours))
 
 
 @KIND.metric(
@@ -206,10 +262,10 @@ def dimension_mle(points: Neighbourhood) -> Estimate:
 )
 def dimension_fit90(points: Neighbourhood) -> Estimate:
     """TwoNN by a line over the smallest 90 % of the ratios, on distinct states (Facco 2017)."""
-    fit, null = (
-        fit_line(ratios, int(0.9 * len(ratios)))
-        for ratios in (log_ratios(points.neighbours), points.null)
-    )
+    # Fewer near-copies than a tenth are among the ratios left out.
+    many = float(points.near_copies.double().mean()) > 0.1
+    ratios = (scale_ratios if many else log_ratios)(points.neighbours)
+    fit, null = (fit_line(each, int(0.9 * len(each))) for each in (ratios, points.null))
     return _estimate(points, fit, null.value)
 
 
@@ -222,7 +278,7 @@ def dimension_fit90(points: Neighbourhood) -> Estimate:
 def dimension_mle_half(points: Neighbourhood) -> Estimate:
     """`dimension_mle` on half of the distinct tokens: does the value depend on the scale?"""
     part = points.part(2)
-    return _estimate(part, fit_mle(log_ratios(part.neighbours)))
+    return _estimate(part, _mle(part))
 
 
 @KIND.metric(
@@ -234,7 +290,7 @@ def dimension_mle_half(points: Neighbourhood) -> Estimate:
 def dimension_mle_quarter(points: Neighbourhood) -> Estimate:
     """`dimension_mle` on a quarter of the distinct tokens."""
     part = points.part(4)
-    return _estimate(part, fit_mle(log_ratios(part.neighbours)))
+    return _estimate(part, _mle(part))
 
 
 @KIND.metric(
@@ -246,7 +302,7 @@ def dimension_mle_quarter(points: Neighbourhood) -> Estimate:
 )
 def dimension_paper(points: Neighbourhood) -> Estimate:
     """TwoNN as in MLLM-Microscope: all tokens, line over the first fifth of the kept ratios."""
-    first, counts, found = points.index, points.counts, points.neighbours
+    (first, counts), found = points.unique, points.neighbours_of_unequal
     # Equal states are neighbours at distance zero: the second neighbour of a single state is a copy
     # of the first where the first has one, and repeated states have no ratio at all.
     r2 = torch.where(counts[found.index[:, 0]] > 1, found.r1, found.r2)

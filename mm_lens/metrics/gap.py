@@ -30,7 +30,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from mm_lens.errors import InputError
-from mm_lens.metrics.core import Estimate, UndefinedError, estimate, or_nan
+from mm_lens.metrics.estimates import Estimate, UndefinedError, estimate, or_nan
 from mm_lens.metrics.intervals import (
     GROUPS,
     MIN_SAMPLES,
@@ -42,6 +42,8 @@ from mm_lens.metrics.intervals import (
 )
 from mm_lens.metrics.numerics.moments import Scatter
 from mm_lens.metrics.tokens import Tokens, centre, concatenate, finite, not_finite
+
+_WANTED = 4  # tokens per dimension of each modality: below, the bias is most of the distance
 
 
 def modality_gap(visual: Scatter, text: Scatter) -> float:
@@ -145,11 +147,14 @@ def _integration(visual: Tokens, text: Tokens, seed: int) -> Estimate:
             halves.append(frechet_distance(*parts) / 4)
     refits = _refits(sides, groups, count)
     half = margin(*jackknife_error(refits))
+    few = min(len(side) for side in sides) / both.d
+    notes = [f"only {few:.1f} tokens per dimension ({_WANTED} wanted): most of it may be bias"]
     return estimate(
         both,
         value,
         max(value - half, 0.0),
         value + half,
+        warnings=notes * (few < _WANTED),
         chance=math.fsum(halves) if len(halves) == 2 else math.nan,
         replicates=Replicates(tuple(refits)),
     )

@@ -4,7 +4,9 @@ Tokens of one image are correlated, and a resampled point sits at distance zero 
 neither tokens nor points are ever drawn again. Two routes, both deterministic:
 
 - `clustered_error`: the statistic has an influence function; its values are summed within
-  each sample, and the samples are independent. Costs one pass.
+  each sample, and the samples are independent. A sample with the share w of the tokens pulls the
+  statistic towards itself; its sum is divided by 1 - w, as a jackknife over samples would have it
+  (CR3, MacKinnon, Nielsen & Webb 2023). Costs one pass.
 - `jackknife_error`: the statistic is refitted without each of `GROUPS` groups of
   samples. Costs that many refits; needed where the fit adapts to the data, because holding the fit
   fixed gives intervals up to two times too small.
@@ -18,8 +20,11 @@ An interval is about the choice of samples at this number of tokens. It does not
 few tokens: where an estimator is biased, as most counts are, it misses the value of infinitely many
 tokens far more often than one time in 20. The tables of bias are in docs/metrics.
 
-Limits: fewer than `MIN_SAMPLES` samples give no interval (NaN), and a metric that hangs on
-one token per sample (massive activations) has longer tails than Student's t.
+Few and unequal samples: Student's t with as many degrees of freedom as samples of one size would
+have that estimate a variance as well, `(sum n)² / sum n² - 1` (Satterthwaite; the tokens of a
+sample hang together, but not wholly). Chosen by measurement: docs/metrics/coverage.md.
+
+Limits: fewer than `MIN_SAMPLES` samples give no interval (NaN).
 """
 
 from __future__ import annotations
@@ -30,6 +35,7 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float64, Int64
+from scipy import special
 from torch import Tensor
 
 from mm_lens._storage.hashing import sampling_key
@@ -63,30 +69,40 @@ def left_out(sample: Int64[Tensor, " n"], seed: int = 0) -> list[Bool[Tensor, " 
     return [group != g for g in range(count)] if count >= MIN_SAMPLES else []
 
 
-def sum_by_sample(
-    values: Float64[Tensor, " n"], sample: Int64[Tensor, " n"]
-) -> Float64[Tensor, " s"]:
-    """Sum of the values of each sample, in the order of the sample ids."""
-    ids, inverse = sample.unique(return_inverse=True)
-    return values.new_zeros(len(ids)).index_add_(0, inverse, values)
-
-
 def clustered_error(
     influence: Float64[Tensor, " n"], sample: Int64[Tensor, " n"]
-) -> tuple[float, int]:
+) -> tuple[float, float]:
     """Standard error from influence values that sum to the statistic's error, and its freedom."""
-    sums = sum_by_sample(influence, sample)
+    _, inverse, sizes = sample.unique(return_inverse=True, return_counts=True)
+    sums = influence.new_zeros(len(sizes)).index_add_(0, inverse, influence)
+    return error_of_sums(sums, sizes)
+
+
+def error_of_sums(sums: Float64[Tensor, " s"], sizes: Int64[Tensor, " s"]) -> tuple[float, float]:
+    """The same from the sum over each sample, or group of samples, and its number of tokens."""
     count = len(sums)
     if count < MIN_SAMPLES:
-        return math.nan, 0
-    return math.sqrt(float(sums.square().sum()) * count / (count - 1)), count - 1
+        return math.nan, 0.0
+    sums = sums / (1 - shares_of(sizes))
+    spread = float((sums - sums.mean()).square().sum())
+    return math.sqrt(spread * (count - 1) / count), effective_freedom(sizes)
 
 
-def jackknife_error(refits: Sequence[float]) -> tuple[float, int]:
+def effective_freedom(sizes: Int64[Tensor, " s"]) -> float:
+    """Degrees of freedom of a variance from samples with so many tokens; at least one."""
+    return max(1 / float(shares_of(sizes).square().sum()) - 1, 1.0)
+
+
+def shares_of(sizes: Int64[Tensor, " s"]) -> Float64[Tensor, " s"]:
+    """Each number of tokens as a share of all."""
+    return sizes.double() / sizes.sum()
+
+
+def jackknife_error(refits: Sequence[float]) -> tuple[float, float]:
     """Standard error from the values for each of `left_out`, and its degrees of freedom."""
     count = len(refits)
     if not count:
-        return math.nan, 0
+        return math.nan, 0.0
     mean = math.fsum(refits) / count
     spread = math.fsum((value - mean) ** 2 for value in refits)
     return math.sqrt(spread * (count - 1) / count), count - 1
@@ -99,10 +115,12 @@ class Replicates:
     Attributes:
         values: One per group, in the order of `sample_groups`; none if samples are too few.
         rest: Standard error that the groups do not show, since it lies between samples.
+        freedom: Degrees of freedom of the spread of the values.
     """
 
     values: tuple[float, ...] = ()
     rest: float = 0.0
+    freedom: float = 0.0
 
     @property
     def hang_on_one(self) -> bool:
@@ -124,20 +142,17 @@ class Replicates:
         if count < MIN_SAMPLES:
             return Replicates()
         sums = influence.new_zeros(count).index_add_(0, group, influence)
-        return Replicates(tuple((value - sums * count / (count - 1)).tolist()), rest)
+        sizes = group.bincount(minlength=count)
+        pulls = sums / (1 - shares_of(sizes))
+        values = tuple((value - (pulls - pulls.mean())).tolist())
+        return Replicates(values, rest, effective_freedom(sizes))
 
 
-def margin(error: float, freedom: int) -> float:
+def margin(error: float, freedom: float) -> float:
     """Half width of the 95 % interval: Student's t quantile times the standard error."""
     return student_quantile(freedom) * error if freedom else math.nan
 
 
-def student_quantile(freedom: int) -> float:
-    """0.975 quantile of Student's t (Abramowitz & Stegun 26.7.5; 2 % low at 3, 1e-4 from 10 on)."""
-    z, v = 1.959963984540054, freedom
-    return (
-        z
-        + (z**3 + z) / (4 * v)
-        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2)
-        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3)
-    )
+def student_quantile(freedom: float, share: float = 0.975) -> float:
+    """Quantile of Student's t."""
+    return float(special.stdtrit(freedom, share))

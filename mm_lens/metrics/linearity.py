@@ -36,7 +36,8 @@ from __future__ import annotations
 
 import math
 
-from mm_lens.metrics.core import Estimate, Kind, UndefinedError, estimate
+from mm_lens.metrics.core import Kind
+from mm_lens.metrics.estimates import Estimate, UndefinedError, estimate
 from mm_lens.metrics.intervals import GROUPS
 from mm_lens.metrics.numerics.linear_fit import LinearFit, Scored
 from mm_lens.metrics.numerics.moments import Moments
@@ -96,37 +97,64 @@ def _heldout(fit: LinearFit, target: Target) -> Estimate:
     return _estimate(fit, numbers, 0.0, fit.warnings(target) + notes)
 
 
-@KIND.metric("linearity_paper", label="R², in sample", presets=("paper",), headline=("paper",))
+@KIND.metric(
+    "linearity_paper",
+    label="R², in sample",
+    presets=("paper",),
+    headline=("paper",),
+    without_massive=True,
+)
 def linearity_paper(fit: LinearFit) -> Estimate:
     """R² of the best linear map, on the tokens it was fitted to."""
     return _in_sample(fit, "state")
 
 
-@KIND.metric("linearity_adjusted", label="R², adjusted", presets=("honest",))
+@KIND.metric("linearity_adjusted", label="R², adjusted", presets=("honest",), without_massive=True)
 def linearity_adjusted(fit: LinearFit) -> Estimate:
     """R² of the best linear map per degree of freedom, as if tokens were independent."""
     return _adjusted(fit, "state")
 
 
-@KIND.metric("linearity_heldout", label="R², held out", presets=("honest",), headline=("honest",))
+@KIND.metric(
+    "linearity_heldout",
+    label="R², held out",
+    presets=("honest",),
+    headline=("honest",),
+    without_massive=True,
+)
 def linearity_heldout(fit: LinearFit) -> Estimate:
     """R² of a ridge map on samples it was not fitted to."""
     return _heldout(fit, "state")
 
 
-@KIND.metric("linearity_update_paper", label="R² of the update, in sample", presets=("paper",))
+@KIND.metric(
+    "linearity_update_paper",
+    label="R² of the update, in sample",
+    presets=("paper",),
+    without_massive=True,
+)
 def linearity_update_paper(fit: LinearFit) -> Estimate:
     """R² of the best linear map to the update Y - X, on the tokens it was fitted to."""
     return _in_sample(fit, "update")
 
 
-@KIND.metric("linearity_update_adjusted", label="R² of the update, adjusted", presets=("honest",))
+@KIND.metric(
+    "linearity_update_adjusted",
+    label="R² of the update, adjusted",
+    presets=("honest",),
+    without_massive=True,
+)
 def linearity_update_adjusted(fit: LinearFit) -> Estimate:
     """R² of the best linear map to the update per degree of freedom."""
     return _adjusted(fit, "update")
 
 
-@KIND.metric("linearity_update_heldout", label="R² of the update, held out", presets=("honest",))
+@KIND.metric(
+    "linearity_update_heldout",
+    label="R² of the update, held out",
+    presets=("honest",),
+    without_massive=True,
+)
 def linearity_update_heldout(fit: LinearFit) -> Estimate:
     """R² of a ridge map to the update on samples it was not fitted to."""
     return _heldout(fit, "update")

@@ -28,7 +28,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from mm_lens.metrics.anisotropy import KIND, Cloud
-from mm_lens.metrics.core import Estimate, estimate
+from mm_lens.metrics.estimates import Estimate, estimate
 from mm_lens.metrics.intervals import Replicates, clustered_error, margin
 from mm_lens.metrics.numerics.moments import Scatter
 
@@ -63,6 +63,21 @@ def from_scatter(scatter: Scatter) -> dict[str, float]:
     }
 
 
+_WANTED = 4  # tokens per dimension: below, the counts are mostly about the number of tokens
+
+
+def _notes(cloud: Cloud) -> list[str]:
+    """Few tokens, or one that makes the spectrum."""
+    n, d = cloud.centred.shape
+    notes = [*cloud.notes]
+    if n < _WANTED * d:
+        notes.append(f"only {n / d:.1f} tokens per dimension ({_WANTED} wanted)")
+    values, _ = cloud.eigen
+    if float(cloud.centred.square().sum(1).max()) ** 2 > float(values.square().sum()) / 2:
+        notes.append("one token makes more than half of the squared eigenvalues")
+    return notes
+
+
 def _estimate(
     cloud: Cloud, value: float, slope: Float64[Tensor, " k"], chance: float = math.nan
 ) -> Estimate:
@@ -80,12 +95,17 @@ def _estimate(
         max(value - half, 1.0),
         min(value + half, float(d)),
         chance=chance,
+        warnings=_notes(cloud),
         replicates=Replicates.of(value, influence, sample, cloud.seed),
     )
 
 
 @KIND.metric(
-    "participation_ratio", label="Participation ratio", unit="dimensions", presets=("honest",)
+    "participation_ratio",
+    label="Participation ratio",
+    unit="dimensions",
+    presets=("honest",),
+    without_massive=True,
 )
 def _participation_ratio(cloud: Cloud) -> Estimate:
     """Squared trace of the covariance over its squared Frobenius norm."""
@@ -96,7 +116,13 @@ def _participation_ratio(cloud: Cloud) -> Estimate:
     return _estimate(cloud, float(value), slope, chance=n * d / (n + d))
 
 
-@KIND.metric("effective_rank", label="Effective rank", unit="dimensions", presets=("honest",))
+@KIND.metric(
+    "effective_rank",
+    label="Effective rank",
+    unit="dimensions",
+    presets=("honest",),
+    without_massive=True,
+)
 def _effective_rank(cloud: Cloud) -> Estimate:
     """Exponential of the entropy of the singular values of the centred tokens."""
     values, _ = cloud.eigen
@@ -108,12 +134,16 @@ def _effective_rank(cloud: Cloud) -> Estimate:
     return _estimate(cloud, float(value), torch.where(values > 0, slope, 0.0))
 
 
-@KIND.metric("dimensions_95", label="Dimensions for 95 %", unit="dimensions", presets=("honest",))
+@KIND.metric(
+    "dimensions_95",
+    label="Dimensions for 95 %",
+    unit="dimensions",
+    presets=("honest",),
+    without_massive=True,
+)
 def _dimensions_95(cloud: Cloud) -> Estimate:
     """The fewest directions that hold 95 % of the variance."""
     values, _ = cloud.eigen
     count = dimensions_for(values)
-    top = torch.zeros_like(values)
-    top[-count:] = 1
-    # The share that the top directions hold moves; the count follows at one direction per share.
-    return _estimate(cloud, float(count), (0.95 - top) / values[-count])
+    # A whole number hardly moves between samples: no interval contains its mean 95 times in 100.
+    return estimate(cloud.tokens, count, warnings=_notes(cloud), no_interval="")

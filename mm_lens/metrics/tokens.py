@@ -25,6 +25,8 @@ from torch import Tensor
 from mm_lens._storage.hashing import sampling_key
 from mm_lens.errors import InputError
 
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
 
 @dataclass(frozen=True)
 class Tokens:
@@ -37,9 +39,11 @@ class Tokens:
         token_id: Id in the vocabulary.
         key: What the choice of a smaller sample goes by; None: a hash of sample and position.
             Needed where several sequences share a sample: else they are chosen together.
+        modality: A number for each modality among the tokens; None: all are of one. What is a
+            usual norm differs between them.
 
     Raises:
-        InputError: The tensors differ in length.
+        InputError: The tensors differ in length, or the states are not of 16, 32 or 64 bit.
     """
 
     x: Float[Tensor, "n d"]
@@ -47,8 +51,15 @@ class Tokens:
     position: Int64[Tensor, " n"]
     token_id: Int64[Tensor, " n"]
     key: Int64[Tensor, " n"] | None = None
+    modality: Int64[Tensor, " n"] | None = None
 
     def __post_init__(self) -> None:
+        if self.x.dtype not in DTYPES:
+            raise InputError(
+                f"States of {self.x.dtype} cannot be measured: it keeps too few digits to tell "
+                "neighbours apart, and torch hardly computes on it. Run the model in bfloat16, or "
+                "convert what you have: x.to(torch.bfloat16)."
+            )
         lengths = [len(column) for column in self._columns.values()]
         if len(set(lengths)) > 1:
             raise InputError(
@@ -87,10 +98,12 @@ def concatenate(*parts: Tokens) -> Tokens:
     """The rows of all parts, in order.
 
     Raises:
-        InputError: Some have keys and others none.
+        InputError: Some have keys (modalities) and others none.
     """
-    if len({part.key is None for part in parts}) > 1:
-        raise InputError("Some tokens have a key and others none: give all of them one, or none.")
+    if len({frozenset(part._columns) for part in parts}) > 1:
+        raise InputError(
+            "Some tokens have a key or a modality and others none: give all of them one, or none."
+        )
     names = parts[0]._columns
     return Tokens(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
 
@@ -146,6 +159,28 @@ def finite_rows(*states: Float[Tensor, "n _"]) -> Bool[Tensor, " n"] | None:
 def not_finite(dropped: int, n: int) -> str:
     """What is said of dropped rows; "" if there are none."""
     return f"{dropped} of {n} tokens not finite, dropped" if dropped else ""
+
+
+def rounding(tokens: Tokens) -> float:
+    """Expected squared rounding error of a token's state; 0 where it was not rounded to 16 bit.
+
+    An entry lies anywhere between two numbers, which are eps times a power of two apart: a variance
+    of eps² / 24 of its square, averaged over where it lies between powers of two.
+    """
+    dtype = tokens.x.dtype
+    if dtype.itemsize > 2 or not len(tokens):
+        return 0.0
+    blocks = tokens.x.split(8192)
+    squares = sum(float(block.double().square().sum()) for block in blocks)
+    return torch.finfo(dtype).eps ** 2 / 24 * squares / len(tokens)
+
+
+def rounded(tokens: Tokens, error: float, size: float, of: str, most: float = 1e-3) -> list[str]:
+    """A note where squared rounding errors make more than this share of what is measured."""
+    if not error > most * size:
+        return []
+    dtype = str(tokens.x.dtype).removeprefix("torch.")
+    return [f"rounding to {dtype} makes {error / size:.1%} of {of}"]
 
 
 def _all_finite(x: Float[Tensor, "n d"]) -> bool:

@@ -7,7 +7,7 @@ independent: processes share them, and a resumed run does those that are missing
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from math import nan
 from typing import Any, NamedTuple, TypeAlias
 
@@ -16,8 +16,9 @@ import torch
 from einops import rearrange
 from tqdm import tqdm
 
-from mm_lens.metrics import Estimate, Metric, Tokens, evaluate
+from mm_lens.metrics import Estimate, Metric, Tokens
 from mm_lens.metrics.intervals import Replicates
+from mm_lens.profiling.points.numbers import measure
 from mm_lens.profiling.points.point import Point, Spot
 from mm_lens.profiling.result import COLUMNS, PLACE
 from mm_lens.profiling.run_directory import RunDirectory
@@ -134,26 +135,40 @@ class Evaluation:
         """The metrics of a site; those of two hooks stand at the later one."""
         metrics = self.metrics if spot.alone else [m for m in self.metrics if m.arity == 2]
         doubles = [m for m in metrics if m.arity == 2]
-        singles = [m for m in metrics if m.arity == 1 and not m.equal_n]
-        equal = [m for m in metrics if m.arity == 1 and m.equal_n]
+        singles = [m for m in metrics if m.arity == 1]
         target = (spot.point, spot.head)
         results: Found = []
         for source in spot.sources if doubles else ():
             pair = self._pair(stream, modality, source, target)
-            found = (
-                evaluate(*pair, doubles, self.seed)
-                if pair is not None
-                else {m.name: _missing(modality) for m in doubles}
-            )
+            if pair is None:
+                found = {m.name: _missing(modality) for m in doubles}
+            else:
+                before, after = pair
+                numbers = self._numbers(after, modality, target)
+                found = measure(before, after, doubles, self.seed, **numbers)
             results += [(source, name, estimate) for name, estimate in found.items()]
         tokens = self._tokens(stream, modality, target)
         if tokens is None:
-            return [*results, *((None, m.name, _missing(modality)) for m in (*singles, *equal))]
-        found = evaluate(tokens, None, singles, self.seed)
-        # The first tokens of the sample are a smaller sample of the same kind.
-        fewer = torch.arange(min(equal_number(self.states), len(tokens)), device=self.device)
-        found |= evaluate(tokens.take(fewer), None, equal, self.seed) if equal else {}
+            return [*results, *((None, m.name, _missing(modality)) for m in singles)]
+        numbers = self._numbers(tokens, modality, target)
+        found = measure(tokens, None, singles, self.seed, **numbers)
         return [*results, *((None, name, estimate) for name, estimate in found.items())]
+
+    def _numbers(self, tokens: Tokens, modality: Modality, which: Source) -> dict[str, int]:
+        """How many of these tokens the honest preset takes, and how many there are in the data."""
+        seen = self.states.tokens.seen()
+        if self._point(which).tower:
+            groups: tuple[str, ...] = (PATCH,)
+        else:
+            groups = ("visual", "text") if modality == "all" else (modality,)
+        total = sum(seen[group] for group in groups)
+        # All of the sample may be there, and yet not all have a counterpart at the other hook.
+        whole = total <= self.states.tokens.k
+        return {
+            "most": self.states.honest or len(tokens),
+            "equal": equal_number(self.states),
+            "seen": len(tokens) if whole else total,
+        }
 
     def _pair(
         self, stream: str, modality: Modality, source: Source, target: Source
@@ -190,9 +205,7 @@ class Evaluation:
         if tokens is None or head < 0:
             return tokens
         heads = rearrange(tokens.x, "n (head d) -> head n d", head=point.heads)
-        return Tokens(
-            heads[head].contiguous(), tokens.sample, tokens.position, tokens.token_id, tokens.key
-        )
+        return replace(tokens, x=heads[head].contiguous())
 
 
 def equal_number(states: States) -> int:
@@ -200,7 +213,8 @@ def equal_number(states: States) -> int:
     counts = [states.tokens.count(modality) for modality in states.tokens.modalities]
     if any(point.tower for point in states.points):
         counts.append(states.tokens.count(PATCH))
-    return min((count for count in counts if count), default=0)
+    fewest = min((count for count in counts if count), default=0)
+    return min(fewest, states.honest or fewest)
 
 
 def tabulate(model: str, found: Sequence[tuple[Place, Estimate]]) -> pd.DataFrame:
@@ -215,6 +229,7 @@ def collect_replicates(found: Sequence[tuple[Place, Estimate]]) -> pd.DataFrame:
     rows = [[getattr(place, name) for name in PLACE] for place, _ in places]
     frame = pd.DataFrame(rows, columns=list(PLACE))
     frame["rest"] = [replicates.rest for _, replicates in places]
+    frame["freedom"] = [replicates.freedom for _, replicates in places]
     groups = pd.DataFrame(
         [dict(enumerate(replicates.values)) for _, replicates in places], dtype=float
     )
@@ -229,7 +244,7 @@ def _fields(e: Estimate) -> tuple[Any, ...]:
 def _estimate(fields: dict[str, Any]) -> Estimate:
     """An estimate from its fields as JSON keeps them."""
     replicates = fields["replicates"]
-    kept = Replicates(tuple(replicates["values"]), replicates["rest"])
+    kept = Replicates(tuple(replicates["values"]), replicates["rest"], replicates["freedom"])
     return Estimate(**{**fields, "replicates": kept})
 
 

@@ -19,7 +19,7 @@ import io
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -38,11 +38,12 @@ from mm_lens.model.bridge import VisionLanguageBridge
 from mm_lens.model.forward import Frame
 from mm_lens.profiling import provenance
 from mm_lens.profiling.evaluation import Evaluation, collect_replicates, tabulate
+from mm_lens.profiling.points.budget import hold, honest_number
 from mm_lens.profiling.points.pairs import Pairs
 from mm_lens.profiling.points.patches import find_patches
 from mm_lens.profiling.points.point import Point, Spot
 from mm_lens.profiling.points.selection import Heads, Hooks
-from mm_lens.profiling.reading import Rows, name_rows
+from mm_lens.profiling.reading import Pass, Rows, name_rows
 from mm_lens.profiling.result import Profile
 from mm_lens.profiling.run import (
     choose_metrics,
@@ -50,25 +51,13 @@ from mm_lens.profiling.run import (
     describe_memory,
     describe_samples,
     describe_tokens,
-    hold,
     name_hooks,
 )
 from mm_lens.profiling.run_directory import Part
 from mm_lens.profiling.states import SamplingPlan, States
-from mm_lens.profiling.token_sample import MODALITIES, Group, MergedSample, Offer, TokenSample
+from mm_lens.profiling.token_sample import MODALITIES, MergedSample, TokenSample
 
 STREAM: Literal["residual"] = "residual"
-
-
-@dataclass
-class _Pass:
-    """A forward pass that is not over yet."""
-
-    frame: Frame
-    rows: Rows
-    offers: dict[Group, Offer]
-    wanted: set[tuple[int, Group]]
-    found: dict[tuple[int, Group], Tensor] = field(default_factory=dict)
 
 
 def measuring(
@@ -109,12 +98,13 @@ def measuring(
     chosen = choose_metrics(metrics, presets)
     points, spots = choose_spots(model, hooks, pairs, heads)
     kinds = tuple(modalities or MODALITIES)
-    holding = hold(model, points, spots, [STREAM], kinds, tokens, budget, one_pass=True)
+    holding = hold(model, points, spots, [STREAM], kinds, chosen, tokens, budget, one_pass=True)
     plan = SamplingPlan(
         n_samples=0,
         streams=(STREAM,),
         modalities=kinds,
         k=holding.tokens,
+        honest=honest_number(model, tokens, holding),
         batch_size=0,
         seed=seed,
         on_error="raise",
@@ -150,7 +140,7 @@ class Meter:
         self._handles: list[tuple[Any, LensHandle]] = []
         self._labels: list[Sample | str] | None = None
         self._rows: Rows | None = None
-        self._pass: _Pass | None = None
+        self._pass: Pass | None = None
         self._trouble: dict[str, int] = {}
         self._profile: Profile | None = None
 
@@ -207,7 +197,7 @@ class Meter:
                 rows = self._own.sample.reservoirs[group].rows(x)
                 self._pass.found[state, group] = rows
 
-    def _begin(self, frame: Frame) -> _Pass:
+    def _begin(self, frame: Frame) -> Pass:
         layout, sample = frame.layout.to("cpu"), self._own.sample
         if layout.shape[0] > 1:
             self.model.report.require("a meter on a batch of rows", "batch")
@@ -238,7 +228,7 @@ class Meter:
         }
         attended = layout.mask("all").sum(1)
         rows = replace(rows, attended=attended if start is None else start + attended)
-        return _Pass(frame, rows, offers, wanted)
+        return Pass(frame, rows, offers, wanted)
 
     def _first_seen(self, rows: Rows) -> Rows:
         """Without the rows that were seen before."""
@@ -303,7 +293,16 @@ class Meter:
         for part in parts:
             fingerprint ^= part.fingerprint
         tokens = MergedSample(plan.k, plan.modalities, [part.sample for part in parts])
-        states = States(tokens, self.points, self.spots, (STREAM,), len(ids), [], fingerprint)
+        states = States(
+            tokens,
+            self.points,
+            self.spots,
+            (STREAM,),
+            len(ids),
+            [],
+            fingerprint,
+            honest=plan.honest,
+        )
         device = self.model.cfg.device if "cuda" in str(self.model.cfg.device) else "cpu"
         seconds = {"states": round(time.monotonic() - self._started, 2)}
         begun = time.monotonic()

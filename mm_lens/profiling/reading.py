@@ -24,6 +24,7 @@ from mm_lens.data.datasets import Sample, Samples
 from mm_lens.errors import InputError, MMLensError
 from mm_lens.model.forward import Frame
 from mm_lens.model.inputs import Inputs
+from mm_lens.profiling.token_sample import Group, Offer
 
 OnError: TypeAlias = Literal["raise", "skip"]
 
@@ -230,3 +231,14 @@ def work_ahead(work: Callable[[In], Out], items: Iterable[In]) -> Iterator[Out]:
                 yield running.popleft().result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+@dataclass
+class Pass:
+    """A forward pass that is not over yet."""
+
+    frame: Frame
+    rows: Rows
+    offers: dict[Group, Offer]
+    wanted: set[tuple[int, Group]]
+    found: dict[tuple[int, Group], Tensor] = field(default_factory=dict)

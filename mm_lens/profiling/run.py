@@ -8,7 +8,8 @@ of the paper leave the last layer out; it is in the table.
 
 **Tokens.** A bounded sample per modality, the same at every layer and in both streams
 (`mm_lens.profiling.token_sample`). Intrinsic dimension depends on the number of tokens, so all
-modalities are cut to the same number for it: that of the smallest one that has any.
+modalities are cut to the same number for it: that of the smallest one that has any. The paper's own
+definitions take all tokens instead (`mm_lens.profiling.points.numbers`).
 
 **Cost.** One forward pass of the data per stream, of which only the sampled rows are kept, in
 memory or in files; then the metrics, layer by layer. See docs/scaling.md.
@@ -41,13 +42,12 @@ from mm_lens.profiling.evaluation import (
     tabulate,
 )
 from mm_lens.profiling.identity import manifest
-from mm_lens.profiling.points.budget import Holding, plan_holding, restrict
+from mm_lens.profiling.points.budget import Holding, hold, honest_number, restrict
 from mm_lens.profiling.points.pairs import Pairs, known_pairs, plan_spots, resolve_pairs
 from mm_lens.profiling.points.point import Point, Spot
 from mm_lens.profiling.points.selection import (
     Heads,
     Hooks,
-    check_patches,
     choose_heads,
     choose_points,
 )
@@ -55,7 +55,7 @@ from mm_lens.profiling.processes import Processes
 from mm_lens.profiling.result import Profile
 from mm_lens.profiling.run_directory import RunDirectory, open_run
 from mm_lens.profiling.states import SamplingPlan, States, collect, from_cache
-from mm_lens.profiling.token_sample import MODALITIES, Modality
+from mm_lens.profiling.token_sample import MODALITIES
 
 T = TypeVar("T", bound=str)
 
@@ -99,8 +99,9 @@ def profile(
         modalities: of "visual", "text", "all"; None takes all (a cache: all that it holds).
         presets: sets of metrics: "honest" and "paper", the paper's own definitions.
         metrics: names from `mm_lens.metrics.METRICS` instead of presets.
-        tokens: most tokens sampled per modality; None takes 12 per dimension of the hidden state,
-            but at least 2,048. A cache is used whole.
+        tokens: most tokens sampled per modality. None takes 12 per dimension of the hidden state,
+            but at least 2,048; and for the paper's own definitions, which take all tokens, up to
+            8,192 or 1 GiB of states (their rows say where that is not all). A cache is used whole.
         batch_size: samples per forward pass. Does not change which tokens are taken.
         samples: use only so many, from the first on. `datasets.load(limit=…)` draws at random.
         seed: of the choice of tokens and of everything random in the metrics.
@@ -161,12 +162,15 @@ def profile(
         points, spots = choose_spots(model, hooks, pairs, heads)
         flows, kinds = tuple(streams or STREAMS), tuple(modalities or MODALITIES)
         in_files = run_dir is not None
-        holding = hold(model, points, spots, flows, kinds, tokens, budget, in_files=in_files)
+        holding = hold(
+            model, points, spots, flows, kinds, chosen, tokens, budget, in_files=in_files
+        )
         plan = SamplingPlan(
             n_samples=min(len(dataset), samples or len(dataset)),
             streams=flows,
             modalities=kinds,
             k=holding.tokens,
+            honest=honest_number(model, tokens, holding),
             batch_size=batch_size,
             seed=seed,
             on_error=on_error,
@@ -210,7 +214,8 @@ def profile(
                 "hooks": name_hooks(hooks),
                 "pairs": None if pairs is None else [_join(pair) for pair in pairs],
                 "heads": heads if isinstance(heads, bool) else list(heads),
-                "tokens": states.tokens.k,
+                "tokens": states.honest or states.tokens.k,
+                "paper_tokens": states.tokens.k,
                 "batch_size": batch_size,
                 "samples": samples,
                 "seed": seed,
@@ -241,31 +246,6 @@ def choose_spots(
     if pairs is None:
         links = known_pairs(model, points)
     return tuple(points), plan_spots(points, asked, links, choose_heads(points, heads))
-
-
-def hold(
-    model: Any,
-    points: Sequence[Point],
-    spots: Sequence[Spot],
-    streams: Sequence[Stream],
-    modalities: Sequence[Modality],
-    tokens: int | None,
-    budget: float | None,
-    **where: bool,
-) -> Holding:
-    """How many tokens, and in how many passes over the data; see `plan_holding`."""
-    check_patches(points, modalities)
-    return plan_holding(
-        points,
-        spots,
-        tokens=tokens,
-        default_tokens=max(12 * int(model.cfg.d_model), 2048),
-        streams=len(streams),
-        groups=2 if "all" in modalities else len(modalities),
-        itemsize=model.cfg.dtype.itemsize,
-        budget=budget,
-        **where,
-    )
 
 
 def _in_order(

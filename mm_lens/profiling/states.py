@@ -72,6 +72,7 @@ class SamplingPlan:
             hold placeholders.
         points: hooks whose states are kept; None: the states of the residual stream.
         spots: what is measured at them; None: each, alone and with the one before.
+        honest: most tokens that the honest preset takes of them; None: all.
     """
 
     n_samples: int
@@ -84,6 +85,7 @@ class SamplingPlan:
     chat_template: bool | None = None
     points: tuple[Point, ...] | None = None
     spots: tuple[Spot, ...] | None = None
+    honest: int | None = None
 
     @property
     def groups(self) -> tuple[Group, ...]:
@@ -105,6 +107,7 @@ class States:
         skipped: samples that could not be read: their index, their id if it is known, and why.
         fingerprint: of the samples read, whatever their order: the exclusive or of their digests.
         templated: samples whose prompt the chat template was applied to.
+        honest: most tokens that the honest preset takes of them; None: all.
     """
 
     tokens: MergedSample
@@ -115,6 +118,7 @@ class States:
     skipped: list[dict[str, Any]] = field(default_factory=list)
     fingerprint: int = 0
     templated: int = 0
+    honest: int | None = None
 
 
 def collect(
@@ -242,7 +246,9 @@ def _merge(
         )
     tokens = MergedSample(plan.k, plan.modalities, [part.sample for part in parts])
     kept = plan.points or (), plan.spots or ()
-    return States(tokens, *kept, plan.streams, len(ids), skipped, fingerprint, templated)
+    return States(
+        tokens, *kept, plan.streams, len(ids), skipped, fingerprint, templated, plan.honest
+    )
 
 
 def state_points(model: Any) -> tuple[tuple[Point, ...], tuple[Spot, ...]]:

@@ -332,7 +332,7 @@ class MergedSample:
 
     def count(self, modality: Group) -> int:
         """Number of tokens in the sample of a modality."""
-        return min(self.k, sum(r.bottom.size for r in self._reservoirs(modality)))
+        return min(self.k, sum(r.bottom.size for _, r in self._reservoirs(modality)))
 
     def seen(self) -> dict[str, int]:
         """Number of tokens in the data, by modality."""
@@ -345,9 +345,10 @@ class MergedSample:
         Raises:
             DataError: a file of states is damaged.
         """
-        found = [r for r in self._reservoirs(modality) if r.bottom.size]
-        if not found:
+        groups = [(g, r) for g, r in self._reservoirs(modality) if r.bottom.size]
+        if not groups:
             return None
+        found = [reservoir for _, reservoir in groups]
         entries = torch.cat([r.bottom.entries() for r in found], 1)
         slots = torch.cat([torch.arange(r.bottom.size) for r in found])
         owner = torch.cat([torch.full((r.bottom.size,), i) for i, r in enumerate(found)])
@@ -361,12 +362,16 @@ class MergedSample:
                 x = rows.new_empty(len(first), rows.shape[1]) if x is None else x
                 x[mine] = rows
         assert x is not None, "a sample that is not empty has a first token"
-        return Tokens(x, sample, position, token_id, key)
+        mixed = None
+        if modality == "all":
+            kinds = torch.tensor([("visual", "text").index(group) for group, _ in groups])
+            mixed = kinds[owner[first]]
+        return Tokens(x, sample, position, token_id, key, mixed)
 
-    def _reservoirs(self, modality: Group) -> list[Reservoir]:
+    def _reservoirs(self, modality: Group) -> list[tuple[Group, Reservoir]]:
         wanted = ("visual", "text") if modality == "all" else (modality,)
         return [
-            reservoir
+            (group, reservoir)
             for part in self.parts
             for group, reservoir in part.reservoirs.items()
             if group in wanted

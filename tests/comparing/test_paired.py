@@ -21,7 +21,7 @@ from mm_lens.profiling.result import Profile
 # ---- p values ----
 
 
-@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 15, 16])
+@pytest.mark.parametrize("freedom", [1, 2, 3, 4.6, 15, 16])
 @pytest.mark.parametrize("t", [0.0, 0.4, -1.7, 2.131449545559323, 9.0])
 def test_two_sided_p_is_students(t, freedom):
     assert two_sided(t, freedom) == pytest.approx(2 * stats.t.sf(abs(t), freedom), abs=1e-13)
@@ -34,6 +34,17 @@ def test_holm_by_hand():
     )
     assert holm([0.9, 0.8]) == [1.0, 1.0]
     assert holm([]) == []
+
+
+@pytest.mark.parametrize("freedom", [3, 4.6, 15])
+def test_an_interval_ends_at_zero_where_p_is_a_twentieth(freedom):
+    error = 1 / stats.t.ppf(0.975, freedom)
+    just = Quantity(1.0, error, freedom)
+    assert just.p() == pytest.approx(0.05, abs=1e-12)
+    assert just.low == pytest.approx(0, abs=1e-12)
+    for nudge in (0.999, 1.001):
+        other = Quantity(1.0, nudge * error, freedom)
+        assert (other.p() < 0.05) == (other.low > 0)
 
 
 # ---- replicates ----

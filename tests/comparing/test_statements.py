@@ -86,7 +86,7 @@ def test_claims_can_be_given():
 
 def test_a_missing_value_settles_nothing():
     def middle(table):
-        return (table.layer == 4) & (table.metric == "anisotropy_trimmed")
+        return (table.layer == 4) & (table.metric == "anisotropy_without_massive")
 
     hole = {"value": np.nan, "low": np.nan, "high": np.nan, "warning": "all tokens alike"}
     found = mm_lens.compare(tiled(), with_cells(whole(), middle, **hole))
@@ -94,6 +94,23 @@ def test_a_missing_value_settles_nothing():
     assert verdicts(found, 4, "paper") == {HOLDS}
     notes = found.findings[(found.findings.finding == 4) & (found.findings.preset == "honest")].note
     assert notes.str.contains("layer 4 of demo/whole: all tokens alike").any()
+
+
+def test_the_reason_stands_under_the_row_wherever_it_is_shown():
+    def middle(table):
+        return (table.layer == 4) & (table.metric == "anisotropy_without_massive")
+
+    hole = {"value": np.nan, "low": np.nan, "high": np.nan, "warning": "all tokens alike"}
+    edge = whole({"linearity@main": HIGHLY_LINEAR + 0.01})
+    found = mm_lens.compare(tiled(), with_cells(edge, middle, **hole))
+    rows = found.findings[found.findings.answer == UNTOLD]
+    assert (rows.note != "").all()
+    assert rows[rows.finding == 4].low.isna().all()  # no confident interval beside it
+    for shown in (str(found), found.markdown(), found._repr_html_()):
+        said = " ".join(shown.split())
+        assert "honest: no value or interval at layer 4 of demo/whole: all tokens alike" in said
+        assert f"the interval contains {HIGHLY_LINEAR:g}" in said
+    assert max(map(len, str(found).splitlines())) <= 100
 
 
 def test_noise_that_scores_high_settles_nothing():
@@ -106,7 +123,9 @@ def test_noise_that_scores_high_settles_nothing():
 def test_dimensions_on_different_numbers_of_tokens_are_not_compared():
     found = mm_lens.compare(tiled(n_tokens=1000), whole(n_tokens=2000))
     assert verdicts(found, 3) == {UNTOLD}
-    assert found.findings[found.findings.finding == 3].note.str.contains("1,000").any()
+    third = found.findings[found.findings.finding == 3]
+    assert third.note.str.contains("1,000").all()
+    assert third[["low", "high"]].isna().all(axis=None)
     assert verdicts(found, 4) == {HOLDS}
 
 

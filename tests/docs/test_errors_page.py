@@ -24,7 +24,10 @@ FOREIGN = {"ValueError", "IndexError"}
 HANDED_ON = {
     ("check.py", "finding.message"): "Report.add, whose texts are looked for",
     ("hub.py", "f'{repository}: {str(error).strip().splitlines()[0]}'"): "the hub's own answer",
-    ("core.py", "message"): "UndefinedErrors, which are looked for, or the name of what failed",
+    (
+        "estimates.py",
+        "message",
+    ): "UndefinedErrors, which are looked for, or the name of what failed",
     ("forward.py", "message"): "ForwardContext.tell, whose texts are looked for",
     ("inputs.py", "doubt"): "Rendered, whose texts are looked for",
     ("published.py", "f'{directory}: {error}'"): "ValueErrors of add_markers, which are looked for",

@@ -8,6 +8,7 @@ import pytest
 
 from mm_lens.errors import MMLensWarning
 from mm_lens.metrics import METRICS, load_installed
+from mm_lens.metrics.core import TWIN
 
 ROOT = Path(__file__).parents[2]
 
@@ -76,6 +77,12 @@ def test_every_metric_is_on_a_page():
             # `_half` after `dimension_mle` goes on from where the two names part
             stems = [first[:i] for i in range(len(first) + 1)] if name.startswith("_") else [""]
             named |= {stem + name for stem in stems}
+    # Twins are named once for all on the page of their kind.
+    twins = {
+        metric.twin: name for name, metric in METRICS.items() if metric.twin == f"{name}{TWIN}"
+    }
+    assert TWIN in text
+    named |= {twin for twin, name in twins.items() if name in named}
     assert {*METRICS} <= named, {*METRICS} - named
     assert "<!-- end -->" in text
     assert not re.search(r"<!-- table \w+ -->\n<!-- end -->", text), "run docs/figures.py"

@@ -71,10 +71,10 @@ def test_nothing_is_cut_off_or_overlaps(profile):
 
 
 def test_headline_comes_first(profile):
-    assert plots.headline(profile)[:2] == ["linearity_heldout", "dimension_mle"]
+    assert plots.headline(profile)[:2] == ["linearity_heldout_without_massive", "dimension_mle"]
     assert set(plots.metrics(profile)) == set(NAMES)
     assert [axes.get_ylabel().split("\n")[0] for axes in profile.plot().axes[::2]] == [
-        METRICS[name].label for name in ("linearity_heldout", "dimension_mle")
+        METRICS[name].label for name in ("linearity_heldout_without_massive", "dimension_mle")
     ]
 
 

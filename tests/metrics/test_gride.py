@@ -30,3 +30,12 @@ def test_gride_needs_sixteen_neighbours():
     assert math.isfinite(METRICS["dimension_gride_4"].compute(tokens_of(manifold(0, 16, 3))).value)
     assert math.isnan(few.value)
     assert few.warning == "16 distinct states are too few for 16 neighbours"
+
+
+def test_gride_of_few_states_has_no_interval():
+    """89 % of 95 % intervals contained the mean at 300 states: docs/metrics/coverage.md."""
+    names = [f"dimension_gride_{n1}" for n1 in SCALES]
+    found = evaluate(tokens_of(manifold(3, 300, 4)), None, names)
+    assert [math.isfinite(found[name].low) for name in names] == [True, True, False]
+    assert "no interval: fewer than 400 distinct states" in found[names[2]].warning
+    assert not found[names[2]].replicates.values

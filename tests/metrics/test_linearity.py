@@ -149,9 +149,14 @@ def test_one_token_that_makes_the_interval_is_said():
     assert not any(note in estimate.warning for estimate in clean.values())
     x[5] *= 300
     y[5] *= 300
-    found = run(x, y, 64)
+    fit = LinearFit(tokens_of(x, 64), tokens_of(y, 64), 0)
+    found = {m.name: m._function(fit) for m in METRICS.values() if m.kind == "linearity"}
     for name in ("linearity_paper", "linearity_adjusted"):
         assert note in found[name].warning
+    # As a massive token of one sample it leaves no interval at all.
+    whole = run(x, y, 64)["linearity_paper"]
+    assert math.isnan(whole.low)
+    assert note in whole.warning
     for name in ("linearity_paper", "linearity_update_paper"):
         assert 0 <= found[name].low <= found[name].value <= found[name].high <= 1
     # Leaving out the group of that token takes the fit to what the others show.

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from made_tokens import normal, tokens_of
+from scipy import stats
 
 from mm_lens.errors import InputError
 from mm_lens.layout.layout import TokenLayout
@@ -165,9 +166,18 @@ def test_clustered_error_of_a_mean_is_that_of_the_sample_means():
     assert error == pytest.approx(float(means.std() / 12**0.5), rel=1e-12)
 
 
-def test_student_quantile():
-    stats = pytest.importorskip("scipy.stats")
-    for freedom, tolerance in ((3, 0.025), (5, 0.005), (10, 3e-4), (15, 1e-4), (100, 1e-6)):
-        assert student_quantile(freedom) == pytest.approx(
-            stats.t.ppf(0.975, freedom), rel=tolerance
-        )
+def test_unequal_samples_pull_as_leaving_them_out_does():
+    """Of a mean, dividing by 1 - w is the jackknife over samples itself."""
+    values, sample = normal(0, 80), torch.tensor([0, 1, 1, 2, 2, 2, 3, 4, 4, 4]).repeat(8)
+    error, freedom = clustered_error((values - values.mean()) / 80, sample)
+    left = [float(values[sample != s].mean()) for s in range(5)]
+    spread = sum((v - sum(left) / 5) ** 2 for v in left)
+    assert error == pytest.approx((spread * 4 / 5) ** 0.5, rel=1e-12)
+    sizes = np.array([8, 16, 24, 8, 24])
+    assert freedom == pytest.approx(sizes.sum() ** 2 / (sizes**2).sum() - 1)
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 3, 4.6, 10, 15, 15.5, 1000])
+def test_student_quantiles_are_exact(freedom):
+    assert student_quantile(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=1e-9)
+    assert student_quantile(freedom, 0.9) == pytest.approx(stats.t.ppf(0.9, freedom), rel=1e-9)

@@ -80,13 +80,17 @@ def test_batch_size_moves_values_by_rounding_only(model):
 
 def test_dimension_rests_on_equal_numbers(model):
     data = make_data(12, text_only=())
-    profile = quick(model, data, tokens=10**4, metrics=["dimension_paper", "anisotropy"])
+    names = ["dimension_mle", "dimension_paper", "mean_cosine", "anisotropy"]
+    profile = quick(model, data, tokens=10**4, metrics=names)
     numbers = profile.table.groupby(["metric", "modality"]).n_tokens.unique()
     counts = profile.provenance["tokens"]["sampled"]
     assert counts["visual"] > counts["text"] > 0
     assert counts["all"] == counts["visual"] + counts["text"]
     for modality in ("visual", "text", "all"):
-        assert numbers["dimension_paper", modality].tolist() == [counts["text"]]
+        assert max(numbers["dimension_mle", modality]) <= counts["text"]  # without copies
+        assert numbers["mean_cosine", modality].tolist() == [counts[modality]]
+        # The paper takes all tokens, however many each modality has.
+        assert numbers["dimension_paper", modality].tolist() == [counts[modality]]
         assert numbers["anisotropy", modality].tolist() == [counts[modality]]
 
 

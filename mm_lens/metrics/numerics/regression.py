@@ -9,6 +9,7 @@ unscaled Gram matrix, so that the result does not depend on the basis of the hid
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -105,7 +106,7 @@ class Ridge:
     """
 
     def __init__(self, train: Moments) -> None:
-        self.means = train.x, train.y
+        self.means, self._n = (train.x, train.y), train.n
         values: Tensor
         vectors: Tensor
         values, vectors = torch.linalg.eigh(train.xx)
@@ -138,3 +139,47 @@ class Ridge:
     def map(self, target: Target, choice: int) -> Float64[Tensor, "c d"]:
         """The map at one of the choices."""
         return self._vectors @ (self._weights[choice][:, None] * self._rotated[target])
+
+    def effects(
+        self,
+        target: Target,
+        choice: int,
+        inputs: Float64[Tensor, "m d"],
+        outputs: Float64[Tensor, "m e"],
+        left: Float64[Tensor, "m e"],
+    ) -> Callable[[Moments], Float64[Tensor, 2]]:
+        """What training rows add to the squared errors of tested rows, by map and by mean.
+
+        To first order: the map and the means move along the training rows' own errors.
+
+        Args:
+            target: What is predicted.
+            choice: Strength of the map.
+            inputs: Of the tested rows, about the training means.
+            outputs: The target in these rows, about its mean.
+            left: What the map leaves of them.
+
+        Returns:
+            A function of the moments of some of the training rows.
+        """
+        map_ = self.map(target, choice)
+        cross = self._vectors.T @ (inputs.T @ left)
+        pull = self._vectors @ (self._weights[choice][:, None] * cross)
+        back = pull @ map_.T
+        # The strength is a multiple of the mean eigenvalue, which moves too; none is left of it
+        # where there is no map at all.
+        strength = float(_STRENGTHS[choice]) / max(len(self._weights[choice]), 1)
+        stiff = strength * (pull * map_).sum() if math.isfinite(strength) else 0.0
+        total_left, total = left.sum(0), outputs.sum(0)
+
+        def of(rows: Moments) -> Float64[Tensor, 2]:
+            xx, xy, _, _ = rows.about(*self.means)
+            x = rows.n * (rows.x - self.means[0])
+            y = rows.n * (rows.y - self.means[1])
+            if target == "update":
+                xy, y = xy - xx, y - x
+            moved = (pull * xy).sum() - (back * xx).sum() - stiff * xx.trace()
+            shifted = (y - x @ map_) @ total_left / self._n
+            return -2 * torch.stack([moved + shifted, y @ total / self._n])
+
+        return of

@@ -14,7 +14,11 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 
 from mm_lens.errors import InputError
+from mm_lens.metrics import Metric
+from mm_lens.model.streams import Stream
+from mm_lens.profiling.points.numbers import default_number, sample_size
 from mm_lens.profiling.points.point import Point, Spot
+from mm_lens.profiling.points.selection import check_patches
 
 SHARE = 0.8
 """Of the machine's memory, the budget if none is given."""
@@ -46,6 +50,41 @@ class Holding:
         passes = f"{len(self.passes)} pass{'es' * (len(self.passes) > 1)} over the data"
         fewer = f"; only {self.tokens:,} tokens per modality fit" if self.fewer else ""
         return f"Holds at most {size}, {passes}{fewer}."
+
+
+def hold(
+    model: Any,
+    points: Sequence[Point],
+    spots: Sequence[Spot],
+    streams: Sequence[Stream],
+    modalities: Sequence[str],
+    metrics: Sequence[Metric],
+    tokens: int | None,
+    budget: float | None,
+    **where: bool,
+) -> Holding:
+    """How many tokens, and in how many passes over the data; see `plan_holding`."""
+    check_patches(points, modalities)
+    itemsize = model.cfg.dtype.itemsize
+    per_token = sum(
+        point.width * itemsize * (1 if point.tower else 2 * len(streams)) for point in points
+    )
+    return plan_holding(
+        points,
+        spots,
+        tokens=tokens,
+        default_tokens=sample_size(None, metrics, int(model.cfg.d_model), per_token),
+        streams=len(streams),
+        groups=2 if "all" in modalities else len(modalities),
+        itemsize=itemsize,
+        budget=budget,
+        **where,
+    )
+
+
+def honest_number(model: Any, tokens: int | None, holding: Holding) -> int:
+    """Most tokens that the honest preset takes of those sampled."""
+    return min(tokens or default_number(int(model.cfg.d_model)), holding.tokens)
 
 
 def plan_holding(
