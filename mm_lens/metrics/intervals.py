@@ -105,7 +105,7 @@ def jackknife_error(refits: Sequence[float]) -> tuple[float, float]:
         return math.nan, 0.0
     mean = math.fsum(refits) / count
     spread = math.fsum((value - mean) ** 2 for value in refits)
-    return math.sqrt(spread * (count - 1) / count), count - 1
+    return math.sqrt(spread * (count - 1) / count), float(count - 1)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from mm_lens.metrics import METRICS
 
 YES, NO, OPEN = "yes", "no", "cannot be told"
 HOLDS, FAILS, UNCLAIMED = "holds", "does not hold", "no claim"
-TWO = ("anisotropy", "anisotropy_trimmed")
+TWO = ("anisotropy", "anisotropy_without_massive")
 
 
 @cache

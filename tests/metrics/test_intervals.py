@@ -21,7 +21,6 @@ from mm_lens.metrics.intervals import (
     margin,
     sample_groups,
     student_quantile,
-    sum_by_sample,
 )
 
 
@@ -74,12 +73,6 @@ def test_as_many_samples_as_an_interval_needs(count):
     assert len(made.values) == count * enough
     assert made.rest == 0.5 * enough
     assert Replicates.of(2.0, influence, samples).rest == 0.0
-
-
-def test_influence_is_summed_within_samples():
-    samples, values = torch.tensor([9, 4, 9, 4, 7]), normal(0, 5)
-    expected = [float(values[k].sum()) for k in ([1, 3], [4], [0, 2])]
-    assert sum_by_sample(values, samples).tolist() == pytest.approx(expected, abs=1e-15)
 
 
 def test_error_of_a_mean_over_samples_is_the_textbooks():

@@ -107,10 +107,10 @@ def test_patching_resid_mid_with_gradients_reaches_the_mlp_only(case, clean_cach
         pytest.param("attn_head_by_pos_every", marks=pytest.mark.slow),
     ],
 )
-def test_wrappers(case, name, request):
+def test_wrappers(family, case, name):
     n, options = case.corrupted.input_ids.shape[1], {}
     if name == "attn_head_by_pos_every":
-        case = Case(request.node.callspec.params["case"], layers=1)
+        case = Case(family, layers=1)
     if name == "block_every":
         cells = pd.DataFrame([[0, n - 1], [1, 4]], columns=["layer", "pos"])
         options = {"index_axis_names": None, "index_df": cells}
@@ -277,8 +277,8 @@ def name_of(node):
 
 
 @compares("analysis.attribution_patch", "analysis.faithfulness")
-def test_edges_and_faithfulness_where_every_head_has_its_key(request, case):
-    case = Case(request.node.callspec.params["case"], kv_heads=2)
+def test_edges_and_faithfulness_where_every_head_has_its_key(family, case):
+    case = Case(family, kv_heads=2)
     tokens = case.clean.input_ids, case.corrupted.input_ids
     with case.model.bound(case.clean, case.corrupted):
         edges = analysis.EdgeAttributionConfig(granularity="edge")
@@ -439,8 +439,8 @@ def test_reinitialized_is_refused(case):
 
 @compares("analysis.direct_logit_attribution")
 @torch.no_grad()
-def test_direct_logit_attribution(request, case):
-    model = Case(request.node.callspec.params["case"], attention="sdpa").model
+def test_direct_logit_attribution(family, case):
+    model = Case(family, attention="sdpa").model
     model.enable_compatibility_mode()
     with model.bound(case.clean):
         found = analysis.direct_logit_attribution(

@@ -15,7 +15,7 @@ from jaxtyping import install_import_hook
 from mutmut.state import state
 
 # Imported once, before the tests, in place of --jaxtyping-packages: see pyproject.toml.
-install_import_hook(["mm_lens", "mm_lens_adapters"], "beartype.beartype")
+install_import_hook(["mm_lens", "mm_lens_adapters"], "typecheck.check")
 
 
 def pytest_sessionstart() -> None:

@@ -23,6 +23,8 @@ _STARTS = {"resid_pre": "resid_post", "tower.resid_pre": "tower.resid_post"}
 
 def name_lines(table: pd.DataFrame) -> pd.Series:
     """Which line each row of a profile's table belongs to."""
+    if "component" not in table:  # profiles of earlier versions hold states alone
+        return pd.Series(STATES, index=table.index, dtype=object)
     held = {*table.component}
     rows = zip(table.component, table.hook, table["head"], table.source, strict=True)
     named = [_name(*row, held) for row in rows]
