@@ -243,7 +243,7 @@ def test_a_hole_settles_nothing_and_is_named(found, column):
         why = [f"why {layer:.0f}" for layer in curve.layer]
         given["m"][key] = replace(curve, table=curve.table.assign(warning=why))
     table = found(says({"visual": ["", YES]}, note="so"), given=given, claims={("M",): True})
-    said = "no value or interval at layer 5 of m: why 5; so"
+    said = "no value or interval at layer 5 of m: why 5"
     assert {*table.note} == {said}
     assert [*table.answer] == ["", OPEN] * 2
     assert [*table.verdict] == ["", OPEN] * 2

@@ -225,7 +225,7 @@ def grouped(model, count, error=0.3, rest=0.0):
     z = noise(0)[:count] - noise(0)[:count].mean()
     z *= error / np.linalg.norm(z)
     base = made_curve([5, 7], 0, model, rest=rest)
-    return replace(base, deviations=np.stack([z, z]))
+    return replace(base, deviations=np.stack([z, z]), freedom=count - 1)
 
 
 def test_the_fewest_groups_say_how_sure_the_error_is():
@@ -310,7 +310,7 @@ def test_errors_are_read_from_the_replicates_where_there_are_any():
     alone = 0.2 / student_quantile(GROUPS - 1)  # half of 0.2 to 0.6
     np.testing.assert_allclose(curve.rest, [0.05, alone, 0.07])
     assert curve.table.layer.tolist() == [0, 1, 2]
-    assert [*curve.table.columns] == [*by_hand().table.columns]
+    assert [*curve.table.columns] == [*by_hand().table.columns, "line"]
 
     pair = found["main", "text", "linearity_paper"]
     assert pair.depth.tolist() == [0.125]
