@@ -22,6 +22,7 @@ MODULES_WITHOUT_TESTS = {
     "mm_lens/cli/hook_options.py": "options of the command: tests/cli/test_commands.py",
     "mm_lens/data/pixels.py": "with the pictures that hold them: tests/data/test_pictures.py",
     "mm_lens/data/prompts.py": "rendered by real processors: tests/model/test_inputs.py",
+    "mm_lens/metrics/estimates.py": "what every metric returns: tests/metrics/test_core.py",
     "mm_lens/metrics/__init__.py": "loads what packages add: tests/docs/test_metrics_pages.py",
     "mm_lens/model/native.py": "whatever load is given: tests/model/test_loading.py",
     "mm_lens/profiling/evaluation.py": "its numbers are the table's: tests/profiling/test_run.py",
@@ -46,6 +47,9 @@ TESTS_WITHOUT_MODULE = {
     "tests/docs/test_metrics_pages.py": "the pages below docs/metrics and docs/adding_a_metric.md",
     "tests/docs/test_readme.py": "the code of README.md",
     "tests/docs/test_tutorials.py": "the notebooks below tutorials/",
+    "tests/metrics/numerics/test_held_out_error.py": "errors of held-out scores, where models are "
+    "compared",
+    "tests/metrics/test_image_coverage.py": "docs/metrics/coverage.md, over all metrics",
     "tests/metrics/test_coverage.py": "how often intervals hold the truth, over all metrics",
     "tests/model/test_traps.py": "one regression test for each trap of TransformerLens",
     "tests/profiling/test_prompts.py": "what a profile says of prompts, from reading to provenance",

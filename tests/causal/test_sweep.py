@@ -58,15 +58,16 @@ def test_interrupted_and_resumed(model, sweep, tmp_path):
 
     def count(tensor, hook):
         passes.append(1)
-        if len(passes) == 3:  # the baseline and two chunks of two: one for each layer
+        # The baseline, twice, to see that the hooks draw nothing; two chunks, one for each layer.
+        if len(passes) == 4:
             raise KeyboardInterrupt
 
     options["corrupt_hooks"] = [("blocks.2.hook_resid_post", count)]
     with pytest.raises(KeyboardInterrupt):
         sweep(**options)
-    passes[:] = [1] * 3
+    passes[:] = [1] * 4
     got = sweep(**options)
-    assert len(passes) == 3 + 1 + 2
+    assert len(passes) == 4 + 2 + 2
     assert torch.equal(got.values, sweep(layers=None, batch_size=2).values)
     with pytest.raises(DataError, match="another sweep"):
         sweep(**options, inputs=model.prepare(*OTHER))

@@ -131,7 +131,7 @@ def test_existing_directory_is_replaced_only_when_asked(no_pictures, profile, tm
         ({}, ("--tokens", "some"), 2, "--tokens"),
         ({}, ("--streams", "residual,stray"), 2, "residual, main"),
         ({}, ("--split", "dev"), 2, "--split"),
-        ({}, ("--metrics", "anisotropy,stray"), 1, "'stray'"),
+        ({}, ("--metrics", "anisotropy,stray"), 2, "stray"),
         ({}, ("--sampels", "3"), 2, "--samples"),
     ],
 )

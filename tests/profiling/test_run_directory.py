@@ -29,7 +29,7 @@ KILLS = 10
 
 def test_a_finished_run_is_not_run_again(model, data, whole, finished, monkeypatch):
     monkeypatch.setattr("mm_lens.profiling.states._take", None)
-    monkeypatch.setattr("mm_lens.profiling.evaluation.evaluate", None)
+    monkeypatch.setattr("mm_lens.profiling.evaluation.measure", None)
     same(profile(model, data, finished), whole)
 
 
@@ -39,16 +39,16 @@ def test_a_finished_run_is_not_run_again(model, data, whole, finished, monkeypat
 def worker(model, data, directory: Path, pause: float) -> None:
     """A whole run, as long as it lives; `pause` stretches it, so that kills fall everywhere."""
     states.COMMIT_SECONDS = 0.0
-    take, evaluate = states._take, mm_lens.profiling.evaluation.evaluate
+    take, measure = states._take, mm_lens.profiling.evaluation.measure
 
     def slow(function):
-        def run(*args):
+        def run(*args, **numbers):
             time.sleep(pause)
-            return function(*args)
+            return function(*args, **numbers)
 
         return run
 
-    states._take, mm_lens.profiling.evaluation.evaluate = slow(take), slow(evaluate)
+    states._take, mm_lens.profiling.evaluation.measure = slow(take), slow(measure)
     profile(model, data, directory)
 
 

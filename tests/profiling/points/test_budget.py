@@ -104,14 +104,14 @@ def test_a_killed_run_and_two_processes_end_with_the_bytes_of_one(model, tmp_pat
                 quick(model, data, **options, run_dir=run)
     left = [5]
 
-    def dies_measuring(*args, evaluate=evaluation.evaluate):
+    def dies_measuring(*args, measure=evaluation.measure, **numbers):
         left[0] -= 1
         if left[0] == 0:
             raise Died
-        return evaluate(*args)
+        return measure(*args, **numbers)
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation, "evaluate", dies_measuring)
+        patch.setattr(evaluation, "measure", dies_measuring)
         with pytest.raises(Died):
             quick(model, data, **options, run_dir=run)
     assert len([*(run / "sites").iterdir()]) > 0

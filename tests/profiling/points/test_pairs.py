@@ -58,7 +58,7 @@ def test_the_identity_is_linear(model):
     assert found["visual", "linearity_paper"] == pytest.approx(1, abs=1e-12)
     assert found["visual", "linearity_heldout"] == pytest.approx(1, abs=1e-9)
     update = table[table.metric == "linearity_update_paper"]
-    assert set(update.warning) == {"the update is the same for all tokens"}
+    assert update.warning.str.startswith("the update is the same for all tokens").all()
 
 
 @torch.no_grad()

@@ -36,7 +36,8 @@ def test_each_head_is_its_part_of_z(model):
         & (heads.metric == "participation_ratio")
     ]
     expected = mm_lens.metrics.METRICS["participation_ratio"].compute(one).value
-    assert row.value.item() == expected
+    # The same rows in float32 products, which may be cut in another place.
+    assert row.value.item() == pytest.approx(expected, rel=1e-7)
 
 
 def test_names_patterns_and_functions_name_one_thing(model):
