@@ -40,6 +40,8 @@ def make_profile(names=NAMES, streams=("residual", "main"), layers=9, seed=0) ->
                     ]
                     if modality == "text" and layer == 3:
                         row = [np.nan, np.nan, np.nan, 0, 0.0, np.nan, "constant </script> states"]
-                    rows.append(["m", stream, layer, f"blocks.{layer}", modality, name, *row])
+                    hook = f"blocks.{max(layer - 1, 0)}.hook_resid_{'post' if layer else 'pre'}"
+                    where = [hook, "resid_post" if layer else "resid_pre", -1, ""]
+                    rows.append(["m", stream, layer, *where, modality, name, *row])
     about = {"model": {"name": "model"}, "data": {"name": "data", "n_samples": 7, "n_skipped": 0}}
     return Profile(pd.DataFrame(rows, columns=list(COLUMNS)), about)

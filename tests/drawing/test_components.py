@@ -15,6 +15,8 @@ from mm_lens.profiling.points.lines import name_lines, place_on_path
 
 HOOKS = ["states", "attn_out", "z", "tower", "projector_in", "projector_out", "ln_final"]
 
+METRIC = "anisotropy_without_massive"
+
 
 @pytest.fixture(scope="module")
 def profile(model):
@@ -26,13 +28,15 @@ def profile(model):
         pairs=["states", "tower", "projector", ("resid_pre", "attn_out"), "heads"],
         streams=["residual"],
         modalities=["visual", "text"],
-        metrics=["anisotropy_trimmed", "linearity_paper"],
+        metrics=["anisotropy_without_massive", "linearity_paper"],
     )
 
 
 def test_lines_are_components_heads_and_pairs(profile):
     table = profile.table.assign(line=name_lines(profile.table))
-    singles = table[table.metric == "anisotropy_trimmed"].groupby("line").layer.unique().map(list)
+    singles = (
+        table[table.metric == "anisotropy_without_massive"].groupby("line").layer.unique().map(list)
+    )
     assert singles["states"] == [0, 1, 2, 3]
     assert singles["tower"] == [0, 1, 2, 3]
     assert singles["z head 3"] == singles["attn_out"] == [1, 2, 3]
@@ -63,7 +67,7 @@ def test_a_line_per_component_shows_the_values_of_the_table(profile):
 
 
 def test_the_map_of_heads_shows_the_values_of_the_table(profile):
-    figure = components.draw_heads(profile, "anisotropy_trimmed")
+    figure = components.draw_heads(profile, "anisotropy_without_massive")
     shown = figure.axes[0].images[0].get_array()
     assert shown.shape == (4, 3)
     table = profile.table
@@ -71,18 +75,18 @@ def test_the_map_of_heads_shows_the_values_of_the_table(profile):
         (table.hook == "blocks.1.attn.hook_z")
         & (table["head"] == 2)
         & (table.modality == "visual")
-        & (table.metric == "anisotropy_trimmed")
+        & (table.metric == "anisotropy_without_massive")
     ]
     assert shown[2, 1] == row.value.item()
 
 
 def test_from_pixel_to_word_is_one_axis(profile):
     placed = place_on_path(profile.table)
-    rows = placed[placed.metric == "anisotropy_trimmed"].sort_values("path")
+    rows = placed[placed.metric == "anisotropy_without_massive"].sort_values("path")
     stops = ["t0", "t1", "t2", "t3", "in", "out", "0", "1", "2", "3", "norm"]
     assert list(rows.stop) == stops
     assert list(rows.path) == [*range(11)]
-    figure = components.draw_path(profile, "anisotropy_trimmed")
+    figure = components.draw_path(profile, "anisotropy_without_massive")
     (axes,) = figure.axes
     assert [label.get_text() for label in axes.get_xticklabels()] == stops
     np.testing.assert_array_equal(axes.lines[0].get_ydata(), rows.value)
@@ -92,7 +96,9 @@ def test_from_pixel_to_word_is_one_axis(profile):
 
 def test_the_report_has_them_and_a_profile_of_states_does_not(model, profile, tmp_path):
     files = {path.name for path in report.write(profile, tmp_path)}
-    assert {f"{kind}-anisotropy_trimmed.png" for kind in ("components", "heads", "path")} <= files
+    assert {
+        f"{kind}-anisotropy_without_massive.png" for kind in ("components", "heads", "path")
+    } <= files
     page = report.render(profile)
     plots = re.findall(r'Plotly.newPlot\("(plot-[^"]+)", (.+?)\);</script>', page)
     names = [name for name, _ in plots]
@@ -130,7 +136,7 @@ def test_components_of_two_models_are_compared(model, profile, tmp_path):
         hooks=["states", "attn_out"],
         streams=["residual"],
         modalities=["visual", "text"],
-        metrics=["anisotropy_trimmed", "linearity_paper"],
+        metrics=["anisotropy_without_massive", "linearity_paper"],
         pairs=["states", ("resid_pre", "attn_out")],
     )
     found = mm_lens.compare(profile, other, labels=["one", "other"])
@@ -141,9 +147,9 @@ def test_components_of_two_models_are_compared(model, profile, tmp_path):
     assert len(rows) == 3 * 2
     expected = profile.table[
         (profile.table.component == "attn_out")
-        & (profile.table.metric == "anisotropy_trimmed")
+        & (profile.table.metric == "anisotropy_without_massive")
         & (profile.table.modality == "visual")
     ]
     np.testing.assert_array_equal(rows[rows.modality == "visual"].value_a, expected.value)
     found.save(tmp_path / "compared")
-    assert (tmp_path / "compared" / "components-anisotropy_trimmed.png").exists()
+    assert (tmp_path / "compared" / "components-anisotropy_without_massive.png").exists()
