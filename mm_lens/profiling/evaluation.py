@@ -208,6 +208,12 @@ class Evaluation:
         return replace(tokens, x=heads[head].contiguous())
 
 
+def choose_device(model: Any) -> str:
+    """Where metrics are computed: on the model's GPU if it is on one."""
+    device = str(model.cfg.device)
+    return device if "cuda" in device else "cpu"
+
+
 def equal_number(states: States) -> int:
     """Tokens for metrics that need equal numbers: what every modality that has any can give."""
     counts = [states.tokens.count(modality) for modality in states.tokens.modalities]

@@ -37,7 +37,7 @@ from mm_lens.metrics import Metric
 from mm_lens.model.bridge import VisionLanguageBridge
 from mm_lens.model.forward import Frame
 from mm_lens.profiling import provenance
-from mm_lens.profiling.evaluation import Evaluation, collect_replicates, tabulate
+from mm_lens.profiling.evaluation import Evaluation, choose_device, collect_replicates, tabulate
 from mm_lens.profiling.points.budget import hold, honest_number
 from mm_lens.profiling.points.pairs import Pairs
 from mm_lens.profiling.points.patches import find_patches
@@ -303,7 +303,7 @@ class Meter:
             fingerprint,
             honest=plan.honest,
         )
-        device = self.model.cfg.device if "cuda" in str(self.model.cfg.device) else "cpu"
+        device = choose_device(self.model)
         seconds = {"states": round(time.monotonic() - self._started, 2)}
         begun = time.monotonic()
         found = Evaluation(states, self.metrics, plan.seed, device).estimates(progress=False)

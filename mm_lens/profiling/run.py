@@ -37,6 +37,7 @@ from mm_lens.profiling import provenance
 from mm_lens.profiling.evaluation import (
     Evaluation,
     Place,
+    choose_device,
     collect_replicates,
     equal_number,
     tabulate,
@@ -182,7 +183,7 @@ def profile(
             shown = progress and (directory is None or directory.processes.main)
             if shown:
                 tqdm.write(holding.describe(), file=sys.stderr)
-            device = model.cfg.device if "cuda" in str(model.cfg.device) else "cpu"
+            device = choose_device(model)
             seconds, found = {"states": 0.0}, []
             for group in holding.passes:
                 now = time.monotonic()
