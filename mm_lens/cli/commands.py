@@ -30,7 +30,11 @@ from mm_lens.profiling import processes
 if TYPE_CHECKING:
     from mm_lens.profiling.result import Profile
 
-app = typer.Typer(add_completion=False, help="TransformerLens for vision-language models.")
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,  # frames around the options take as long to import as the rest
+    help="TransformerLens for vision-language models.",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
 import pytest
 
 HEAVY = ("torch", "transformers", "transformer_lens", "pandas", "matplotlib", "plotly")
+# One interpreter for all of them: what one imports, the later ones have not had to.
 TELL = """
-import sys
+import contextlib, io, json, sys
 from mm_lens.cli import run
-code = run(sys.argv[1:])
-print(code, *sorted({"torch", "transformers"} & sys.modules.keys()))
+heavy = {"torch", "transformers"}
+for arguments in json.load(sys.stdin):
+    before, told = heavy & sys.modules.keys(), io.StringIO()
+    with contextlib.redirect_stderr(told), contextlib.redirect_stdout(io.StringIO()):
+        code = run(arguments)
+    print(json.dumps([code, told.getvalue(), sorted(heavy & sys.modules.keys() - before)]))
 """
 
 
-def run_python(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True
-    )
+def run_python(code: str, given: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], input=given, capture_output=True, text=True)
 
 
 def test_importing_the_package_imports_nothing_heavy():
@@ -37,45 +41,50 @@ def test_help_imports_nothing_heavy():
 
 
 PROFILE = ["profile", "--model", "demo/llava-next", "--data", "easy-vqa", "--out", "OUT"]
+CASES = [
+    ([*PROFILE, "--streams", "middle"], "residual, main"),
+    ([*PROFILE, "--presets", "best"], "honest, paper"),
+    ([*PROFILE, "--split", "all"], "'train', 'test'"),
+    ([*PROFILE, "--attention", "flash"], "'sdpa', 'eager'"),
+    ([*PROFILE, "--dtype", "float8"], "float32"),
+    ([*PROFILE, "--on-error", "ignore"], "'raise', 'skip'"),
+    ([*PROFILE, "--samples", "0"], "greater than or equal to 1"),
+    ([*PROFILE, "--nonsense"], "No such option"),
+    ([*PROFILE[:-1], "FULL"], "not written by mm-lens"),
+    ([*PROFILE[:-1], "FILE"], "is a file"),
+    (["profile", "--model", "demo/nope", *PROFILE[3:]], "demo/llava-next"),
+    ([*PROFILE[:4], "nope.csv", *PROFILE[5:]], "neither a data set"),
+    ([*PROFILE[:4], "FILE", *PROFILE[5:]], "Known endings"),
+    ([*PROFILE, "--states", "OUT"], "lies in --out"),
+    (["profile"], "Missing option"),
+    (["compare", "FULL", "--out", "OUT"], "two or more"),
+    (["compare", "NOPE", "NOPE", "--out", "OUT"], "holds no readable profile"),
+    (["compare", "NOPE", "NOPE", "--out", "FULL"], "not written by mm-lens"),
+    (["convert", "nope", "FULL", "OUT"], "omnifusion"),
+    (["convert", "omnifusion", "NOPE", "OUT"], "is not a directory"),
+    (["nonsense"], "No such command"),
+]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "complaint"),
-    [
-        ([*PROFILE, "--streams", "middle"], "residual, main"),
-        ([*PROFILE, "--presets", "best"], "honest, paper"),
-        ([*PROFILE, "--split", "all"], "'train', 'test'"),
-        ([*PROFILE, "--attention", "flash"], "'sdpa', 'eager'"),
-        ([*PROFILE, "--dtype", "float8"], "float32"),
-        ([*PROFILE, "--on-error", "ignore"], "'raise', 'skip'"),
-        ([*PROFILE, "--samples", "0"], "greater than or equal to 1"),
-        ([*PROFILE, "--nonsense"], "No such option"),
-        ([*PROFILE[:-1], "FULL"], "not written by mm-lens"),
-        ([*PROFILE[:-1], "FILE"], "is a file"),
-        (["profile", "--model", "demo/nope", *PROFILE[3:]], "demo/llava-next"),
-        ([*PROFILE[:4], "nope.csv", *PROFILE[5:]], "neither a data set"),
-        ([*PROFILE[:4], "FILE", *PROFILE[5:]], "Known endings"),
-        ([*PROFILE, "--states", "OUT"], "lies in --out"),
-        (["profile"], "Missing option"),
-        (["compare", "FULL", "--out", "OUT"], "two or more"),
-        (["compare", "NOPE", "NOPE", "--out", "OUT"], "holds no readable profile"),
-        (["compare", "NOPE", "NOPE", "--out", "FULL"], "not written by mm-lens"),
-        (["convert", "nope", "FULL", "OUT"], "omnifusion"),
-        (["convert", "omnifusion", "NOPE", "OUT"], "is not a directory"),
-        (["nonsense"], "No such command"),
-    ],
-)
-def test_what_can_be_told_without_torch_is_told_before_it_is_imported(
-    arguments, complaint, tmp_path
-):
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "note").write_text("somebody's")
-    (tmp_path / "file").write_text("somebody's")
-    places = {name.upper(): tmp_path / name for name in ("out", "full", "file", "nope")}
-    done = run_python(TELL, *(places.get(argument, argument) for argument in arguments))
-    code, *heavy = done.stdout.split()
-    assert code in ("1", "2")
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+    """Exit code, complaint and heavy imports of each case."""
+    folder = tmp_path_factory.mktemp("startup")
+    (folder / "full").mkdir()
+    (folder / "full" / "note").write_text("somebody's")
+    (folder / "file").write_text("somebody's")
+    places = {name.upper(): str(folder / name) for name in ("out", "full", "file", "nope")}
+    given = [[places.get(argument, argument) for argument in case] for case, _ in CASES]
+    done = run_python(TELL, json.dumps(given))
+    assert not (folder / "out").exists()
+    assert done.stdout.count("\n") == len(CASES), done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("case", range(len(CASES)), ids=[" ".join(case) for case, _ in CASES])
+def test_what_can_be_told_without_torch_is_told_before_it_is_imported(told, case):
+    code, said, heavy = told[case]
+    assert code in (1, 2)
     assert heavy == []
-    assert complaint in " ".join(done.stderr.split())
-    assert done.stderr.count("\n") == 1
-    assert not (tmp_path / "out").exists()
+    assert CASES[case][1] in " ".join(said.split())
+    assert said.count("\n") == 1
