@@ -29,7 +29,7 @@ def name_metrics(metrics: LogitMetrics) -> Mapping[str, LogitMetric]:
 
 def evaluate_metrics(
     metrics: Mapping[str, LogitMetric], logits: Tensor, rows: int, *, scalars: bool = False
-) -> Float[Tensor, metric * row]:
+) -> Float[Tensor, "metric *row"]:
     """All metrics on the logits of one run, on the CPU.
 
     Args:

@@ -90,7 +90,7 @@ def _largest_errors(
 
 
 @lru_cache(maxsize=4)  # the same for every curve
-def _normals(seed: int, *shape: int) -> Float64[ndarray, ...]:
+def _normals(seed: int, *shape: int) -> Float64[ndarray, "..."]:
     return np.random.default_rng(seed).normal(size=shape)
 
 

@@ -28,7 +28,7 @@ ROUNDING = 1e-4
 _SIXTEEN_BITS = ("PNG", "PPM", "JPEG2000")
 
 
-def image_of_array(pixels: Shaped[np.ndarray, ...], channels_first: bool | None) -> Image.Image:
+def image_of_array(pixels: Shaped[np.ndarray, "..."], channels_first: bool | None) -> Image.Image:
     """An 8-bit image of an array.
 
     Args:
@@ -43,7 +43,7 @@ def image_of_array(pixels: Shaped[np.ndarray, ...], channels_first: bool | None)
 
 
 def _channels_last(
-    array: Shaped[np.ndarray, ...], channels_first: bool | None
+    array: Shaped[np.ndarray, "..."], channels_first: bool | None
 ) -> Shaped[np.ndarray, "height width channels"]:
     if array.ndim == 2:
         array = array[..., None]
@@ -71,7 +71,7 @@ def _channels_last(
     return array
 
 
-def to_levels(array: Shaped[np.ndarray, ...]) -> UInt8[np.ndarray, ...]:
+def to_levels(array: Shaped[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
     """The numbers as 256 levels.
 
     Raises:
@@ -99,7 +99,7 @@ def to_levels(array: Shaped[np.ndarray, ...]) -> UInt8[np.ndarray, ...]:
     return _rounded(array.astype(np.float64).clip(0, 1) * 255)
 
 
-def _rounded(levels: Shaped[np.ndarray, ...]) -> UInt8[np.ndarray, ...]:
+def _rounded(levels: Shaped[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
     return np.round(levels).astype(np.uint8)
 
 

@@ -147,7 +147,7 @@ class Ridge:
         inputs: Float64[Tensor, "m d"],
         outputs: Float64[Tensor, "m e"],
         left: Float64[Tensor, "m e"],
-    ) -> Callable[[Moments], Float64[Tensor, 2]]:
+    ) -> Callable[[Moments], Float64[Tensor, " 2"]]:
         """What training rows add to the squared errors of tested rows, by map and by mean.
 
         To first order: the map and the means move along the training rows' own errors.
@@ -172,7 +172,7 @@ class Ridge:
         stiff = strength * (pull * map_).sum() if math.isfinite(strength) else 0.0
         total_left, total = left.sum(0), outputs.sum(0)
 
-        def of(rows: Moments) -> Float64[Tensor, 2]:
+        def of(rows: Moments) -> Float64[Tensor, " 2"]:
             xx, xy, _, _ = rows.about(*self.means)
             x = rows.n * (rows.x - self.means[0])
             y = rows.n * (rows.y - self.means[1])
