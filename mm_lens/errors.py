@@ -21,6 +21,10 @@ class DataError(MMLensError, ValueError):
     """A data set or an image could not be found or read, or holds nothing."""
 
 
+class DamageError(DataError):
+    """A file that mm_lens itself has written is damaged: there is nothing to resume from."""
+
+
 class MMLensWarning(UserWarning):
     """A result that can be used only with the caveat in the message."""
 

@@ -125,5 +125,7 @@ def blame(path: Path | str) -> Iterator[None]:
 
 def say(error: BaseException) -> str:
     """The first line of an error, or the name of its class if it has none."""
+    if "trust_remote_code" in str(error):
+        return "it asks for code of its own to be run, which trust_remote_code=True would allow"
     text = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
     return f"{type(error).__name__}: {text}" if isinstance(error, LookupError) else text

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import typer
 
-from mm_lens.errors import MMLensError, lacks_memory, show_safely
+from mm_lens.errors import DamageError, MMLensError, lacks_memory, show_safely
 
 # The root of typer's complaints about a command line, wherever its version keeps that class.
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
@@ -64,7 +64,7 @@ def note_kept(run_dir: Path | None) -> Iterator[None]:
         note = run_directory.note(run_dir) if run_dir is not None else ""
         if isinstance(error, KeyboardInterrupt):
             raise Interrupted(f"Interrupted. {note}" if note else INTERRUPTED) from error
-        if note and not _notes(error):
+        if note and not _notes(error) and not isinstance(error, DamageError):
             error.add_note(note)
         raise
 

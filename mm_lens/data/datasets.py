@@ -58,7 +58,8 @@ class _Row(TableRow):
     """A sample whose image has not been decoded yet."""
 
     def read(self) -> Sample:
-        image = None if self.image is None else read_picture(self.image, name=f"of {self.id}")
+        name = f"of {self.id}" + (f" in {self.table}" if self.table else "")
+        image = None if self.image is None else read_picture(self.image, name=name)
         return Sample(self.id, self.text, image, self.answer)
 
     def outline(self) -> tuple[str, str, str, int, int]:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from mm_lens.data.templates import bounded
+from mm_lens.data.templates import bounded, check_source
 from mm_lens.errors import InputError
 
 Message: TypeAlias = Mapping[str, Any]
@@ -222,6 +222,8 @@ def _apply_template(processor: Any, messages: Sequence[Message], n_images: int) 
     ]
     try:
         with bounded():
+            if isinstance(template := processor.chat_template, str):
+                check_source(template)
             rendered: str = processor.apply_chat_template(
                 plain, add_generation_prompt=plain[-1]["role"] != "assistant", tokenize=False
             )

@@ -33,12 +33,16 @@ Record: TypeAlias = tuple[str, Any]
 
 @dataclass(frozen=True)
 class TableRow:
-    """A row of a table: its image is a file or the bytes of one, and not looked at yet."""
+    """A row of a table: its image is a file or the bytes of one, and not looked at yet.
+
+    `table` is the file that it is from; None for what is no row of one.
+    """
 
     id: str
     text: str
     image: Path | bytes | None
     answer: str | None
+    table: Path | None = None
 
 
 def read_table(path: Path) -> list[TableRow]:
@@ -82,6 +86,7 @@ def _read_row(path: Path, index: int, where: str, record: Any) -> TableRow:
         text=text,
         image=_as_image(where, path.parent, record["image"]),
         answer=_as_text(where, "answer", record.get("answer")),
+        table=path,
     )
 
 

@@ -7,6 +7,7 @@ one machine renders on every other.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,14 +17,47 @@ from typing import Any
 MAX_STEPS = 200_000
 """Most lines of a compiled template that one rendering may take; a long conversation takes some
 thousand."""
+MAX_FACTOR = 16
+"""Most that a template may multiply by: texts grow by it in one step."""
 MAX_TEXT = 10**7
 """Most characters of a text that a template may keep."""
 
+_WIDE = re.compile(r"[%:<>^.]\d{6}")  # the width of a format
 _COMPILED = "<template>"  # what Jinja calls the file of a template made from a text
 
 
 class TemplateError(ValueError):
     """A template goes beyond its bounds."""
+
+
+def check_source(source: str) -> None:
+    """Refuse what makes a large number or text in one step: Jinja works it out when it compiles.
+
+    Raises:
+        TemplateError: a power, a number of more than five digits, a product with more than
+            `MAX_FACTOR`, or a format of more than five digits.
+    """
+    from jinja2 import Environment, TemplateSyntaxError, nodes
+
+    tags = re.sub(r"{%-?\s*(end)?generation\s*-?%}", "", source)  # of transformers, not of Jinja
+    try:
+        tree = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(tags)
+    except (TemplateSyntaxError, RecursionError):
+        return  # rendering will say it
+    found = ""
+    for node in tree.find_all((nodes.Pow, nodes.Mul, nodes.Const, nodes.TemplateData)):
+        if isinstance(node, nodes.Pow):
+            found = "a power"
+        elif isinstance(node, nodes.Mul):
+            factors = [side.value for side in (node.left, node.right) if type(side) is nodes.Const]
+            small = [n for n in factors if isinstance(n, (int, float)) and abs(n) <= MAX_FACTOR]
+            found = "" if small else f"a product with more than {MAX_FACTOR}"
+        elif isinstance(node, nodes.Const) and isinstance(node.value, (int, float)):
+            found = "a number of more than five digits" if abs(node.value) >= 10**5 else ""
+        elif isinstance(node, nodes.Const) and _WIDE.search(str(node.value)):
+            found = "a format of more than five digits"
+        if found:
+            raise TemplateError(f"line {node.lineno} has {found}, which no prompt needs")
 
 
 @contextmanager

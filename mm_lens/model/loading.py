@@ -98,7 +98,7 @@ def load(
     architecture = names[0] if names else type(hf_model).__name__
     family_class = family_for(architecture)
     family = _fit(family_class, hf_model, processor)
-    render(processor, PROMPT, 1, None)  # a template that drops the question is refused here
+    _check_template(processor, path)
     # The native model goes first: after boot its modules are part of the bridge.
     expected = run_native(hf_model, family, processor) if check else None  # or refuses its weights
 
@@ -137,6 +137,14 @@ def _fit(family_class: type[Family], model: Any, processor: Any) -> Family:
             f"The processor or config.json of {getattr(model, 'name_or_path', '') or 'the model'} "
             f"cannot be used: {say(error)}. Get both again, of one checkpoint."
         ) from error
+
+
+def _check_template(processor: Any, path: str | None) -> None:
+    """Refuse a chat template that fails, drops the question, or never ends."""
+    try:
+        render(processor, PROMPT, 1, None)
+    except InputError as error:
+        raise InputError(f"{path}: {error}" if path else str(error)) from error
 
 
 _MEANT = {

@@ -106,8 +106,11 @@ def _read_config(path: Any, attention: str, options: Mapping[str, Any]) -> Any:
     architectures = config.architectures or ["(none named in its config)"]
     if not isinstance(architectures, (list, tuple)):
         raise InputError(f"{where} cannot be used: its architectures are no list of names.")
-    for architecture in architectures:
-        family_for(str(architecture))
+    try:
+        for architecture in architectures:
+            family_for(str(architecture))
+    except MMLensError as error:
+        raise MMLensError(f"{where}: {error}") from error
     with empty_model(where):
         empty = AutoModelForImageTextToText.from_config(config, attn_implementation=attention)
     quantised = getattr(config, "quantization_config", None) is not None  # numbers are packed
