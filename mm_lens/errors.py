@@ -21,6 +21,10 @@ class DataError(MMLensError, ValueError):
     """A data set or an image could not be found or read, or holds nothing."""
 
 
+class DamageError(DataError):
+    """A file that mm_lens itself has written is damaged: there is nothing to resume from."""
+
+
 class MMLensWarning(UserWarning):
     """A result that can be used only with the caveat in the message."""
 
@@ -28,3 +32,23 @@ class MMLensWarning(UserWarning):
 def show_safely(text: str) -> str:
     """Text with escapes for what could steer a terminal or cannot be encoded."""
     return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether memory ran out; torch says so in the message alone, but for GPUs."""
+    text = str(error)
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"  # torch's, which is not imported for this
+        or any(sign in text for sign in _NO_MEMORY)
+    )
+
+
+_NO_MEMORY = (
+    "allocate memory",
+    "not enough memory",
+    "out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "std::bad_alloc",
+)

@@ -16,7 +16,7 @@ from jaxtyping import Int64, Shaped
 from torch import Tensor
 
 from mm_lens._storage.hashing import sampling_key
-from mm_lens.errors import DataError
+from mm_lens.errors import DamageError
 
 REMEDY = "Begin anew: give restart=True (--restart)."
 
@@ -82,13 +82,13 @@ def read_file(path: Path) -> bytes:
     """The content that `write_file` wrote.
 
     Raises:
-        DataError: the file is damaged.
+        DamageError: the file is damaged.
         OSError: it cannot be read.
     """
     whole = path.read_bytes()
     content = whole[:-_SIZE]
     if whole[-_SIZE:] != _digest(content):
-        raise DataError(f"{path} is damaged: its checksum does not match its content. {REMEDY}")
+        raise DamageError(f"{path} is damaged: its checksum does not match its content. {REMEDY}")
     return content
 
 

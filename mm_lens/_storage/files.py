@@ -14,6 +14,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from mm_lens._storage.differences import find_differences
+from mm_lens._storage.texts import read_json
 from mm_lens.errors import InputError, MMLensError
 
 JOURNAL = "journal.json"
@@ -101,7 +102,12 @@ def _open_journal(staging: Path, origin: dict[str, Any]) -> None:
     if not staging.exists() or not any(staging.iterdir()):
         staging.mkdir(exist_ok=True)
     elif journal.exists():
-        earlier = json.loads(journal.read_text("utf-8"))
+        try:
+            earlier = read_json(journal)
+        except ValueError as error:
+            raise MMLensError(
+                f"{journal} is damaged ({error}). Delete {staging} to begin anew."
+            ) from error
         if difference := next(find_differences(earlier, origin), None):
             name, then, now = difference
             raise MMLensError(

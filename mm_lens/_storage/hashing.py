@@ -15,7 +15,7 @@ _GOLDEN = 0x9E3779B97F4A7C15
 
 def digest(content: str | bytes) -> int:
     """A 63-bit id of some content: the same in every run and on every machine."""
-    data = content.encode() if isinstance(content, str) else content
+    data = content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content
     return int.from_bytes(blake2b(data, digest_size=8).digest(), "big") >> 1
 
 

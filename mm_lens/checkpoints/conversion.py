@@ -17,6 +17,8 @@ from huggingface_hub.errors import HFValidationError
 
 from mm_lens._storage.files import check_free
 from mm_lens.checkpoints import formats, hub, shards
+from mm_lens.checkpoints.building import blame
+from mm_lens.checkpoints.directory import check_regular
 from mm_lens.errors import MMLensError
 
 CACHE_VARIABLE = "MM_LENS_CACHE"
@@ -58,16 +60,18 @@ def convert(
     """
     kind = formats.format_named(format)
     check_free(Path(out), shards.RECORD_FILE, overwrite)
-    plan = kind.plan(Path(source), vision_tower=vision_tower)
-    shards.write(
-        plan,
-        Path(out),
-        {"format": kind.name},
-        dtype=dtype,
-        shard_bytes=shard_bytes,
-        overwrite=overwrite,
-        progress=progress,
-    )
+    check_regular(Path(source))
+    with blame(source):
+        plan = kind.plan(Path(source), vision_tower=vision_tower)
+        shards.write(
+            plan,
+            Path(out),
+            {"format": kind.name},
+            dtype=dtype,
+            shard_bytes=shard_bytes,
+            overwrite=overwrite,
+            progress=progress,
+        )
     return Path(out)
 
 

@@ -228,7 +228,11 @@ def _finished(path: Path, shard: _Shard, dtype: torch.dtype) -> bool:
     if not path.exists():
         return False
     wanted = {new: (part.file.specs[part.names[new]].shape, dtype) for part, new in shard.entries}
-    return {n: (spec.shape, spec.dtype) for n, spec in WeightFile(path).specs.items()} == wanted
+    try:
+        found = WeightFile(path).specs
+    except MMLensError:  # damaged since: it is written again
+        return False
+    return {n: (spec.shape, spec.dtype) for n, spec in found.items()} == wanted
 
 
 def _write_index(staging: Path, shards: Sequence[_Shard]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -14,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from mm_lens._storage.texts import read_json
 from mm_lens.checkpoints import pickles
 from mm_lens.errors import MMLensError
 
@@ -150,7 +150,7 @@ def weight_files(directory: Path) -> list[WeightFile]:
         )
     where: dict[str, str] = {}
     if listed:
-        where = _weight_map(directory / listed[0])
+        where = read_weight_map(directory / listed[0])
         names = set(where.values())
     else:
         for name in sorted(names):
@@ -177,8 +177,13 @@ def weight_files(directory: Path) -> list[WeightFile]:
     return files
 
 
-def _weight_map(path: Path) -> dict[str, str]:
-    where = read_json(path).get("weight_map")
+def read_weight_map(path: Path) -> dict[str, str]:
+    """Which file beside an index holds which tensor.
+
+    Raises:
+        MMLensError: it is no index, or names a file elsewhere.
+    """
+    where = read_object(path).get("weight_map")
     if not isinstance(where, dict) or not where:
         raise MMLensError(f"{path} has no weight_map. Fetch it again.")
     for name in where.values():
@@ -187,14 +192,14 @@ def _weight_map(path: Path) -> dict[str, str]:
     return where
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
     """A JSON object.
 
     Raises:
-        MMLensError: the file is missing or holds no JSON object.
+        MMLensError: the file is missing, too large, or holds no JSON object.
     """
     try:
-        found = json.loads(path.read_text("utf-8"))
+        found = read_json(path)
     except FileNotFoundError as error:
         raise MMLensError(f"{path} is missing.") from error
     except ValueError as error:

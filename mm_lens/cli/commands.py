@@ -7,6 +7,7 @@ stderr and an exit code: 2 for a wrong command line, 130 for Ctrl-C, 1 for the r
 # torch, transformers and the pictures are imported inside the commands: `--help` is instant.
 from __future__ import annotations
 
+import io
 import os
 import shlex
 import sys
@@ -44,6 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command line; returns the exit code. The one place where errors become a line."""
+    for stream in (sys.stdout, sys.stderr):  # names of files may be no text that can be encoded
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = int(app(list(arguments), prog_name="mm-lens", standalone_mode=False) or 0)
         problem = failures.INTERRUPTED if code == 130 else ""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import typer
 
-from mm_lens.errors import MMLensError, show_safely
+from mm_lens.errors import DamageError, MMLensError, lacks_memory, show_safely
 
 # The root of typer's complaints about a command line, wherever its version keeps that class.
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
@@ -36,16 +36,21 @@ def explain(error: BaseException) -> tuple[int, str] | None:
         return 130, INTERRUPTED
     if isinstance(error, MMLensError):
         return 130 if isinstance(error, Interrupted) else 1, _line(error)
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and not lacks_memory(error):
         return 1, _system(error)
-    if isinstance(error, MemoryError):
+    if lacks_memory(error) and not _is_of_gpu(error):
         return 1, f"Out of memory. Lower --batch-size or --tokens. {_notes(error)}".strip()
-    if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for this
+    if lacks_memory(error):
         advice = (
             "Lower --batch-size (--tokens, if the metrics had begun), or give --device-map auto."
         )
         return 1, f"The GPU is out of memory. {advice} {_notes(error)}".strip()
     return None
+
+
+def _is_of_gpu(error: BaseException) -> bool:
+    told = ("CUDA", "HIP", "CUBLAS", "CUDNN")
+    return type(error).__name__ == "OutOfMemoryError" or any(word in str(error) for word in told)
 
 
 @contextmanager
@@ -59,7 +64,7 @@ def note_kept(run_dir: Path | None) -> Iterator[None]:
         note = run_directory.note(run_dir) if run_dir is not None else ""
         if isinstance(error, KeyboardInterrupt):
             raise Interrupted(f"Interrupted. {note}" if note else INTERRUPTED) from error
-        if note and not _notes(error):
+        if note and not _notes(error) and not isinstance(error, DamageError):
             error.add_note(note)
         raise
 

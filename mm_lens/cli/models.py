@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from mm_lens import demo
-from mm_lens.errors import MMLensError, MMLensWarning
+from mm_lens.errors import MMLensError, MMLensWarning, lacks_memory
 from mm_lens.profiling import processes
 
 if TYPE_CHECKING:
@@ -55,6 +55,8 @@ def load_model(
     except MMLensError:
         raise
     except Exception as error:  # many libraries read the files, each failing in its own way
+        if lacks_memory(error):
+            raise
         reason = (str(error).strip().split("\n")[0] or type(error).__name__).rstrip(".")
         known = ", ".join(demo.available())
         raise MMLensError(

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from mm_lens._storage.files import whole_directory
+from mm_lens._storage.sums import write_sums
 from mm_lens.errors import InputError
 from mm_lens.profiling import provenance
 from mm_lens.profiling.result import Profile
@@ -165,10 +166,14 @@ class Comparison:
     def write(self, directory: Path) -> None:
         """Write tables and provenance into an existing directory."""
         self.findings.to_csv(directory / "findings.csv", index=False)
-        self.differences.to_parquet(directory / "differences.parquet", index=False)
+        (directory / "differences.parquet").write_bytes(self.differences.to_parquet(index=False))
         (directory / "findings.md").write_text(self.markdown(), encoding="utf-8")
         text = json.dumps(self.provenance, indent=2, ensure_ascii=False)
-        (directory / COMPARISON_FILE).write_text(text + "\n", encoding="utf-8")
+        (directory / COMPARISON_FILE).write_text(
+            text + "\n", encoding="utf-8", errors="backslashreplace"
+        )
+        names = ["findings.csv", "differences.parquet", "findings.md", COMPARISON_FILE]
+        write_sums(directory, names)
 
     @cached_property
     def provenance(self) -> dict[str, Any]:

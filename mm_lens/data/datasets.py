@@ -4,25 +4,25 @@ A `DataSet` is a plain sequence of `Sample`; images are decoded only when a samp
 large set costs little memory.
 """
 
-import csv
-import json
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, overload, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, overload, runtime_checkable
 
 from PIL import Image
 
 from mm_lens._notebook import Html, make_table, make_thumbnails
+from mm_lens._storage.texts import make_encodable
 from mm_lens.data.pictures import read_picture
+from mm_lens.data.tables import SUFFIXES as TABLE_SUFFIXES
+from mm_lens.data.tables import TableRow, read_table
 from mm_lens.errors import DataError
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
-TABLE_SUFFIXES = frozenset({".csv", ".jsonl", ".parquet"})
 
 
 SHOWN = 5
@@ -54,17 +54,12 @@ class Samples(Protocol):
     def __getitem__(self, index: int, /) -> Sample: ...
 
 
-@dataclass(frozen=True)
-class _Row:
+class _Row(TableRow):
     """A sample whose image has not been decoded yet."""
 
-    id: str
-    text: str
-    image: Path | bytes | None
-    answer: str | None
-
     def read(self) -> Sample:
-        image = None if self.image is None else read_picture(self.image, name=f"of {self.id}")
+        name = f"of {self.id}" + (f" in {self.table}" if self.table else "")
+        image = None if self.image is None else read_picture(self.image, name=name)
         return Sample(self.id, self.text, image, self.answer)
 
     def outline(self) -> tuple[str, str, str, int, int]:
@@ -196,84 +191,36 @@ class ImageFolder(DataSet):
         path = Path(path)
         if not path.exists():
             raise DataError(f"{path} does not exist. Give a folder of images or a table file.")
-        if path.is_file():
+        if not path.is_dir():
             super().__init__(_table_rows(path), path.name)
             return
-        tables = sorted(p for p in path.iterdir() if p.suffix.lower() in TABLE_SUFFIXES)
+        tables = _with_suffix(path.iterdir(), TABLE_SUFFIXES)
         if len(tables) > 1:
             names = ", ".join(table.name for table in tables)
             raise DataError(f"{path} holds several tables ({names}). Give the path of one of them.")
         if tables:
             super().__init__(_table_rows(tables[0]), path.name)
             return
-        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-        rows = [_Row(str(f.relative_to(path)), question, f, None) for f in files]
+        files = _with_suffix(path.rglob("*"), IMAGE_SUFFIXES)
+        rows = [_Row(make_encodable(str(f.relative_to(path))), question, f, None) for f in files]
         super().__init__(rows, path.name)
 
 
+def _with_suffix(paths: Iterable[Path], suffixes: Collection[str]) -> list[Path]:
+    """The files with one of these endings, sorted.
+
+    Without those that macOS puts beside a file on a foreign disk: `._a.png` is no picture.
+    """
+    return sorted(
+        path
+        for path in paths
+        if path.suffix.lower() in suffixes and not path.name.startswith("._") and not path.is_dir()
+    )
+
+
 def _table_rows(path: Path) -> list[_Row]:
-    suffix = path.suffix.lower()
-    if suffix not in TABLE_SUFFIXES:
-        known = ", ".join(sorted(TABLE_SUFFIXES))
-        raise DataError(f"{path} is not a table that can be read. Known endings: {known}.")
-    try:
-        records = _RECORDS[suffix](path)
-    except (OSError, ValueError, csv.Error) as error:
-        raise DataError(f"Table {path} cannot be read ({error}). Check the file.") from error
-    return [_table_row(path, i, record) for i, record in enumerate(records)]
+    return [_Row(**vars(row)) for row in read_table(path)]
 
-
-def _table_row(path: Path, index: int, record: Any) -> _Row:
-    if not isinstance(record, dict) or not record.get("text") or "image" not in record:
-        raise DataError(
-            f"Row {index} of {path} needs the columns 'image' (may be empty) and 'text' (may not)."
-        )
-    answer = record.get("answer")
-    return _Row(
-        id=str(record.get("id") or index),
-        text=str(record["text"]),
-        image=_image_source(path, index, record["image"]),
-        answer=None if answer in (None, "") else str(answer),
-    )
-
-
-def _image_source(path: Path, index: int, image: Any) -> Path | bytes | None:
-    if isinstance(image, dict):  # how the `datasets` library stores images in parquet files
-        image = image.get("bytes") or image.get("path")
-    if image is None or image == "":
-        return None
-    if isinstance(image, str):
-        return path.parent / image
-    if isinstance(image, bytes):
-        return image
-    raise DataError(
-        f"Row {index} of {path}: 'image' is a {type(image).__name__}. Give a path, relative to "
-        "the table, or the bytes of an image file."
-    )
-
-
-def _read_csv(path: Path) -> list[Any]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        return list(csv.DictReader(file))
-
-
-def _read_jsonl(path: Path) -> list[Any]:
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines if line.strip()]
-
-
-def _read_parquet(path: Path) -> list[Any]:
-    import pyarrow.parquet
-
-    records: list[Any] = pyarrow.parquet.read_table(path).to_pylist()
-    return records
-
-
-_RECORDS: dict[str, Callable[[Path], list[Any]]] = {
-    ".csv": _read_csv,
-    ".jsonl": _read_jsonl,
-    ".parquet": _read_parquet,
-}
 
 _NAMED: dict[str, Callable[[str], DataSet]] = {"easy-vqa": EasyVQA}
 

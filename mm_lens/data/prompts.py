@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from mm_lens.data.templates import bounded, check_source
 from mm_lens.errors import InputError
 
 Message: TypeAlias = Mapping[str, Any]
@@ -46,12 +47,16 @@ def list_prompts(prompts: Any) -> tuple[bool, list[str | list[Message]]]:
         InputError: there is none, or something is neither text nor messages.
     """
     if isinstance(prompts, str):
+        _check_characters(prompts)
         return True, [prompts]
     if isinstance(prompts, (Mapping, bytes)) or not isinstance(prompts, Iterable):
         raise InputError(f"{KINDS}; not {_describe(prompts)}.")
     found = list(prompts)
     if not found:
         raise InputError("There is no prompt. Pass at least one.")
+    for k, entry in enumerate(found):
+        if isinstance(entry, str):
+            _check_characters(entry, f" (prompt {k})")
     if all(isinstance(entry, Mapping) for entry in found):
         return True, [_check_messages(found)]
     return False, [
@@ -85,8 +90,19 @@ def _check_messages(messages: Any, where: str = "") -> list[Message]:
                     'A part of a message is {"type": "text", "text": …} or {"type": "image"}, not '
                     f"{_describe(part)}{where}."
                 )
+            _check_characters(part.get("text", ""), where)
         checked.append({**message, "content": list(parts)})
     return checked
+
+
+def _check_characters(text: Any, where: str = "") -> None:
+    try:
+        str(text).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"A prompt holds half of a character ({error.object[error.start]!a}), which no "
+            f"tokenizer takes{where}. Decode the text again, as UTF-8."
+        ) from error
 
 
 def _describe(value: Any) -> str:
@@ -205,9 +221,12 @@ def _apply_template(processor: Any, messages: Sequence[Message], n_images: int) 
         for message in messages
     ]
     try:
-        rendered: str = processor.apply_chat_template(
-            plain, add_generation_prompt=plain[-1]["role"] != "assistant", tokenize=False
-        )
+        with bounded():
+            if isinstance(template := processor.chat_template, str):
+                check_source(template)
+            rendered: str = processor.apply_chat_template(
+                plain, add_generation_prompt=plain[-1]["role"] != "assistant", tokenize=False
+            )
     except Exception as error:  # a template is a program: it may fail in any way
         raise InputError(
             f"The chat template cannot render these messages: {type(error).__name__}: {error}."

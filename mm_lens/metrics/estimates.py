@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from mm_lens.errors import MMLensError, MMLensWarning
+from mm_lens.errors import MMLensError, MMLensWarning, lacks_memory
 from mm_lens.metrics.intervals import Replicates
 from mm_lens.metrics.tokens import Tokens
 
@@ -105,16 +105,10 @@ def or_nan(tokens: Tokens, function: Callable[..., T], *arguments: Any) -> T | E
     except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
         message = f"linear algebra did not converge: {error}"
     except Exception as error:
-        if isinstance(error, MMLensError) or _lacks_memory(error):
+        if isinstance(error, MMLensError) or lacks_memory(error):
             raise
         name = getattr(function, "__name__", "a metric")
         message = f"{name} failed: {type(error).__name__}: {error}"
         warnings.warn(f"{message}. Its value is NaN.", MMLensWarning, stacklevel=3)
     n = len(tokens)
     return Estimate(math.nan, math.nan, math.nan, n, n / tokens.d, warning=message)
-
-
-def _lacks_memory(error: Exception) -> bool:
-    """Whether memory ran out; on a CPU torch says so in the message alone."""
-    kinds = MemoryError, torch.OutOfMemoryError
-    return isinstance(error, kinds) or "allocate memory" in str(error)

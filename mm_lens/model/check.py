@@ -30,7 +30,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mm_lens._notebook import make_table
-from mm_lens.errors import MMLensError, MMLensWarning
+from mm_lens.checkpoints.building import say
+from mm_lens.errors import MMLensError, MMLensWarning, lacks_memory
 from mm_lens.model.families import Family
 from mm_lens.model.hooks import PARENTS, guard, names
 from mm_lens.model.inputs import Inputs, prepare
@@ -140,9 +141,34 @@ class Expected:
 
 @torch.no_grad()
 def run_native(model: Any, family: Family, processor: Any) -> Expected:
-    """Run the native model; to be done before the bridge is built around it."""
-    inputs = prepare(family, processor, PROMPT, family.probe_image(), device=model.device)
-    return Expected(inputs, model(**inputs).logits)
+    """Run the native model; to be done before the bridge is built around it.
+
+    Raises:
+        MMLensError: it fails, or its logits are not finite.
+    """
+    name = getattr(model, "name_or_path", "") or "hf_model"
+    try:
+        inputs = prepare(family, processor, PROMPT, family.probe_image(), device=model.device)
+        logits = model(**inputs).logits
+    except Exception as error:  # whatever processors and models say to what they were not made for
+        if isinstance(error, MMLensError) or lacks_memory(error):
+            raise
+        raise MMLensError(
+            f"{name}: the native model fails on the prompt and the image of the check ({say(error)}"
+            "). Its config.json, its processor and its tokenizer are not of one checkpoint."
+        ) from error
+    if not bool(logits.isfinite().all()):
+        spoilt = [key for key, x in model.named_parameters() if not bool(x.isfinite().all())]
+        cause = (
+            f"its weights are not either, {spoilt[0]} among {len(spoilt):,}. Get the file again"
+            if spoilt
+            else f"its states overflow in {str(model.dtype)[6:]}. Load it in another dtype "
+            "(dtype=torch.float32, --dtype float32)"
+        )
+        raise MMLensError(
+            f"{name}: the native model's logits are not finite numbers, since {cause}."
+        )
+    return Expected(inputs, logits)
 
 
 @torch.no_grad()
@@ -293,6 +319,8 @@ def _check_rerun(model: Any, report: Report, inputs: Inputs) -> None:
         rerun = Rerun(model, inputs, [layer])
         difference = rerun.difference(layer)
     except Exception as error:  # whatever the model's own code says to embeddings
+        if lacks_memory(error):
+            raise
         report.add("error", f"A run from block {layer} on fails: {error}. {remedy}", spoils="rerun")
         return
     if not difference <= TOLERANCE.get(rerun.logits.dtype, 0.2):

@@ -201,6 +201,7 @@ def prepare(
         return_tensors="pt",
         **layout,
     )
+    _check_ids(batch["input_ids"], tokenizer, family)
     tensors = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
     return Inputs(
         tensors,
@@ -210,6 +211,21 @@ def prepare(
         templated=tuple(prompt.templated for prompt in rendered),
         text_only=images is not OMITTED,
     )
+
+
+def _check_ids(ids: Int[Tensor, "batch pos"], tokenizer: Any, family: Family) -> None:
+    """Refuse tokens that the model has no row for: it would fail somewhere inside of itself."""
+    config = getattr(family, "config", None)
+    rows = getattr(config and config.get_text_config(), "vocab_size", None)
+    if rows is None or not ids.numel():
+        return
+    most = max(rows - 1, family.image_token_id)
+    if (largest := int(ids.max())) > most:
+        raise InputError(
+            f"The tokenizer makes the token {tokenizer.convert_ids_to_tokens(largest)!r} with the "
+            f"id {largest:,}, but the model has none above {most:,}. They are not of one "
+            "checkpoint: get its tokenizer again."
+        )
 
 
 _MEANT = {

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import torch
 from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 from transformer_lens.utilities.multi_gpu import count_unique_devices, find_embedding_device
-from transformers import AutoProcessor
 
 from mm_lens import demo
 from mm_lens.checkpoints import conversion
+from mm_lens.checkpoints.building import say
 from mm_lens.data.prompts import render
-from mm_lens.errors import InputError
+from mm_lens.errors import InputError, MMLensError
 from mm_lens.model.bridge import VisionLanguageBridge
 from mm_lens.model.check import PROMPT, run_native, self_check
-from mm_lens.model.families import families, family_for
-from mm_lens.model.native import HUB, check_device, hub_options, read_model, unwrap
+from mm_lens.model.families import Family, families, family_for
+from mm_lens.model.native import (
+    HUB,
+    check_device,
+    hub_options,
+    read_model,
+    read_processor,
+    unwrap,
+)
 
 Attention: TypeAlias = Literal["sdpa", "eager"]
 
@@ -84,27 +92,26 @@ def load(
     hf_model.set_attn_implementation(attention)
     hf_model.eval()
     if processor is None:
-        processor = AutoProcessor.from_pretrained(
-            path, use_fast=False, **hub_options(from_pretrained)
-        )
+        processor = read_processor(path, from_pretrained)
 
     names = [c.__name__ for c in type(hf_model).__mro__ if c.__name__ in families()]
     architecture = names[0] if names else type(hf_model).__name__
     family_class = family_for(architecture)
-    family = family_class(hf_model, processor)
-    render(processor, PROMPT, 1, None)  # a template that drops the question is refused here
+    family = _fit(family_class, hf_model, processor)
+    _check_template(processor, path)
     # The native model goes first: after boot its modules are part of the bridge.
-    expected = run_native(hf_model, family, processor) if check else None
+    expected = run_native(hf_model, family, processor) if check else None  # or refuses its weights
 
     split = find_embedding_device(hf_model), count_unique_devices(hf_model)
-    bridge = build_bridge_from_module(
-        hf_model,
-        architecture,
-        hf_config=hf_model.config,
-        tokenizer=_save_tokenizer(processor.tokenizer),
-        model_name=str(name_or_path or path or architecture),
-        post_adapter_hook=lambda adapter: family_class.customise(adapter, attention),
-    )
+    with _on_disk(processor.tokenizer) as tokenizer:
+        bridge = build_bridge_from_module(
+            hf_model,
+            architecture,
+            hf_config=hf_model.config,
+            tokenizer=tokenizer,
+            model_name=str(name_or_path or path or architecture),
+            post_adapter_hook=lambda adapter: family_class.customise(adapter, attention),
+        )
     if split[0] is not None:  # what boot_transformers does for a model over several devices
         bridge.cfg.device, bridge.cfg.n_devices = str(split[0]), split[1]
     model = VisionLanguageBridge.install(bridge, family, attention)
@@ -113,6 +120,31 @@ def load(
         model.report = self_check(model, expected)
         model.report.announce()
     return model
+
+
+def _fit(family_class: type[Family], model: Any, processor: Any) -> Family:
+    """The family for a model and a processor.
+
+    Raises:
+        InputError: they do not fit each other.
+    """
+    try:
+        return family_class(model, processor)
+    except MMLensError:
+        raise
+    except Exception as error:  # a value that no arithmetic of a family was made for
+        raise InputError(
+            f"The processor or config.json of {getattr(model, 'name_or_path', '') or 'the model'} "
+            f"cannot be used: {say(error)}. Get both again, of one checkpoint."
+        ) from error
+
+
+def _check_template(processor: Any, path: str | None) -> None:
+    """Refuse a chat template that fails, drops the question, or never ends."""
+    try:
+        render(processor, PROMPT, 1, None)
+    except InputError as error:
+        raise InputError(f"{path}: {error}" if path else str(error)) from error
 
 
 _MEANT = {
@@ -154,16 +186,25 @@ def _check_arguments(
     check_device(device)
 
 
-def _save_tokenizer(tokenizer: Any) -> Any:
+_CODE = ("auto_map", "trust_remote_code", "code_revision")
+"""Entries of a tokenizer_config.json that could have code of the checkpoint run."""
+
+
+@contextmanager
+def _on_disk(tokenizer: Any) -> Iterator[Any]:
     """The tokenizer, on disk: TransformerLens reloads it by name to have it prepend BOS."""
+    for entry in _CODE:  # TransformerLens would obey them when it reloads the tokenizer
+        tokenizer.init_kwargs.pop(entry, None)
     name = tokenizer.name_or_path
     if name and Path(name).exists():
         if type(tokenizer).from_pretrained(name).get_vocab() == tokenizer.get_vocab():
-            return tokenizer  # else tokens were added since
+            yield tokenizer  # else tokens were added since
+            return
     elif name and "/" in name:
-        return tokenizer
-    folder = tempfile.mkdtemp(prefix="mm_lens_tokenizer_")
-    tokenizer.save_pretrained(folder)
-    saved = type(tokenizer).from_pretrained(folder)
-    saved.name_or_path = saved.init_kwargs["name_or_path"] = folder
-    return saved
+        yield tokenizer
+        return
+    with tempfile.TemporaryDirectory(prefix="mm_lens_tokenizer_") as folder:
+        tokenizer.save_pretrained(folder)
+        saved = type(tokenizer).from_pretrained(folder)
+        saved.name_or_path = saved.init_kwargs["name_or_path"] = folder
+        yield saved

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
-from mm_lens.errors import InputError, MMLensError
+from mm_lens.checkpoints.building import check_entries, check_size, empty_model, say
+from mm_lens.checkpoints.directory import check_directory, count_numbers
+from mm_lens.errors import InputError, MMLensError, lacks_memory
 from mm_lens.model.families import families, family_for
 
 HUB = ("revision", "token", "cache_dir", "local_files_only")
+
+MAX_EDGE = 16_384
+"""Most pixels along an edge of what a processor makes of a picture."""
 
 _COMPUTED = re.compile(r"(^|\.)(position_ids|inv_freq)$")
 """Buffers that older versions of transformers stored, and that are computed today."""
@@ -48,22 +60,106 @@ def read_model(
         MMLensError: no family serves it; weights are missing, or are not the model's.
     """
     families()  # their packages make model types of their own known to transformers
-    config = AutoConfig.from_pretrained(path, **hub_options(options))
-    for architecture in config.architectures or ["(none named in its config)"]:
-        family_for(architecture)  # before gigabytes are read
-    model, report = AutoModelForImageTextToText.from_pretrained(
-        path,
-        config=config,
-        dtype=dtype or "auto",
-        device_map=device_map,
-        attn_implementation=attention,
-        output_loading_info=True,
-        **options,
-    )
+    config = _read_config(path, attention, options)
+    try:
+        model, report = AutoModelForImageTextToText.from_pretrained(
+            path,
+            config=config,
+            dtype=dtype or "auto",
+            device_map=device_map,
+            attn_implementation=attention,
+            output_loading_info=True,
+            **options,
+        )
+    except (OSError, MMLensError):
+        raise
+    except Exception as error:  # many libraries read weights, each failing in its own way
+        if lacks_memory(error):
+            raise
+        raise InputError(
+            f"The weights of {path} cannot be read: {say(error)}. Get the whole checkpoint again."
+        ) from error
     check_complete(report, str(path))
     if device is None and device_map is None and torch.cuda.is_available():
         model.to("cuda")
     return model
+
+
+def _read_config(path: Any, attention: str, options: Mapping[str, Any]) -> Any:
+    """The configuration, of which it is known that a model can be built, before gigabytes are read.
+
+    Raises:
+        MMLensError: a file is damaged, no family serves the model, or it cannot be.
+    """
+    local = Path(path) if Path(path).is_dir() else None
+    where = str(local / "config.json") if local else f"config.json of {path}"
+    if local:
+        check_directory(local)
+    try:
+        entries, _ = PreTrainedConfig.get_config_dict(path, **hub_options(options))
+        check_entries(entries, where)
+        config = AutoConfig.from_pretrained(path, **hub_options(options))
+    except (OSError, MMLensError):
+        raise
+    except Exception as error:  # each class of a configuration fails in its own way
+        raise InputError(f"{where} cannot be used: {say(error)}.") from error
+    architectures = config.architectures or ["(none named in its config)"]
+    if not isinstance(architectures, (list, tuple)):
+        raise InputError(f"{where} cannot be used: its architectures are no list of names.")
+    try:
+        for architecture in architectures:
+            family_for(str(architecture))
+    except MMLensError as error:
+        raise MMLensError(f"{where}: {error}") from error
+    with empty_model(where):
+        empty = AutoModelForImageTextToText.from_config(config, attn_implementation=attention)
+    quantised = getattr(config, "quantization_config", None) is not None  # numbers are packed
+    check_size(empty, None if quantised or local is None else count_numbers(local), where)
+    return AutoConfig.from_pretrained(path, **hub_options(options))
+
+
+def read_processor(path: Any, options: Mapping[str, Any]) -> Any:
+    """The processor at a path or of the hub.
+
+    Raises:
+        InputError: it cannot be read, or would make pictures of a size that no model takes.
+        OSError: there is none.
+    """
+    where = f"The processor of {path}"
+    try:
+        processor = AutoProcessor.from_pretrained(path, use_fast=False, **hub_options(options))
+    except OSError:
+        raise
+    except Exception as error:  # many libraries read its files, each failing in its own way
+        if lacks_memory(error):
+            raise
+        raise InputError(
+            f"{where} cannot be read: {say(error)}. Get processor_config.json and the files of the "
+            "tokenizer again."
+        ) from error
+    images = getattr(processor, "image_processor", None)
+    for name in ("size", "crop_size", "pad_size", "image_grid_pinpoints"):
+        edges = list(_numbers(getattr(images, name, None)))
+        if edges and not 0 < min(edges) <= max(edges) <= MAX_EDGE:
+            wrong = min(edges) if min(edges) <= 0 else max(edges)
+            raise InputError(
+                f"{where} has {name} of {wrong:,} pixels, where 1 to {MAX_EDGE:,} are possible. "
+                "Get processor_config.json (preprocessor_config.json) again, or raise "
+                "mm_lens.model.native.MAX_EDGE."
+            )
+    return processor
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    """Every number in nested objects and lists."""
+    if isinstance(value, (int, float)):
+        yield value
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from _numbers(inner)
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            yield from _numbers(inner)
 
 
 def check_complete(report: Mapping[str, Any], name: str) -> None:

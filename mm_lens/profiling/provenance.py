@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from mm_lens._storage.texts import make_encodable
+
 PACKAGES = ("mm-lens", "torch", "transformers", "transformer-lens", "numpy", "pandas")
 
 
@@ -26,7 +28,7 @@ def describe_model(model: Any) -> dict[str, Any]:
     """Name, size and numerical settings of a bridge."""
     cfg = model.cfg
     return {
-        "name": str(cfg.model_name),
+        "name": make_encodable(str(cfg.model_name)),
         "architecture": str(getattr(cfg, "architecture", None) or ""),
         "n_layers": int(cfg.n_layers),
         "d_model": int(cfg.d_model),
@@ -39,7 +41,7 @@ def describe_model(model: Any) -> dict[str, Any]:
 def describe_data(dataset: Sized, name: str | None) -> dict[str, Any]:
     """Name and size of a data set. Without a name, its own or that of its class."""
     own = getattr(dataset, "name", "") or type(dataset).__name__
-    return {"name": name or own, "n_available": len(dataset)}
+    return {"name": make_encodable(str(name or own)), "n_available": len(dataset)}
 
 
 def now() -> str:

@@ -21,7 +21,7 @@ from torch import Tensor
 from mm_lens._storage.checked import tensor_checksum
 from mm_lens._storage.hashing import digest
 from mm_lens.data.datasets import Sample, Samples
-from mm_lens.errors import InputError, MMLensError
+from mm_lens.errors import InputError, MMLensError, lacks_memory
 from mm_lens.model.forward import Frame
 from mm_lens.model.inputs import Inputs
 from mm_lens.profiling.token_sample import Group, Offer
@@ -147,7 +147,7 @@ class Reader:
             batch.parts.append(([Item.of(*sample) for sample in samples], inputs))
 
     def _skip(self, batch: Batch, index: int, name: str, error: Exception) -> None:
-        if self.on_error == "raise":
+        if self.on_error == "raise" or lacks_memory(error):  # the sample may be in order
             raise error
         kind = "" if isinstance(error, MMLensError) else f"{type(error).__name__}: "
         batch.skipped.append({"index": index, "sample": name, "reason": f"{kind}{error}"})

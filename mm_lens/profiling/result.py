@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections import Counter
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -14,6 +15,9 @@ from typing import Any
 import pandas as pd
 
 from mm_lens._storage.files import whole_directory
+from mm_lens._storage.frames import read_frame, require_columns, require_entries
+from mm_lens._storage.sums import check_sums, write_sums
+from mm_lens._storage.texts import read_json
 from mm_lens.errors import DataError
 
 COLUMNS = (
@@ -38,6 +42,8 @@ PLACE = ("stream", "layer", "modality", "metric", "hook", "head", "source")
 """What tells the values of a profile apart."""
 TABLE_FILE, REPLICATES_FILE = "profile.parquet", "replicates.parquet"
 PROVENANCE_FILE = "provenance.json"
+MAX_LAYERS = 100_000
+"""Most layers of a model in a profile that is read."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -121,15 +127,22 @@ class Profile:
         return draw(self, metrics)
 
     def write(self, directory: Path) -> None:
-        """Write table and provenance into an existing directory."""
-        self.table.to_parquet(directory / TABLE_FILE, index=False)
+        """Write table, provenance and their checksums into an existing directory."""
+        names = [TABLE_FILE, PROVENANCE_FILE]
+        (directory / TABLE_FILE).write_bytes(self.table.to_parquet(index=False))
         if self.replicates is not None:
-            self.replicates.to_parquet(directory / REPLICATES_FILE, index=False)
+            names.append(REPLICATES_FILE)
+            (directory / REPLICATES_FILE).write_bytes(self.replicates.to_parquet(index=False))
         text = json.dumps(self.provenance, indent=2, ensure_ascii=False)
-        (directory / PROVENANCE_FILE).write_text(text + "\n", encoding="utf-8")
+        (directory / PROVENANCE_FILE).write_text(
+            text + "\n", encoding="utf-8", errors="backslashreplace"
+        )
+        write_sums(directory, names)
 
     def save(self, path: str | Path, overwrite: bool = False) -> None:
-        """Write profile.parquet, replicates.parquet and provenance.json: all, or nothing at all.
+        """Write profile.parquet, replicates.parquet, provenance.json and SHA256SUMS.
+
+        All, or nothing at all.
 
         Raises:
             InputError: `path` holds files already; `overwrite` replaces an earlier profile only.
@@ -143,18 +156,19 @@ class Profile:
         """Read what `save` wrote.
 
         Raises:
-            DataError: there is no profile, or it cannot be read.
+            DataError: there is no profile, it cannot be read, or it was changed since.
         """
         path = Path(path)
         try:
-            table = _with_hooks(pd.read_parquet(path / TABLE_FILE))
-            text = (path / PROVENANCE_FILE).read_text(encoding="utf-8")
-            replicates = path / REPLICATES_FILE
-            return Profile(
-                table,
-                json.loads(text),
-                pd.read_parquet(replicates) if replicates.exists() else None,
-            )
+            check_sums(path)
+            table = read_frame(path / TABLE_FILE)
+            provenance = read_json(path / PROVENANCE_FILE)
+            copies = path / REPLICATES_FILE
+            replicates = read_frame(copies) if copies.exists() else None
+            check_content(table, provenance, replicates)
+            return Profile(_with_hooks(table), provenance, replicates)
+        except DataError:
+            raise
         except (OSError, ValueError) as error:
             raise DataError(
                 f"{path} holds no readable profile ({error}). Give a directory that "
@@ -189,3 +203,56 @@ def _with_hooks(table: pd.DataFrame) -> pd.DataFrame:
     ]
     component = [component_of(hook) for hook in table.hook]
     return table.assign(component=component, head=-1, source=source)[list(COLUMNS)]
+
+
+_TEXTS = ("model", "stream", "modality", "metric", "hook", "component", "source", "warning")
+_NUMBERS = ("value", "low", "high", "n_tokens", "n_over_d", "chance")
+_COPY = re.compile(r"g\d+|rest|freedom")
+_ADDED = ("component", "head", "source")  # columns that profiles of earlier versions lack
+
+
+def check_content(
+    table: pd.DataFrame, provenance: Any, replicates: pd.DataFrame | None = None
+) -> None:
+    """See that files hold a profile: everything that is read of it later, of the right kind.
+
+    Raises:
+        ValueError: they do not; the message names the file and the column or entry.
+    """
+    from mm_lens.model.streams import STREAMS
+    from mm_lens.profiling.token_sample import MODALITIES
+
+    new = "component" in table
+    kinds: dict[str, type] = {"layer": int, "head": int}
+    kinds.update(dict.fromkeys(_TEXTS, str))
+    kinds.update(dict.fromkeys(_NUMBERS, float))
+    wanted = {k: kind for k, kind in kinds.items() if new or k not in _ADDED}
+    require_columns(TABLE_FILE, table, wanted)
+    place = [name for name in PLACE if new or name not in _ADDED]
+    _check_places(TABLE_FILE, table, place, {"stream": STREAMS, "modality": MODALITIES})
+    require_entries(
+        PROVENANCE_FILE,
+        provenance,
+        {"model.name": str, "model.n_layers": int, "data.name": str, "data.n_samples": int},
+    )
+    if not 0 < provenance["model"]["n_layers"] <= MAX_LAYERS:
+        raise ValueError(f"{PROVENANCE_FILE} has an impossible model.n_layers")
+    if replicates is None or replicates.empty:
+        return
+    copies = {name: float for name in map(str, replicates) if _COPY.fullmatch(name)}
+    told = [name for name in PLACE if name not in ("hook", "head", "source") or name in replicates]
+    places = {name: kinds[name] for name in told}
+    require_columns(REPLICATES_FILE, replicates, {**places, "rest": float, **copies})
+    _check_places(REPLICATES_FILE, replicates, told, {})
+
+
+def _check_places(
+    file: str, frame: pd.DataFrame, place: list[str], known: Mapping[str, Collection[str]]
+) -> None:
+    for column, names in known.items():
+        if unknown := sorted({*frame[column]} - {*names}):
+            raise ValueError(f"{file} has the unknown {column} {unknown[0]!r}")
+    if ((frame.layer < 0) | (frame.layer > MAX_LAYERS)).any():
+        raise ValueError(f"{file} has impossible layers")
+    if frame.duplicated(place).any():
+        raise ValueError(f"{file} has two rows of one value")

@@ -42,7 +42,7 @@ from filelock import FileLock, Timeout
 
 from mm_lens._storage.checked import read_file, sync_directory, write_file
 from mm_lens._storage.differences import find_differences
-from mm_lens.errors import DataError, InputError
+from mm_lens.errors import DamageError, DataError, InputError
 from mm_lens.profiling.points.point import Point
 from mm_lens.profiling.processes import Processes
 from mm_lens.profiling.stores import FileStore
@@ -259,7 +259,9 @@ def open_run(
         try:
             yield run
         except BaseException as error:
-            if note(path):
+            if isinstance(error, DamageError):
+                pass  # it says to begin anew: to run the same again would end the same
+            elif note(path):
                 error.add_note(note(path))
             elif processes.main:
                 _remove(path, made)

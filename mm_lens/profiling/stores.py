@@ -22,7 +22,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from mm_lens._storage.checked import REMEDY, row_checksums
-from mm_lens.errors import DataError
+from mm_lens.errors import DamageError
 
 _HEADER = 64  # bytes: dtype and width, and the records after it aligned to words
 _SUM = 8  # bytes of a checksum
@@ -87,7 +87,7 @@ class FileStore:
 
     Raises (when written or read):
         OSError: a file cannot be written.
-        DataError: a file is missing or damaged.
+        DamageError: a file is missing or damaged.
     """
 
     def __init__(self, directory: Path, prefix: str) -> None:
@@ -132,13 +132,13 @@ class FileStore:
             records = torch.empty(len(slots), size, dtype=torch.uint8)
             records[order] = torch.from_numpy(table[slots[order].numpy()])
         except (OSError, ValueError, IndexError) as error:
-            raise DataError(f"{path} is damaged ({error}). {REMEDY}") from error
+            raise DamageError(f"{path} is damaged ({error}). {REMEDY}") from error
         rows, sums = records[:, :-_SUM], records[:, -_SUM:]
         rows = rows.clone(memory_format=torch.contiguous_format).view(dtype)
         found = sums.clone(memory_format=torch.contiguous_format).view(torch.int64)
         found = rearrange(found, "n 1 -> n")
         if wrong := int((found != row_checksums(rows) ^ keys).sum()):
-            raise DataError(
+            raise DamageError(
                 f"{path} is damaged: {wrong:,} of {len(rows):,} states do not match their "
                 f"checksums. {REMEDY}"
             )

@@ -13,7 +13,7 @@ from mm_lens.checkpoints.weights import (
     Spec,
     TensorFile,
     names_of_weights,
-    read_json,
+    read_object,
     weight_files,
 )
 from mm_lens.errors import MMLensError
@@ -91,7 +91,7 @@ def test_what_is_incomplete_is_named(tmp_path):
 def test_a_file_that_is_no_json_object_is_named(content, message, tmp_path):
     path = tmp_path / "config.json"
     with pytest.raises(MMLensError, match=r"config\.json is missing"):
-        read_json(path)
+        read_object(path)
     path.write_text(content)
     with pytest.raises(MMLensError, match=message):
-        read_json(path)
+        read_object(path)

@@ -179,7 +179,7 @@ def test_saved_files(tmp_path):
     comparison, path = mm_lens.compare(tiled(metrics=few), whole(metrics=few)), tmp_path / "out"
     comparison.save(path)
     names = {file.name for file in path.iterdir()}
-    tables = {"findings.csv", "findings.md", "differences.parquet", COMPARISON_FILE}
+    tables = {"findings.csv", "findings.md", "differences.parquet", COMPARISON_FILE, "SHA256SUMS"}
     assert names == tables | {"compare.html", "overview.png"} | {f"{m}.png" for m in few}
     with (path / "findings.csv").open(encoding="utf-8") as file:
         rows = [*csv.DictReader(file)]

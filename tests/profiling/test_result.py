@@ -26,6 +26,7 @@ def test_saved_and_loaded_profile_is_the_same(profile, tmp_path):
     pd.testing.assert_frame_equal(loaded.table, profile.table, check_exact=True)
     assert loaded.provenance == profile.provenance
     assert sorted(p.name for p in (tmp_path / "new" / "run").iterdir()) == [
+        "SHA256SUMS",
         "profile.parquet",
         "provenance.json",
         "replicates.parquet",

@@ -16,9 +16,10 @@ import torch
 from transformers import CLIPVisionConfig, MistralConfig
 
 from mm_lens.checkpoints import hub
+from mm_lens.checkpoints.building import blame, check_entries, empty_model
 from mm_lens.checkpoints.formats import CheckpointFormat
-from mm_lens.checkpoints.shards import ConversionPlan, TensorSource
-from mm_lens.checkpoints.weights import MemoryFile, names_of_weights, read_json, weight_files
+from mm_lens.checkpoints.shards import ConversionPlan, TensorSource, check_names
+from mm_lens.checkpoints.weights import MemoryFile, names_of_weights, read_object, weight_files
 from mm_lens.errors import MMLensError
 
 from .configuration import OmniFusionConfig
@@ -68,14 +69,12 @@ class OmniFusionFormat(CheckpointFormat):
         """Read all that is small, and find out what lies where."""
         root = _root(source)
         tower = _tower(vision_tower or VISION_TOWER)
-        projection = read_projection(root / PROJECTION)
-        config = build_config(
-            read_json(root / "tuned-model" / "config.json"),
-            read_json(tower / "config.json"),
-            projection,
-        )
-        processor = read_processor(root / "tokenizer", tower, config)
-        special = special_embeddings(root / SPECIAL)
+        with blame(root / PROJECTION):
+            projection = read_projection(root / PROJECTION)
+        files = root / "tuned-model" / "config.json", tower / "config.json"
+        config = build_config(read_object(files[0]), read_object(files[1]), projection, files=files)
+        with blame(root / SPECIAL):
+            special = special_embeddings(root / SPECIAL)
         parts = [
             *_tower_parts(tower),
             TensorSource(
@@ -85,6 +84,11 @@ class OmniFusionFormat(CheckpointFormat):
             TensorSource(special, {"model.language_model.embed_tokens.special": "special"}),
             *_language_parts(root / "tuned-model"),
         ]
+        with empty_model(f"{files[0]} with {files[1]}"):
+            expected = shapes(config)
+        check_names(ConversionPlan(parts, expected, {}, lambda out, dtype: None))
+        # After it: now there is a row for each token that the configuration names.
+        processor = read_processor(root / "tokenizer", tower, config)
         sources = {
             **{f"tower/{p.relative_to(tower)}": p for p in _read(tower, parts)},
             **{str(p.relative_to(root)): p for p in _read(root, parts)},
@@ -96,7 +100,7 @@ class OmniFusionFormat(CheckpointFormat):
             processor.save_pretrained(out)
             published_generation(processor.tokenizer).save_pretrained(out)
 
-        return ConversionPlan(parts, shapes(config), sources, write_rest)
+        return ConversionPlan(parts, expected, sources, write_rest)
 
 
 def shapes(config: OmniFusionConfig) -> dict[str, tuple[int, ...]]:
@@ -107,7 +111,11 @@ def shapes(config: OmniFusionConfig) -> dict[str, tuple[int, ...]]:
 
 
 def build_config(
-    text: dict[str, Any], vision: dict[str, Any], projection: Projection
+    text: dict[str, Any],
+    vision: dict[str, Any],
+    projection: Projection,
+    *,
+    files: tuple[str | Path, str | Path] = ("tuned-model", "The vision tower"),
 ) -> OmniFusionConfig:
     """The configuration of the whole from those of its parts.
 
@@ -115,6 +123,7 @@ def build_config(
         text: of the language model, as its `config.json` has it.
         vision: of CLIP or of its vision tower alone.
         projection: the projection between them.
+        files: where the first two come from, for messages.
 
     Raises:
         MMLensError: they are of another kind, or do not fit together.
@@ -130,8 +139,13 @@ def build_config(
             f"The vision tower is of type {vision.get('model_type')!r}, not clip. OmniFusion 1.1 "
             f"was trained with {VISION_TOWER}."
         )
-    tower = CLIPVisionConfig(**_plain(vision))
-    given = _patches(tower), tower.hidden_size
+    for entries, file in zip((text, vision), files, strict=True):
+        check_entries(entries, str(file))
+    with blame(files[1]):
+        tower = CLIPVisionConfig(**_plain(vision))
+        given = _patches(tower), tower.hidden_size
+    with blame(files[0]):
+        language = MistralConfig(**_plain(text))
     taken = projection.n_tokens or given[0], projection.d_vision
     if given != taken:
         raise MMLensError(
@@ -139,14 +153,15 @@ def build_config(
             f"takes {taken[0]} of width {taken[1]}: it was trained with another tower. Name that "
             f"one (--vision-tower; published: {VISION_TOWER})."
         )
-    return OmniFusionConfig(
-        vision_config=tower,
-        text_config=MistralConfig(**_plain(text)),
-        projector_num_heads=projection.num_heads,
-        projector_intermediate_size=projection.d_feedforward,
-        image_seq_length=given[0],
-        architectures=[OmniFusionForConditionalGeneration.__name__],
-    )
+    with blame(f"{files[0]} with {files[1]}"):
+        return OmniFusionConfig(
+            vision_config=tower,
+            text_config=language,
+            projector_num_heads=projection.num_heads,
+            projector_intermediate_size=projection.d_feedforward,
+            image_seq_length=given[0],
+            architectures=[OmniFusionForConditionalGeneration.__name__],
+        )
 
 
 def _patches(tower: Any) -> int:

@@ -16,8 +16,10 @@ from tokenizers.normalizers import Prepend, Replace, Sequence
 from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from mm_lens._storage.texts import MAX_JSON
 from mm_lens.checkpoints import pickles
-from mm_lens.checkpoints.weights import MemoryFile, read_json
+from mm_lens.checkpoints.building import blame
+from mm_lens.checkpoints.weights import MemoryFile, read_object
 from mm_lens.errors import MMLensError
 
 from .configuration import MARKERS, OmniFusionConfig
@@ -66,26 +68,33 @@ def read_processor(directory: Path, tower: Path, config: OmniFusionConfig) -> Om
     Raises:
         MMLensError: a file is missing or damaged, or they do not fit the configuration.
     """
-    settings = read_json(tower / "preprocessor_config.json")
+    preprocessing = tower / "preprocessor_config.json"
+    settings = read_object(preprocessing)
     keys = (
         "do_resize size resample do_center_crop crop_size do_rescale rescale_factor do_normalize "
         "image_mean image_std do_convert_rgb"
     )
-    images = CLIPImageProcessorPil(**{k: settings[k] for k in keys.split() if k in settings})
     vision: Any = config.vision_config
     text: Any = config.text_config
-    side, crop = vision.image_size, images.crop_size
-    if (crop["height"], crop["width"]) != (side, side):
+    side = vision.image_size
+    with blame(preprocessing):
+        images = CLIPImageProcessorPil(**{k: settings[k] for k in keys.split() if k in settings})
+        crop = images.crop_size["height"], images.crop_size["width"]
+    if crop != (side, side):
         raise MMLensError(
-            f"{tower / 'preprocessor_config.json'} crops to {crop['height']}×{crop['width']} "
-            f"pixels, the tower takes {side}×{side}. They are not of one checkpoint."
+            f"{preprocessing} crops to {crop[0]}×{crop[1]} pixels, the tower takes {side}×{side}. "
+            "They are not of one checkpoint."
         )
-    tokenizer = _tokenizer(directory)
-    try:
-        add_markers(tokenizer, text.vocab_size)
-    except ValueError as error:
-        raise MMLensError(f"{directory}: {error}") from error
-    made: OmniFusionProcessor = OmniFusionProcessor(images, tokenizer, patch_size=vision.patch_size)
+    with blame(directory):
+        tokenizer = _tokenizer(directory)
+        try:
+            add_markers(tokenizer, text.vocab_size)
+        except ValueError as error:
+            raise MMLensError(f"{directory}: {error}") from error
+    with blame(preprocessing):
+        made: OmniFusionProcessor = OmniFusionProcessor(
+            images, tokenizer, patch_size=vision.patch_size
+        )
     return made
 
 
@@ -94,12 +103,13 @@ def _tokenizer(directory: Path) -> Any:
     with tempfile.TemporaryDirectory(prefix="mm_lens_tokenizer_") as copy:
         for name in TOKENIZER_FILES:
             if (directory / name).is_file():
+                _check_small(directory / name)
                 (Path(copy) / name).write_bytes((directory / name).read_bytes())
         present = {path.name for path in Path(copy).iterdir()}
         if not present & {"tokenizer.json", "tokenizer.model"}:
             raise MMLensError(f"{directory} holds neither tokenizer.json nor tokenizer.model.")
         if "tokenizer_config.json" in present:
-            settings = read_json(directory / "tokenizer_config.json")
+            settings = read_object(directory / "tokenizer_config.json")
             kept = {k: v for k, v in settings.items() if k in _TOKENIZER_OPTIONS.split()}
             (Path(copy) / "tokenizer_config.json").write_text(json.dumps(kept), "utf-8")
         try:
@@ -112,6 +122,17 @@ def _tokenizer(directory: Path) -> Any:
         tokenizer.name_or_path = ""
         tokenizer.init_kwargs.pop("name_or_path", None)
         return tokenizer
+
+
+def _check_small(file: Path) -> None:
+    """Refuse what is no JSON object, or larger than any tokenizer."""
+    if file.suffix == ".json":
+        read_object(file)
+    elif file.stat().st_size > MAX_JSON:
+        raise MMLensError(
+            f"{file} has {file.stat().st_size:,} bytes, more than the {MAX_JSON:,} of any "
+            "tokenizer. Fetch it again."
+        )
 
 
 def _as_sentencepiece(tokenizer: Any, model: Path) -> Any:
@@ -128,7 +149,8 @@ def _as_sentencepiece(tokenizer: Any, model: Path) -> Any:
         padding_side="left",
         **{name: getattr(tokenizer, name) for name in names},
     )
-    reference = SentencePieceProcessor(model_file=str(model))
+    with blame(model):
+        reference = SentencePieceProcessor(model_file=str(model))
     for text in _PROBES:
         if exact(text, add_special_tokens=False).input_ids != reference.encode(text):
             raise MMLensError(

@@ -202,7 +202,7 @@ DAMAGE = {
     "missing tokenizer": (lambda root: shutil.rmtree(root / "tokenizer"), "neither tokenizer.json"),
     "damaged tokenizer": (
         lambda root: cut(root / "tokenizer" / "tokenizer.json"),
-        "the tokenizer cannot be read",
+        r"tokenizer\.json is truncated or no JSON file",
     ),
     "damaged config": (lambda root: cut(root / "tuned-model" / "config.json"), "no JSON file"),
     "another model": (
