@@ -1,8 +1,8 @@
-"""Pictures for tests that know none: below the bridge, tokens of a prompt become those of an image.
+"""Pictures for tests that know none: below the bridge, tokens become those of an image.
 
-The prompt keeps its length, so what the tests say of shapes holds, and the plain bridge and ours run
-the same model on the same tokens and pixels. It is ours that knows, from there on, that there is an
-image: its hook points per modality, layouts, caches and refusals are at work.
+The prompt keeps its length, so what the tests say of shapes holds, and the plain bridge and ours
+run the same model on the same tokens and pixels. It is ours that knows, from there on, that there
+is an image: its hook points per modality, layouts, caches and refusals are at work.
 """
 
 from __future__ import annotations

@@ -43,10 +43,10 @@ def _tiny(language: dict[str, Any], tokenizer: Any, dtype: torch.dtype | None, s
         image_token_index=language["vocab_size"],
         **(SMALLEST if IMAGES else {}),
     )
-    processor.image_token_id = language["vocab_size"]
     model.to(dtype or torch.float32)
     if IMAGES:  # before the bridge, whose hooks then see the prompt with its picture
         show_pictures(model, processor, lambda: SHOWN.update(RUNNING))
+    processor.image_token_id = language["vocab_size"]
     if KIND == "plain":
         model.set_attn_implementation("eager")
         bridge = build_bridge_from_module(
