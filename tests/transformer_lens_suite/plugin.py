@@ -3,6 +3,8 @@
 `boot_native` gives a language model of the sizes that the test asks for, `boot_transformers` one of
 six blocks. Which bridge, `UPSTREAM_BRIDGE` says: "plain" (as TransformerLens builds it), "eager" or
 "sdpa" (as `mm_lens.load` gives it). `UPSTREAM_OUT` names the file for the outcome of every test.
+
+With `UPSTREAM_IMAGES` every prompt that is long enough shows a picture (`pictures`).
 """
 
 from __future__ import annotations
@@ -17,25 +19,34 @@ import torch
 
 OUTCOMES: dict[str, str] = {}
 BOOTED: set[str] = set()
+SHOWN: set[str] = set()
 RUNNING: list[str] = []
 KIND = os.environ.get("UPSTREAM_BRIDGE", "plain")
+IMAGES = bool(os.environ.get("UPSTREAM_IMAGES"))
 
 
 def _tiny(language: dict[str, Any], tokenizer: Any, dtype: torch.dtype | None, seed: int) -> Any:
     """A bridge of the kind that is asked for, around a model of these sizes."""
+    from pictures import SMALLEST, show_pictures
     from tiny import tiny_llava_next
     from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 
     import mm_lens
     from mm_lens.model.loading import _save_tokenizer
 
-    BOOTED.update(RUNNING)
+    BOOTED.update(name.split("::")[0] for name in RUNNING)
     # Outside of the vocabulary: tests draw tokens at random, and none may be an image.
     model, processor = tiny_llava_next(
-        seed, text="llama", language=language, image_token_index=language["vocab_size"]
+        seed,
+        text="llama",
+        language=language,
+        image_token_index=language["vocab_size"],
+        **(SMALLEST if IMAGES else {}),
     )
-    processor.image_token_id = language["vocab_size"]
     model.to(dtype or torch.float32)
+    if IMAGES:  # before the bridge, whose hooks then see the prompt with its picture
+        show_pictures(model, processor, lambda: SHOWN.update(RUNNING))
+    processor.image_token_id = language["vocab_size"]
     if KIND == "plain":
         model.set_attn_implementation("eager")
         bridge = build_bridge_from_module(
@@ -96,7 +107,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Any:
     """Note which test runs, so that the loader can tell who called it."""
-    RUNNING[:] = [item.nodeid.split("::")[0]]
+    RUNNING[:] = [item.nodeid]
     yield
 
 
@@ -114,4 +125,5 @@ def pytest_sessionfinish() -> None:
     """Write the outcomes of the files whose tests used a loader."""
     if out := os.environ.get("UPSTREAM_OUT"):
         kept = {k: v for k, v in OUTCOMES.items() if k.split("::")[0] in BOOTED}
-        Path(out).write_text(json.dumps(kept, indent=1))
+        found = {"outcomes": kept, "shown": sorted(SHOWN & kept.keys())}
+        Path(out).write_text(json.dumps(found, indent=1))

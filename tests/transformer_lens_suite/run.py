@@ -2,12 +2,17 @@
 
 `make test-upstream`. Takes the tests of the installed version from its source distribution (kept in
 a cache folder), runs them with a tiny LLaVA-NeXT in place of every loaded model, eager and sdpa,
-and those that fail once more on the plain bridge. What passes there and is not in `KNOWN` is
-printed, and makes the command fail.
+text only and with a picture in every prompt that can take one, and those that fail once more on the
+plain bridge, in the same way. What passes there and is not in `KNOWN` is printed, and makes the
+command fail.
+
+Options: files of tests, as `tests/unit/test_patching.py`; `--only eager`, `sdpa`, `eager-images` or
+`sdpa-images`.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -15,12 +20,15 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "mm_lens" / "upstream"
+
+MODES = ("eager", "sdpa", "eager-images", "sdpa-images")
 
 ABOUT = (
     "alias|attribution|backward_hooks|bridge_generat|bridge_hook|bridge_manual|bridge_run_with|"
@@ -81,8 +89,24 @@ def choose(folder: Path) -> list[str]:
     )
 
 
-def run(folder: Path, bridge: str, tests: list[str]) -> dict[str, str]:
-    """Outcome of each test on a kind of bridge (see `plugin`)."""
+@dataclass
+class Found:
+    """Outcomes of the tests on a kind of bridge (see `plugin`), and those that showed a picture."""
+
+    outcomes: dict[str, str]
+    shown: list[str]
+
+    def failed(self) -> dict[str, str]:
+        """The tests that failed, and why."""
+        return {test: why for test, why in self.outcomes.items() if why.startswith("failed")}
+
+    def passed(self) -> set[str]:
+        """The tests that passed."""
+        return {test for test, outcome in self.outcomes.items() if outcome == "passed"}
+
+
+def run(folder: Path, bridge: str, images: bool, tests: list[str]) -> Found:
+    """Run tests on a kind of bridge."""
     with tempfile.TemporaryDirectory() as scratch:
         out, chosen, ini = (Path(scratch) / name for name in ("out.json", "tests", "pytest.ini"))
         chosen.write_text("\n".join(tests))
@@ -95,40 +119,50 @@ def run(folder: Path, bridge: str, tests: list[str]) -> dict[str, str]:
             "TRANSFORMERS_OFFLINE": "1",
             "OMP_NUM_THREADS": "1",
             "UPSTREAM_BRIDGE": bridge,
+            "UPSTREAM_IMAGES": "1" if images else "",
             "UPSTREAM_OUT": str(out),
         }
         options = ["-c", str(ini), "--rootdir", str(folder), "-p", "plugin", "-q", "--tb=short"]
         command = [sys.executable, "-m", "pytest", *options, "-p", "no:cacheprovider", f"@{chosen}"]
-        with (CACHE / f"{bridge}.log").open("w") as log:
+        written = CACHE / f"{bridge}{'-images' * images}.log"
+        with written.open("w") as log:
             subprocess.run(command, cwd=folder, env=environment, stdout=log, stderr=log)
         if not out.exists():
-            raise SystemExit(f"The tests did not run: see {CACHE / bridge}.log")
-        found: dict[str, str] = json.loads(out.read_text())
-        return found
+            raise SystemExit(f"The tests did not run: see {written}")
+        return Found(**json.loads(out.read_text()))
+
+
+def report(folder: Path, mode: str, files: list[str]) -> int:
+    """Run and print one mode; the number of tests lost here that nothing explains."""
+    bridge, _, pictures = mode.partition("-")
+    images = bool(pictures)
+    ours = run(folder, bridge, images, files)
+    failed = ours.failed()
+    suspects = sorted(failed)
+    plain = run(folder, "plain", images, suspects).passed() if suspects else set()
+    lost = sorted(test for test in suspects if test in plain)
+    about = f", of {len(ours.shown)} tests with a picture" if images else ""
+    print(
+        f"{mode}: {len(ours.passed())} pass{about}; {len(lost)} fail here and pass on the plain bridge"
+    )
+    unknown = 0
+    for test in lost:
+        reasons = KNOWN.get(bridge, {}).items()
+        reason = next((told for which, told in reasons if re.search(which, failed[test])), None)
+        unknown += reason is None
+        print(f"  {test}: {reason or 'NOT KNOWN: ' + failed[test][:200]}", flush=True)
+    return unknown
 
 
 def main() -> int:
     """Run and print; 1 if a test passes on the plain bridge, fails here and is not known."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--only", choices=MODES, action="append")
+    parser.add_argument("files", nargs="*")
+    asked = parser.parse_args()
     folder = fetch()
-    files = sys.argv[1:] or choose(folder)
-    ours = {bridge: run(folder, bridge, files) for bridge in ("eager", "sdpa")}
-    failed = {
-        bridge: {test: why for test, why in found.items() if why.startswith("failed")}
-        for bridge, found in ours.items()
-    }
-    suspects = sorted(set().union(*failed.values()))
-    plain = run(folder, "plain", suspects) if suspects else {}
-    unknown = 0
-    for bridge, found in ours.items():
-        lost = sorted(test for test in failed[bridge] if plain.get(test) == "passed")
-        passed = sum(outcome == "passed" for outcome in found.values())
-        print(f"{bridge}: {passed} pass; {len(lost)} fail here and pass on the plain bridge")
-        for test in lost:
-            message = failed[bridge][test]
-            reasons = KNOWN.get(bridge, {}).items()
-            reason = next((told for which, told in reasons if re.search(which, message)), None)
-            unknown += reason is None
-            print(f"  {test}: {reason or 'NOT KNOWN: ' + message[:200]}")
+    files = asked.files or choose(folder)
+    unknown = sum(report(folder, mode, files) for mode in asked.only or MODES)
     return int(unknown > 0)
 
 
