@@ -1,5 +1,8 @@
 # make demo   the main job: two trained models, profiled per modality on real images and compared
 # make test   lint, types and every test, offline
+# make test-oldest, make test-latest   every test with the oldest, the newest versions that
+#                  pyproject.toml allows (torch as pinned), each in an environment of its own
+# make test-loaded   every test three times on a machine that is busy with other things
 # make test-slow   what takes minutes: coverage of the intervals over 200 repetitions
 # make test-upstream   TransformerLens's own tests on our bridge: what passes on the plain one and fails
 #                      here. Fetches them once; about half an hour
@@ -12,13 +15,15 @@
 PYTHON ?= $(firstword $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p"; done))
 VENV ?= .venv
+PINS ?= constraints.txt
+TESTS ?=
 SAMPLES ?= 500
 TRIAL ?= build/trial
 BIN := $(VENV)/bin
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 PIP_NO_INDEX=1
 SOURCES := mm_lens adapters/mm_lens_adapters
 
-.PHONY: demo test test-slow mutants test-upstream lint bench constraints release clean
+.PHONY: demo test suite test-oldest test-latest test-loaded test-slow mutants test-upstream lint bench constraints release clean
 
 demo: $(VENV)/.installed
 	for model in llava-next omnifusion; do \
@@ -27,8 +32,23 @@ demo: $(VENV)/.installed
 	done
 	$(OFFLINE) $(BIN)/mm-lens compare runs/llava-next runs/omnifusion --out runs/compare --overwrite
 
-test: lint
-	$(OFFLINE) $(BIN)/pytest -n 2 --dist worksteal -m "not slow"
+test: lint suite
+
+suite: $(VENV)/.installed
+	$(OFFLINE) $(BIN)/pytest -n 2 --dist worksteal -m "not slow" $(TESTS)
+
+test-oldest:
+	$(MAKE) suite VENV=build/oldest PINS=oldest.txt
+
+# Anew each time: what is newest changes from day to day.
+test-latest:
+	rm -rf build/latest
+	mkdir -p build
+	grep '^torch==' constraints.txt > build/latest.txt
+	$(MAKE) suite VENV=build/latest PINS=build/latest.txt
+
+test-loaded: $(VENV)/.installed
+	$(OFFLINE) $(BIN)/python tests/loaded.py $(TESTS)
 
 test-slow: $(VENV)/.installed
 	$(OFFLINE) $(BIN)/pytest -n 2 --dist worksteal -m slow
@@ -58,11 +78,11 @@ bench: $(VENV)/.installed
 	$(OFFLINE) $(BIN)/python benchmarks/patching.py demo/omnifusion
 
 # torch first and pinned: resolved together with the rest, pip may take another build of it.
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.installed: pyproject.toml $(PINS)
 	@test -n "$(PYTHON)" || { echo "mm_lens needs Python >= 3.11: make PYTHON=/path/to/python3.11"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(BIN)/pip install -q --disable-pip-version-check -c $(PINS) torch
+	$(BIN)/pip install -q --disable-pip-version-check -c $(PINS) -e ".[dev]"
 	touch $@
 
 # The wheel is tried outside of the checkout (-I: nothing but what is installed can be imported).

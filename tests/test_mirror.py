@@ -54,6 +54,7 @@ TESTS_WITHOUT_MODULE = {
     "tests/model/test_traps.py": "one regression test for each trap of TransformerLens",
     "tests/profiling/test_prompts.py": "what a profile says of prompts, from reading to provenance",
     "tests/test_mirror.py": "this file and the tables in it",
+    "tests/test_versions.py": "the bounds of pyproject.toml, and oldest.txt",
     "tests/test_public_surface.py": "public names of all packages, tests/public_surface.txt",
     "tests/causal/test_masks.py": "masks that are not causal, in mm_lens/causal/knockout.py and "
     "mm_lens/model/rerun.py together",

@@ -1,13 +1,18 @@
-"""Writing a directory as a whole: complete, or not there."""
+"""Writing a directory as a whole: complete, or not there, at whatever moment the writer is killed.
+
+A directory that is replaced is moved away before the new one gets its name. A writer killed between
+the two leaves both beside it; the next one puts things in order before it begins.
+"""
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +22,7 @@ from mm_lens._storage.differences import find_differences
 from mm_lens._storage.texts import read_json
 from mm_lens.errors import InputError, MMLensError
 
-JOURNAL = "journal.json"
+JOURNAL, LOCK = "journal.json", "lock"
 
 
 @contextmanager
@@ -38,17 +43,42 @@ def whole_directory(path: str | Path, mark: str, overwrite: bool = False) -> Ite
         OSError: it cannot be written.
     """
     path = Path(os.path.abspath(path))
-    check_free(path, mark, overwrite)
+    check_ahead(path, mark, overwrite)
     with _make_parents(path):
         work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         try:
             new = work / "new"
-            new.mkdir()
-            yield new
-            check_free(path, mark, overwrite)
-            _exchange(new, path, work / "old")
+            with FileLock(work / LOCK):
+                new.mkdir()
+                yield new
+                check_free(path, mark, overwrite)
+                _exchange(new, path, work / "old")
         finally:
-            shutil.rmtree(work, ignore_errors=True)
+            _remove(work)
+
+
+def _tidy_up(path: Path) -> None:
+    """Remove what killed writers of `path` have left, and put back what they had moved away."""
+    for work in path.parent.glob(f".{glob.escape(path.name)}.{'?' * 8}"):
+        if not (work / LOCK).exists():
+            with suppress(OSError):  # not empty, so none of ours
+                work.rmdir()
+            continue
+        lock = FileLock(work / LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except (Timeout, OSError):  # at work; or not ours to touch
+            continue
+        if (work / "old").exists() and not path.exists():
+            (work / "old").rename(path)
+        lock.release()
+        _remove(work)
+
+
+def _remove(work: Path) -> None:
+    """Remove a temporary directory: its lock last, which tells it from those of others."""
+    for name in ("new", "old", "."):
+        shutil.rmtree(work / name, ignore_errors=True)
 
 
 @contextmanager
@@ -72,14 +102,13 @@ def resumable_directory(
             writing it.
         OSError: it cannot be written.
     """
-    path = Path(os.path.abspath(path))
-    check_free(path, mark, overwrite)
-    staging = path.with_name(f"{path.name}.partial")
+    path, made_from = Path(os.path.abspath(path)), json.loads(json.dumps(origin))
+    check_ahead(path, mark, overwrite)
+    staging, old = path.with_name(f"{path.name}.partial"), path.with_name(f".{path.name}.old")
     with _make_parents(path), _lock(path):
+        _settle(path, staging, old, made_from)
         check_free(path, mark, overwrite)
-        if (staging / mark).exists() and not (staging / JOURNAL).exists():
-            shutil.rmtree(staging)  # killed in its very last step
-        _open_journal(staging, json.loads(json.dumps(origin)))
+        _open_journal(staging, made_from)
         try:
             yield staging
         except BaseException:
@@ -89,11 +118,27 @@ def resumable_directory(
                 shutil.rmtree(staging, ignore_errors=True)
             raise
         check_free(path, mark, overwrite)
-        (staging / JOURNAL).unlink()
-        old = path.with_name(f".{path.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
         _exchange(staging, path, old)
+        # Last: as long as it is there, the next try knows that this one was killed here.
         shutil.rmtree(old, ignore_errors=True)
+        (path / JOURNAL).unlink()
+
+
+def _settle(path: Path, staging: Path, old: Path, origin: dict[str, Any]) -> None:
+    """Put in order what a writer has left that was killed while directories changed their names.
+
+    What has the name already goes on from there if it is made from the same, so that the same call
+    ends as if nothing had been; else it is finished.
+    """
+    journal = path / JOURNAL
+    if journal.exists():
+        if json.loads(journal.read_text("utf-8")) == origin and not staging.exists():
+            path.rename(staging)
+        else:
+            shutil.rmtree(old, ignore_errors=True)
+            journal.unlink()
+    if old.exists() and not path.exists():
+        old.rename(path)
 
 
 def _open_journal(staging: Path, origin: dict[str, Any]) -> None:
@@ -138,7 +183,7 @@ def _make_parents(path: Path) -> Iterator[None]:
 @contextmanager
 def _lock(path: Path) -> Iterator[None]:
     """One process at a time; the lock of a killed one is free."""
-    file = path.with_name(f".{path.name}.lock")
+    file = _lock_file(path)
     lock = FileLock(file)
     try:
         lock.acquire(timeout=0)
@@ -163,6 +208,25 @@ def _exchange(new: Path, path: Path, old: Path) -> None:
         raise
 
 
+def check_ahead(path: Path, mark: str, overwrite: bool) -> None:
+    """`check_free` before work begins, and after what killed writers have left is in order.
+
+    Raises:
+        InputError: as `check_free`.
+        MMLensError: another process is writing it, resumably.
+    """
+    path = Path(os.path.abspath(path))
+    _tidy_up(path)
+    if _lock_file(path).exists():  # of a writer at work, or of one that was killed: then it goes
+        with _lock(path):
+            pass
+    check_free(path, mark, overwrite)
+
+
+def _lock_file(path: Path) -> Path:
+    return path.with_name(f".{path.name}.lock")
+
+
 def check_free(path: Path, mark: str, overwrite: bool) -> None:
     """See that a directory is not there, is empty, or may be replaced.
 
@@ -180,5 +244,5 @@ def check_free(path: Path, mark: str, overwrite: bool) -> None:
             f"{path} is not empty and holds no {mark}, so it was not written by mm-lens. "
             "Name another directory."
         )
-    if not overwrite:
+    if not overwrite and not (path / JOURNAL).is_file():  # its writer was killed in its last step
         raise InputError(f"{path} exists already. Name another directory, or overwrite it.")

@@ -15,7 +15,7 @@ import huggingface_hub
 import torch
 from huggingface_hub.errors import HFValidationError
 
-from mm_lens._storage.files import check_free
+from mm_lens._storage.files import check_ahead
 from mm_lens.checkpoints import formats, hub, shards
 from mm_lens.checkpoints.building import blame
 from mm_lens.checkpoints.directory import check_regular
@@ -59,7 +59,7 @@ def convert(
             full or cannot be written; there is something else at `out`.
     """
     kind = formats.format_named(format)
-    check_free(Path(out), shards.RECORD_FILE, overwrite)
+    check_ahead(Path(out), shards.RECORD_FILE, overwrite)
     check_regular(Path(source))
     with blame(source):
         plan = kind.plan(Path(source), vision_tower=vision_tower)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import os
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,9 +20,10 @@ import typer
 
 import mm_lens
 from mm_lens import demo
-from mm_lens._storage.files import check_free, whole_directory
-from mm_lens.cli import failures, hook_options
+from mm_lens._storage.files import check_ahead, whole_directory
+from mm_lens.cli import failures, hook_options, left_over
 from mm_lens.cli.models import load_model, silence_libraries
+from mm_lens.cli.stopping import Stopped, heed_sigterm
 from mm_lens.errors import MMLensError
 from mm_lens.plugins import plugin_names
 from mm_lens.profiling import processes
@@ -48,16 +48,22 @@ def run(arguments: Sequence[str]) -> int:
     for stream in (sys.stdout, sys.stderr):  # names of files may be no text that can be encoded
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    try:
-        code = int(app(list(arguments), prog_name="mm-lens", standalone_mode=False) or 0)
-        problem = failures.INTERRUPTED if code == 130 else ""
-    except BaseException as error:
-        explained = failures.explain(error)
-        if explained is None:
-            raise
-        code, problem = explained
-    if problem and processes.is_first_to_fail():
-        print(f"mm-lens: {problem}", file=sys.stderr)
+    own, problem = True, ""
+    with heed_sigterm() as heard:
+        try:
+            try:
+                code = int(app(list(arguments), prog_name="mm-lens", standalone_mode=False) or 0)
+            finally:
+                heard.set()  # what follows takes no time, and is to be said
+            problem = failures.INTERRUPTED if code == 130 else ""
+        except BaseException as error:
+            explained = failures.explain(error)
+            if explained is None:
+                raise
+            code, problem = explained
+            own = not isinstance(error, processes.AnotherEndedError | Stopped)
+        if problem and processes.is_to_say_why(own):
+            print(f"mm-lens: {problem}", file=sys.stderr)
     return code
 
 
@@ -176,6 +182,7 @@ def profile_command(
     flows = read_names(streams, ("residual", "main"))
     sets = read_names(presets, ("honest", "paper"))
     from mm_lens.data import datasets
+    from mm_lens.profiling import run_directory
     from mm_lens.profiling.result import PROVENANCE_FILE
 
     if processes.is_started_alone():
@@ -185,8 +192,10 @@ def profile_command(
         )
     which = hook_options.read(hooks, pairs, heads)
     run_dir = Path(states or f"{os.path.abspath(out)}.partial") if states != "ram" else None
+    if run_dir is not None and not restart and left_over.finish(run_dir, out, quiet):
+        return
     # What can be wrong is looked at before anything slow begins.
-    check_free(out, PROVENANCE_FILE, overwrite)
+    check_ahead(out, PROVENANCE_FILE, overwrite)
     if run_dir is not None and Path(os.path.abspath(run_dir)).is_relative_to(os.path.abspath(out)):
         raise typer.BadParameter(
             f"--states {run_dir} lies in --out, which is written as a whole at the end. Name a "
@@ -229,17 +238,17 @@ def profile_command(
             chat_template=chat_template,
         )
         if crew.main:
-            command = shlex.join(["mm-lens", *sys.argv[1:]])
-            result = replace(result, provenance={"command": command, **result.provenance})
+            about = {"command": left_over.command(), **result.provenance}
+            result = replace(result, provenance=about)
             with whole_directory(out, PROVENANCE_FILE, overwrite) as new:
                 files = _write(result, new, progress=not quiet)
+                if run_dir is not None:
+                    run_directory.note_written(run_dir, new / PROVENANCE_FILE)
         crew.finish()
     if not crew.main:
         return
     if run_dir is not None:
-        from mm_lens.profiling.run_directory import remove_run
-
-        remove_run(run_dir)
+        run_directory.remove_run(run_dir)
     if not quiet:
         from mm_lens.cli import summary
 

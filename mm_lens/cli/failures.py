@@ -13,6 +13,7 @@ from pathlib import Path
 
 import typer
 
+from mm_lens.cli import stopping
 from mm_lens.errors import DamageError, MMLensError, lacks_memory, show_safely
 
 # The root of typer's complaints about a command line, wherever its version keeps that class.
@@ -26,7 +27,8 @@ class Interrupted(MMLensError):
 
 
 def explain(error: BaseException) -> tuple[int, str] | None:
-    """Exit code and line for a failure: 2 for a wrong command line, 130 for Ctrl-C, 1 for the rest.
+    """Exit code and line for a failure: 2 for a wrong command line, 1 for the rest, 128 and its
+    number for a signal (130 for Ctrl-C, 143 for SIGTERM).
 
     None if it is none that a user can cause.
     """
@@ -34,6 +36,8 @@ def explain(error: BaseException) -> tuple[int, str] | None:
         return 2, f"{_line(error).rstrip('.')}. See mm-lens --help."
     if isinstance(error, typer.Abort | KeyboardInterrupt):
         return 130, INTERRUPTED
+    if isinstance(error, stopping.Stopped):
+        return stopping.CODE, _line(error)
     if isinstance(error, MMLensError):
         return 130 if isinstance(error, Interrupted) else 1, _line(error)
     if isinstance(error, OSError) and not lacks_memory(error):

@@ -110,8 +110,7 @@ class VisionLanguageBridge(TransformerBridge):
         padding_side: Literal["left", "right"] | None = None,
         **unknown: Any,
     ) -> Inputs:
-        """Turn prompts and images into inputs for this model; see
-        `mm_lens.model.inputs.prepare`."""
+        """Turn prompts and images into inputs; see `mm_lens.model.inputs.prepare`."""
         return _inputs.prepare(
             self.family,
             self.processor,
@@ -240,6 +239,7 @@ class VisionLanguageBridge(TransformerBridge):
 
         Raises:
             InputError: rows are padded on the right: generation would continue from padding.
+            MMLensError: the check at load found that this model is wrong with its KV cache.
         """
         tokens, kwargs = self._unpack_for_generation(input, kwargs)
         pixels = find_pixels(kwargs)
@@ -291,9 +291,9 @@ class VisionLanguageBridge(TransformerBridge):
             with self.bound({"input_ids": tokens, **mask, **pixels}):
                 return super().hf_generate(tokens, *args, **kwargs)
 
-    def _unpack_for_generation(
-        self, input: Any, kwargs: dict[str, Any]
-    ) -> tuple[Any, dict[str, Any]]:
+    def _unpack_for_generation(self, input: Any, kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        if kwargs.get("use_past_kv_cache", kwargs.get("use_cache", True)) is not False:
+            self.report.require("Generation with a KV cache", "cache")
         tokens, kwargs = self._unpack(input, kwargs)
         mask = kwargs.get("attention_mask")
         if isinstance(mask, Tensor) and mask.ndim == 2 and not bool(mask[:, -1].all()):

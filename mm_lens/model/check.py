@@ -9,12 +9,14 @@ Guaranteed after a clean report, for the prompt and the synthetic image of the c
 4. at every block, what is written adds up: `resid_pre + attn_out = resid_mid`,
    `resid_mid + mlp_out = resid_post`, and that is the next block's `resid_pre`;
 5. a run from a block on, without an edit, has the logits of the whole pass;
-6. a row in a padded batch has the logits of the row alone.
+6. a row in a padded batch has the logits of the row alone;
+7. a token read with the KV cache has the logits of the whole pass, so that `generate` writes the
+   same tokens with the cache and without.
 
 Where the first fails nothing holds, and loading is refused. Where one of the others fails, the
 tools that need it refuse (`Report.require`), and the rest works.
 
-Cost: about thirty forward passes of a short prompt with one small image.
+Cost: about thirty-five forward passes of a short prompt with one small image.
 """
 
 from __future__ import annotations
@@ -39,10 +41,13 @@ from mm_lens.model.rerun import TOLERANCE, Rerun
 
 PROMPT = "What is this?"
 
-Need: TypeAlias = Literal["residual", "pattern", "rerun", "batch"]
-"""What a tool may need of a model: points 4, 3, 5 and 6 of the module's text."""
+Need: TypeAlias = Literal["residual", "pattern", "rerun", "batch", "cache"]
+"""What a tool may need of a model: points 4, 3, 5, 6 and 7 of the module's text."""
 
 LONGER = "What is this, and what is it not?"
+
+NEW_TOKENS = 4
+"""Written by the check of the KV cache: the first comes of the prompt, the others of the cache."""
 
 
 @dataclass(frozen=True)
@@ -200,6 +205,7 @@ def self_check(model: Any, expected: Expected) -> Report:
     _check_residual(model, report, inputs)
     _check_rerun(model, report, inputs)
     _check_batch(model, report)
+    _check_cache(model, report, inputs)
     return report
 
 
@@ -348,4 +354,38 @@ def _check_batch(model: Any, report: Report) -> None:
             "A row in a padded batch has other logits than the row alone (they differ by "
             f"{difference:.3g} standard deviations). Run one row at a time.",
             spoils="batch",
+        )
+
+
+def _check_cache(model: Any, report: Report, inputs: Inputs) -> None:
+    """Does generation read of its cache what a pass over the same tokens computes?
+
+    Logits are compared, not tokens: of two that are as likely, rounding chooses either.
+    """
+    n = inputs.input_ids.shape[1]
+    try:
+        written = model.generate(
+            inputs,
+            max_new_tokens=NEW_TOKENS,
+            do_sample=False,
+            stop_at_eos=False,
+            output_logits=True,
+            verbose=False,
+        )
+    except NotImplementedError:  # TransformerLens's word: this architecture does not generate so
+        return
+    new = written.sequences[0, n:-1]  # nothing reads the last one
+    # A model may write its image placeholder, which no whole pass takes for a word.
+    words = int((new != model.family.image_token_id).long().cumprod(0).sum())
+    with model.bound(inputs):
+        whole = model(written.sequences[:, : n + words])[0, n - 1 :].float()
+    cached = torch.cat(written.logits[: words + 1]).float().to(whole.device)
+    difference = float((cached - whole).abs().max() / whole.std())
+    if not difference <= TOLERANCE.get(written.logits[0].dtype, 0.2):
+        report.add(
+            "error",
+            "With its KV cache the model computes other logits than in a pass over the same tokens "
+            f"(they differ by {difference:.3g} standard deviations), so it would write other "
+            "tokens. Generate with use_past_kv_cache=False.",
+            spoils="cache",
         )

@@ -1,7 +1,9 @@
 """What a run is: the model, the data and the options that its numbers follow from.
 
-Two runs with the same identity on the same kind of machine give the same table, so that one may
-resume what the other has left. How many processes share the work is not part of it.
+Two runs with the same identity on the same kind of machine, with as many threads in each process,
+give the same table, so that one may resume what the other has left. How many processes share the
+work is not part of it. The number of threads is noted, and its change told: sums are then made in
+another order.
 """
 
 from __future__ import annotations
@@ -46,6 +48,7 @@ def manifest(
         "data": {"n_samples": n_samples, "content": _data(dataset, n_samples)},
         "options": dict(options),
         "versions": versions(),
+        "threads": torch.get_num_threads(),
     }
 
 

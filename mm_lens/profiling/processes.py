@@ -20,6 +20,12 @@ T = TypeVar("T")
 # A process may be done hours before another whose images are larger.
 _PATIENCE = timedelta(days=7)
 
+_FAILED = "mm_lens/failed"  # how many processes have said why they end
+
+
+class AnotherEndedError(MMLensError):
+    """Another process of this run has ended, and so this one ends."""
+
 
 class Processes:
     """This process and the others of its run; alone unless a launcher started several.
@@ -56,7 +62,7 @@ class Processes:
         """The items of all processes, in each of them.
 
         Raises:
-            MMLensError: one of them has ended.
+            AnotherEndedError: one of them has ended.
         """
         if self._state is None:
             return set(items)
@@ -69,7 +75,7 @@ class Processes:
         """Return when every process has come here.
 
         Raises:
-            MMLensError: one of them has ended.
+            AnotherEndedError: one of them has ended.
         """
         if self._state is not None:
             with _blame_others():
@@ -88,9 +94,15 @@ def _blame_others() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise MMLensError(
-            "Another process of this run has failed. Its message says why; start the run again."
+        raise AnotherEndedError(
+            f"{name()} has stopped: another process of this run has ended, and if it said nothing "
+            "it was killed (out of memory?)."
         ) from error
+
+
+def name() -> str:
+    """What to call this process in a message, of several."""
+    return f"Process {int(os.environ.get('RANK') or 0) + 1} of {count_processes()}"
 
 
 def count_processes() -> int:
@@ -115,8 +127,16 @@ def is_started_alone() -> bool:
     return count_processes() == 1 and {"MASTER_PORT", "ACCELERATE_DYNAMO_BACKEND"} <= {*os.environ}
 
 
-def is_first_to_fail() -> bool:
-    """Whether this process is the first to fail, and so the one that says why."""
+def is_to_say_why(own: bool) -> bool:
+    """Whether this process, which ends, is to say why.
+
+    Of those with a reason of their own, the first: the others fail for the same one, as a rule. Of
+    those that end because another has, each, unless that one has said why; one that was killed has
+    not.
+
+    Args:
+        own: whether the reason is this process's own.
+    """
     if count_processes() == 1:
         return True
     import torch.distributed as dist
@@ -129,6 +149,6 @@ def is_first_to_fail() -> bool:
             wait_for_workers=False,
             timeout=timedelta(seconds=3),
         )
-        return int(store.add("mm_lens/failed", 1)) == 1
+        return int(store.add(_FAILED, int(own))) == int(own)
     except (RuntimeError, KeyError):  # the process that keeps the count is gone: it failed first
-        return os.environ.get("RANK", "0") == "0"
+        return not own or os.environ.get("RANK", "0") == "0"

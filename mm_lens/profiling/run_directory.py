@@ -8,14 +8,16 @@ manifest                         what the run is: model, data, options, versions
 part-0/index                     batches done by process 0, and which tokens it has sampled
 part-0/visual.residual.003       their states (`mm_lens.profiling.stores`)
 sites/residual.visual.003        finished metrics of one stream, modality and hook or head
+written                          a digest of the result that was written from all this: it can go
 ```
 
-**A run killed at any moment is resumed and ends with the same table.** Indices, sites and the
-manifest are replaced as a whole. States are written in place, before the index that names them is:
-a slot changes hands only when its token has left the sample for good, because smaller keys have
-come. If the index with these keys is lost, the batch that brought them is done again, and they come
-again, in whichever process. So an index may name tokens whose states are gone, but none that the
-merged sample of all batches keeps.
+**A run killed at any moment is resumed and ends with the same table**, given as many threads in
+each process as before: matrix products add in an order that depends on them, so a change is told.
+Indices, sites and the manifest are replaced as a whole. States are written in place, before the
+index that names them is: a slot changes hands only when its token has left the sample for good,
+because smaller keys have come. If the index with these keys is lost, the batch that brought them is
+done again, and they come again, in whichever process. So an index may name tokens whose states are
+gone, but none that the merged sample of all batches keeps.
 
 **Several processes** write parts of their own. They first agree on what is done, so that each batch
 is in one part only, even where a network file system shows a file late. The merged sample is the
@@ -31,6 +33,7 @@ import io
 import json
 import re
 import time
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -42,7 +45,8 @@ from filelock import FileLock, Timeout
 
 from mm_lens._storage.checked import read_file, sync_directory, write_file
 from mm_lens._storage.differences import find_differences
-from mm_lens.errors import DamageError, DataError, InputError
+from mm_lens._storage.hashing import digest
+from mm_lens.errors import DamageError, DataError, InputError, MMLensWarning
 from mm_lens.profiling.points.point import Point
 from mm_lens.profiling.processes import Processes
 from mm_lens.profiling.stores import FileStore
@@ -52,8 +56,9 @@ T = TypeVar("T")
 
 SECONDS_TO_SEE = 120
 
-LOCK, MANIFEST, INDEX, SITES = "lock", "manifest", "index", "sites"
+LOCK, MANIFEST, INDEX, SITES, WRITTEN = "lock", "manifest", "index", "sites", "written"
 MARK = b"mm_lens run\n"
+THREADS = "threads"  # of the manifest: the one entry in which a run may differ from its next try
 # All that runs write, in the order in which it can go: what is left is a run that has done less.
 _FILES = (
     f"part-*/{INDEX}",
@@ -66,6 +71,8 @@ _FILES = (
     f"{SITES}/*.*.[0-9][0-9][0-9][0-9].new",
     f"{MANIFEST}.new",
     MANIFEST,
+    f"{WRITTEN}.new",
+    WRITTEN,
 )
 
 
@@ -285,6 +292,27 @@ def note(path: Path) -> str:
     return f"What was done is in {path}: run the same again to resume."
 
 
+def note_written(path: Path, provenance: Path) -> None:
+    """Note in a run directory that its result is complete, before that gets its name.
+
+    Args:
+        path: the run directory.
+        provenance: the file that tells this result from any other.
+    """
+    write_file(path / WRITTEN, f"{digest(provenance.read_bytes())}".encode())
+
+
+def has_served(path: Path, provenance: Path) -> bool:
+    """Whether the result with this provenance was written from a run directory, which can go.
+
+    A run that is killed after its result got its name, and before this directory went, leaves it.
+    """
+    try:
+        return read_file(path / WRITTEN) == f"{digest(provenance.read_bytes())}".encode()
+    except (OSError, DataError):  # one of them is not there, or was never finished
+        return False
+
+
 def remove_run(path: Path) -> None:
     """Delete a run directory that has served; what others have put there stays."""
     if path.exists():
@@ -301,21 +329,32 @@ def _check_ours(path: Path) -> None:
         head = (path / MANIFEST).read_bytes()[: len(MARK)] if (path / MANIFEST).is_file() else None
         ours = head in (MARK, b"")  # an empty one is a damaged one
     else:
-        ours = all(re.fullmatch(rf"{LOCK}(-\d+)?|{MANIFEST}\.new", name) for name in names)
+        pattern = rf"{LOCK}(-\d+)?|{MANIFEST}\.new|{WRITTEN}(\.new)?"
+        ours = all(re.fullmatch(pattern, name) for name in names)
     if not ours:
         raise InputError(f"{path} is not empty and no run directory. Name another directory.")
 
 
 def _check_same(path: Path, manifest: dict[str, Any]) -> None:
     earlier = json.loads(read_file(path / MANIFEST).removeprefix(MARK))
+    then, now = earlier.pop(THREADS, None), manifest.get(THREADS)
+    same = {name: value for name, value in manifest.items() if name != THREADS}
     found = [
         f"{name} is {there} there and {here} here"
-        for name, there, here in find_differences(earlier, manifest)
+        for name, there, here in find_differences(earlier, same)
     ]
     if found:
         raise InputError(
             f"{path} holds an unfinished run that is not this one: {'; '.join(found)}. "
             "Give restart=True (--restart) to discard it, or write elsewhere."
+        )
+    if then != now:
+        warnings.warn(
+            f"The run in {path} was begun with {then} threads in a process and goes on with {now}: "
+            "its numbers may differ from those of an undisturbed run in their last digits. For the "
+            f"same bytes set OMP_NUM_THREADS={then}.",
+            MMLensWarning,
+            stacklevel=2,
         )
 
 

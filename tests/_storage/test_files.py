@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import signal
 
 import pytest
 from filelock import FileLock
@@ -102,3 +105,107 @@ def test_two_at_once_do_not_meet(tmp_path):
         pytest.raises(MMLensError, match="Another process is writing"),
     ):
         begin(tmp_path / "b", {}, finish=True)
+
+
+def killed(function, before):
+    """Run a function in a process that is killed before the n-th change of a name.
+
+    Returns whether it was; else the function has ended.
+    """
+    process = os.fork()
+    if process == 0:
+        left = [before]
+
+        def counted(change):
+            def count(*args, **options):
+                left[0] -= 1
+                if left[0] == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return change(*args, **options)
+
+            return count
+
+        for name in ("rename", "replace", "unlink", "rmdir", "mkdir"):
+            setattr(os, name, counted(getattr(os, name)))
+        function()
+        os._exit(0)
+    _, status = os.waitpid(process, 0)
+    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
+    return os.WIFSIGNALED(status)
+
+
+def rewrite(path, overwrite):
+    write(path, "two", overwrite=overwrite)
+
+
+def redo(path, overwrite):
+    begin(path, {"from": "two"}, finish=True, overwrite=overwrite)
+    (path / MARK).write_text("two")
+
+
+@pytest.mark.parametrize("overwrite", [False, True], ids=["new", "replaced"])
+@pytest.mark.parametrize("again", [rewrite, redo])
+def test_a_writer_killed_at_any_moment_is_followed_by_one_that_ends_well(
+    tmp_path, again, overwrite
+):
+    for moment in range(1, 100):
+        directory = tmp_path / f"{moment}"
+        directory.mkdir()
+        path = directory / "b"
+        if overwrite:
+            write(path, "one")
+        met = killed(lambda path=path: again(path, overwrite), moment)
+        finished = (path / MARK).exists() and not (path / "journal.json").exists()
+        if met and not (finished and not overwrite):
+            again(path, overwrite)
+        elif met:  # killed while it removed what it had used
+            with pytest.raises(InputError, match="exists already"):
+                again(path, overwrite)
+        left = [name for name in names_below(directory) if name not in ("b/shard", "b/made.json")]
+        assert left == ["b"], moment
+        if not met:
+            break
+        shutil.rmtree(directory)
+    assert 4 < moment < 99
+
+
+def test_what_was_moved_away_is_put_back_though_nothing_new_is_written(tmp_path):
+    """Killed between the two changes of names, and never run again: the next reads the old one."""
+    write(tmp_path / "b", "one")
+    rename = os.rename
+
+    def dies(old, new):
+        rename(old, new)
+        if new.name == "old":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    process = os.fork()
+    if process == 0:
+        os.rename = dies
+        write(tmp_path / "b", "two", overwrite=True)
+        os._exit(1)
+    assert os.WIFSIGNALED(os.waitpid(process, 0)[1])
+    assert not (tmp_path / "b").exists()
+    with pytest.raises(InputError, match="exists already"):
+        write(tmp_path / "b", "three")
+    assert names_below(tmp_path) == ["b", "b/made.json"]
+    assert (tmp_path / "b" / MARK).read_text() == "one"
+
+
+def test_a_writer_at_work_is_left_alone(tmp_path):
+    with whole_directory(tmp_path / "b", MARK) as new:
+        (new / MARK).write_text("slow")
+        write(tmp_path / "b", "quick")
+        assert (new / MARK).read_text() == "slow"
+        shutil.rmtree(tmp_path / "b")
+    assert names_below(tmp_path) == ["b", "b/made.json"]
+    assert (tmp_path / "b" / MARK).read_text() == "slow"
+
+
+def test_finished_work_that_was_cut_off_stays_finished_for_another_origin(tmp_path):
+    path = tmp_path / "b"
+    begin(path, {"from": "x"}, finish=True)
+    (path / "journal.json").write_text('{"from": "x"}')  # as if killed before it removed this
+    with pytest.raises(InputError, match="exists already"):
+        begin(path, {"from": "y"}, finish=True)
+    assert names_below(tmp_path) == ["b", "b/made.json", "b/shard"]

@@ -59,7 +59,7 @@ def test_two_at_once_do_not_meet(source, tower, tmp_path):
 
 
 def test_load_converts_a_local_directory_once_for_each_state(replica, source, parts):
-    model = mm_lens.load(str(source), check=False)
+    model = mm_lens.load(str(source), device="cpu", check=False)
     assert torch.equal(model.original_model.get_input_embeddings().special[0], parts.special["SOI"])
     kept = replica.root / "cache" / "converted"
     assert len(list(kept.glob("source--*"))) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -23,6 +24,7 @@ def test_a_block_runs_as_pasted(block, tmp_path):
     ran = subprocess.run(
         [sys.executable, "-W", "error::SyntaxWarning", "-c", block],
         cwd=tmp_path,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},  # where what it asserts was read
         capture_output=True,
         text=True,
     )

@@ -156,3 +156,30 @@ def test_patterns_that_are_only_reported_are_found():
         model.run_with_hooks(
             inputs, fwd_hooks=[("blocks.2.attn.hook_pattern", lambda x, hook: x.flip(-1))]
         )
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_cache_that_attention_does_not_see_is_found(attention):
+    """As when transformers hands it over under a name that TransformerLens does not know."""
+    model = load_tiny(attention=attention, check=False)
+
+    def rename(module, args, kwargs):
+        return args, {
+            "kept" if name == "past_key_values" else name: v for name, v in kwargs.items()
+        }
+
+    assert "cache" not in errors(model)[1]
+    for block in model.blocks:
+        block.attn.register_forward_pre_hook(rename, with_kwargs=True)
+    report, found = errors(model)
+    assert "With its KV cache the model computes other logits" in found["cache"]
+    assert set(found) == {"cache"}
+    model.report = report
+    inputs = model.prepare("Eh", random_image(8, 12))
+    for generate in (model.generate, model.generate_stream, model.hf_generate):
+        with pytest.raises(MMLensError, match=r"Generation with a KV cache: refused"):
+            generate(inputs, max_new_tokens=2)
+    options = {"max_new_tokens": 3, "do_sample": False, "stop_at_eos": False, "verbose": False}
+    got = model.generate(inputs, use_past_kv_cache=False, **options)
+    want = load_tiny(attention=attention, check=False).generate(inputs, **options)
+    assert torch.equal(got, want)

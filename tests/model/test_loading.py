@@ -30,6 +30,7 @@ def test_from_a_directory(tmp_path):
     other = mm_lens.load(str(tmp_path), attention="eager", dtype=torch.float32, check=False)
     native.set_attn_implementation("eager")
     inputs = other.prepare("What is it?", random_image(9, 40))
+    native.to(inputs.input_ids.device)  # the model may be on a GPU
     assert torch.equal(other(inputs), native(**inputs).logits)
 
 

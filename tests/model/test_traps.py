@@ -15,6 +15,7 @@ from keyword_inputs import keywords, n_image
 from tiny import random_image
 from transformer_lens import patching
 from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
+from transformers import DynamicCache
 
 import mm_lens
 from mm_lens import HookError, InputError
@@ -171,6 +172,35 @@ def test_generation_without_cache_sees_the_image_at_every_step(family, model, on
     assert torch.equal(model.generate(one, use_past_kv_cache=False, **options), want)
     with model.bound(one):
         assert torch.equal(model.generate(one.input_ids, **options), want)
+
+
+def test_attention_gets_its_cache_under_the_name_that_the_bridge_reads(family, one):
+    """transformers 5.24 hands it over under another name: TransformerLens 4.3 does not see it, and
+    cached generation with eager attention writes other tokens. Hence the bound in pyproject.toml.
+    """
+    native, _ = FAMILIES[family]()
+    seen, layer = [], native.get_decoder().layers[1]
+    layer.self_attn.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs), with_kwargs=True
+    )
+    cache = DynamicCache(config=native.config.get_text_config())
+    native(**one, past_key_values=cache)
+    assert seen[0]["past_key_values"] is cache  # canary
+
+    plain = plain_bridge(family)
+    options = {"max_new_tokens": 6, "do_sample": False, "stop_at_eos": False, "verbose": False}
+    words = torch.arange(20, 29)[None]
+    want = plain.generate(words, use_past_kv_cache=False, **options)
+    assert torch.equal(plain.generate(words, **options), want)
+
+    def rename(module, args, kwargs):
+        return args, {
+            "kept" if name == "past_key_values" else name: v for name, v in kwargs.items()
+        }
+
+    for block in plain.blocks:
+        block.attn.register_forward_pre_hook(rename, with_kwargs=True)
+    assert not torch.equal(plain.generate(words, **options), want)  # canary: and no error
 
 
 # 3. Edits of the vision layer that the model reads do nothing.

@@ -21,7 +21,7 @@ from mm_lens.profiling import processes
 from mm_lens.profiling import run as measure
 from mm_lens.profiling import run_directory as rundir
 
-# One process on a GPU each, or on the CPU; a free port, for tests run beside each other.
+# "Many processes", here on the CPU; a free port, for tests run beside each other.
 LAUNCH = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
 LAUNCH += ["--main_process_port", "0", "-m", "mm_lens"]
 
@@ -83,12 +83,23 @@ def arguments(model_path, tmp_path) -> list[str]:
     for i in range(7):
         random_image(20 + i, 30, i).save(images / f"{i}.png")
     options = {"model": model_path, "data": images, "batch-size": 2, "streams": "main"}
+    options["device"] = "cpu"
     given = [part for name, value in options.items() for part in (f"--{name}", str(value))]
     return ["profile", *given, "--presets", "paper", "--tokens", "100", "--no-check"]
 
 
 def launched(arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, *LAUNCH, *arguments], capture_output=True, text=True)
+    return run_python(*LAUNCH, *arguments)
+
+
+def run_python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Where there is one GPU, two processes could not share it."""
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+    )
 
 
 def test_accelerate_launch_writes_the_bytes_of_one_process(arguments, tmp_path, monkeypatch):
@@ -109,6 +120,21 @@ def test_accelerate_launch_writes_the_bytes_of_one_process(arguments, tmp_path, 
 
 
 @pytest.mark.slow
+def test_two_processes_of_two_threads_write_the_bytes_of_one_of_two(
+    arguments, tmp_path, monkeypatch
+):
+    """The condition of all that is said of equal bytes: the same number of threads in each."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    both = [*arguments, "--quiet", "--out"]
+    for start, name in ((LAUNCH, "two"), (LAUNCH[-2:], "one")):
+        done = run_python(*start, *both, str(tmp_path / name))
+        assert done.returncode == 0, done.stderr
+        assert '"threads": 2' in (tmp_path / name / "provenance.json").read_text("utf-8")
+    for name in ("profile.parquet", "replicates.parquet"):
+        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+
+
+@pytest.mark.slow
 def test_what_ends_one_process_ends_all_with_one_message(arguments, tmp_path):
     (tmp_path / "images" / "6.png").write_bytes(b"no image")  # the other process reads it
     done = launched([*arguments, "--out", str(tmp_path / "two")])
@@ -118,14 +144,77 @@ def test_what_ends_one_process_ends_all_with_one_message(arguments, tmp_path):
     assert not (tmp_path / "two").exists()
 
 
-def test_only_the_first_process_to_fail_says_why(monkeypatch):
+@pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_one_killed_process_is_told_by_all_others_and_resumed_to_the_same_bytes(
+    arguments, tmp_path, monkeypatch, count
+):
+    """The last process is killed in its second batch; the first is at work then, others wait."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, signal, sys, time\n"
+        "from mm_lens.cli import commands\n"
+        "from mm_lens.profiling import states\n"
+        "take, begun = states._take, []\n"
+        f"last = {count - 1}\n"
+        "def slow(*args):\n"
+        "    begun.append(1)\n"
+        "    take(*args)\n"
+        "    if os.environ['RANK'] == '0':\n"
+        "        time.sleep(600 if len(begun) > 1 else 0)\n"
+        "    if int(os.environ['RANK']) == last and len(begun) > 1:\n"
+        "        time.sleep(2)\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "states._take, states.COMMIT_SECONDS = slow, 0.0\n"
+        "commands.main(sys.argv[1:])\n"
+    )
+    launch = [str(count) if part == "2" else part for part in LAUNCH[:-2]]
+    # Batches of one sample: each process has at least two of the seven.
+    call = [*arguments, "--batch-size", "1", "--out", str(tmp_path / "many")]
+    done = run_python(*launch, str(script), *call)
+    assert done.returncode != 0
+    told = [line for line in done.stderr.splitlines() if line.startswith("mm-lens: ")]
+    assert [line[: len("mm-lens: Process 1 of 3")] for line in sorted(told)] == [
+        f"mm-lens: Process {rank + 1} of {count}" for rank in range(count - 1)
+    ]
+    for line in told:
+        assert "killed" in line
+        assert f"What was done is in {tmp_path / 'many.partial'}: run the same again" in line
+    assert not (tmp_path / "many").exists()
+
+    done = run_python(*launch, "-m", "mm_lens", *call)
+    assert done.returncode == 0, done.stderr
+    assert "samples are done" in done.stderr
+    monkeypatch.setattr("mm_lens.drawing.report.write", lambda profile, directory: iter(()))
+    alone = [*call[:-1], str(tmp_path / "one"), "--quiet"]
+    assert cli.run(alone) == 0
+    for name in ("profile.parquet", "replicates.parquet"):
+        assert (tmp_path / "many" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *("images", "many", "one", "script.py"),
+    ]
+
+
+@pytest.fixture
+def store(monkeypatch):
+    """Where three processes keep count of those that have said why they end; this is the second."""
     store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     given = {"WORLD_SIZE": 3, "RANK": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port}
     for name, value in given.items():
         monkeypatch.setenv(name, str(value))
-    assert [processes.is_first_to_fail() for _ in range(3)] == [True, False, False]
-    del store  # the process that keeps count has gone, so it has failed before
-    assert not processes.is_first_to_fail()
+    return [store]
+
+
+def test_only_the_first_process_to_fail_says_why(store):
+    assert [processes.is_to_say_why(own=True) for _ in range(3)] == [True, False, False]
+    assert not processes.is_to_say_why(own=False)  # for somebody else has
+    store.clear()  # the process that keeps count has gone, so it has failed before
+    assert not processes.is_to_say_why(own=True)
+
+
+def test_each_that_ends_because_another_was_killed_says_so(store):
+    assert [processes.is_to_say_why(own=False) for _ in range(3)] == [True, True, True]
+    store.clear()
+    assert processes.is_to_say_why(own=False)
 
 
 def test_what_other_processes_have_done_must_be_seen(model, tmp_path, monkeypatch):
@@ -156,8 +245,7 @@ def test_processes_tell_each_other_what_they_have_seen(tmp_path):
         "p.finish()\n"
     )
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    call = [sys.executable, *torchrun, str(script)]
-    done = subprocess.run(call, capture_output=True, text=True, timeout=120)
+    done = run_python(*torchrun, str(script))
     assert done.returncode == 0, done.stderr
 
 

@@ -47,7 +47,8 @@ def test_provenance_says_what_was_done(profile):
         "n_templated": 4,
         "skipped": [],
     }
-    assert p["versions"]["torch"] == torch.__version__
+    # The build behind the plus is in one of the two alone, where pip has a build of its own.
+    assert p["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert p["options"]["seed"] == 0
     assert p["options"]["tokens"] == 60
     assert p["options"]["metrics"] == list(CHEAP)

@@ -8,9 +8,11 @@ import os
 import random
 import signal
 import time
+import warnings
 from pathlib import Path
 
 import pytest
+import torch
 from disturbed_runs import Died, interrupt, written
 from made_data import profile, same
 from tiny import random_image
@@ -120,6 +122,17 @@ def test_restart_discards_the_other_run(model, data, begun):
     found = profile(model, data, begun, tokens=40, restart=True)
     assert found.provenance["tokens"]["sampled"]["visual"] == 40
     same(found, profile(model, data, tokens=40))
+
+
+def test_another_number_of_threads_is_told(model, data, whole, begun, monkeypatch):
+    """Its states may differ from those of an undisturbed run in their last digits."""
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "get_num_threads", lambda: 5)
+        with pytest.warns(mm_lens.MMLensWarning, match=r"with 1 threads .* goes on with 5"):
+            same(profile(model, data, begun), whole)  # here there are still as many
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", mm_lens.MMLensWarning)
+        profile(model, data, begun)
 
 
 def test_other_files_are_left_alone(model, data, tmp_path):

@@ -143,7 +143,8 @@ def report(folder: Path, mode: str, files: list[str]) -> int:
     lost = sorted(test for test in suspects if test in plain)
     about = f", of {len(ours.shown)} tests with a picture" if images else ""
     print(
-        f"{mode}: {len(ours.passed())} pass{about}; {len(lost)} fail here and pass on the plain bridge"
+        f"{mode}: {len(ours.passed())} pass{about}; {len(lost)} fail here and pass on the plain "
+        "bridge"
     )
     unknown = 0
     for test in lost:

@@ -131,7 +131,7 @@ def test_round_trip(model, processor, one, tmp_path):
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     assert (tmp_path / "model.safetensors").exists()
-    again = AutoModelForImageTextToText.from_pretrained(tmp_path).eval()
+    again = AutoModelForImageTextToText.from_pretrained(tmp_path).eval().to(model.device)
     assert type(again) is type(model)
     assert isinstance(AutoConfig.from_pretrained(tmp_path), OmniFusionConfig)
     assert type(AutoModel.from_pretrained(tmp_path)).__name__ == "OmniFusionModel"
