@@ -21,7 +21,7 @@ from mm_lens.data.pictures import Picture
 from mm_lens.errors import HookError, InputError
 from mm_lens.layout.layout import TokenLayout
 from mm_lens.model import inputs as _inputs
-from mm_lens.model.binding import Binding, find_pixels, guard_patch, unpack
+from mm_lens.model.binding import Binding, guard_patch, unpack
 from mm_lens.model.cache import LayoutCache, adjust_entries, choose_cached
 from mm_lens.model.check import Report
 from mm_lens.model.families import Family
@@ -242,7 +242,7 @@ class VisionLanguageBridge(TransformerBridge):
             InputError: rows are padded on the right: generation would continue from padding.
         """
         tokens, kwargs = self._unpack_for_generation(input, kwargs)
-        pixels = find_pixels(kwargs)
+        pixels = self.family.pixels(kwargs)
         if pixels and kwargs.get("use_past_kv_cache", True) is False:
             # TransformerLens passes the image to the first step only, which is enough only if the
             # later ones find it in the cache.
@@ -260,7 +260,7 @@ class VisionLanguageBridge(TransformerBridge):
             InputError: rows are padded on the right.
         """
         tokens, kwargs = self._unpack_for_generation(input, kwargs)
-        pixels = find_pixels(kwargs)
+        pixels = self.family.pixels(kwargs)
         rest = {k: v for k, v in kwargs.items() if k not in pixels}
         stream = super().generate_stream(tokens, *args, **rest)
         if not pixels:
@@ -284,7 +284,7 @@ class VisionLanguageBridge(TransformerBridge):
         """
         tokens, kwargs = self._unpack_for_generation(input, kwargs)
         with self.context.guarded():
-            if not (pixels := find_pixels(kwargs)):
+            if not (pixels := self.family.pixels(kwargs)):
                 return super().hf_generate(tokens, *args, **kwargs)
             # transformers encodes the images before the first forward pass.
             mask = {k: v for k, v in kwargs.items() if k == "attention_mask"}

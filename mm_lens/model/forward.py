@@ -26,7 +26,7 @@ from torch.utils.hooks import RemovableHandle
 from mm_lens.errors import HookError, InputError, MMLensWarning
 from mm_lens.layout.layout import TokenLayout
 from mm_lens.layout.matching import describe_difference
-from mm_lens.model.families import Family
+from mm_lens.model.families import Family, without_own
 from mm_lens.model.inputs import is_text_only_meant
 
 FORGOTTEN = (
@@ -249,10 +249,13 @@ class ForwardContext:
             model.register_forward_hook(self._end, always_call=True),
         ]
 
-    def _begin(self, model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _begin(
+        self, model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         inputs = {**kwargs, "input_ids": args[0]} if args else kwargs
         check_images(self.family, inputs)
         self._running.append(Frame(self.family, inputs, self.explicit))
+        return args, without_own(kwargs)
 
     def _end(self, model: torch.nn.Module, args: tuple[Any, ...], output: object) -> None:
         if self._running:  # not if `_begin` raised
