@@ -13,7 +13,7 @@ import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from mm_lens.errors import HookError, InputError, MMLensWarning
-from mm_lens.layout.layout import TokenLayout
+from mm_lens.layout.layout import TEXT, TokenLayout
 from mm_lens.layout.matching import describe_difference
 from mm_lens.model.families import Family, without_own
 from mm_lens.model.inputs import is_text_only_meant
@@ -123,6 +123,8 @@ class Frame:
     def _copied(self, layout: TokenLayout, start: Tensor) -> TokenLayout:
         """The layout of a pass of copies of the bound rows, if they can be told apart."""
         rows, (batch, positions) = layout.shape[0], start.shape[:2]
+        if positions > layout.shape[1] and not start.is_floating_point():
+            layout = _with_answer(layout, positions - layout.shape[1])  # `generate` without cache
         copies, rest = divmod(batch, rows)
         if rest or copies < 2 or layout.shape[1] != positions:
             return layout
@@ -132,7 +134,8 @@ class Frame:
             return layout  # whose copy each row is, embeddings do not say
         # `generate` puts the beams of a row, or the sequences it returns for it, side by side.
         beams = layout.take([row for row in range(rows) for _ in range(copies)])
-        alike = torch.equal(start == self.family.image_token_id, beams.mask("visual"))
+        there = start[:, : self.explicit.shape[1]] == self.family.image_token_id  # type: ignore[union-attr]
+        alike = torch.equal(there, beams.mask("visual")[:, : there.shape[1]])
         return beams if alike else layout
 
     def _start(self) -> Tensor | None:
@@ -179,6 +182,31 @@ class Frame:
                 f"{what} was made for other inputs than those of this forward pass: "
                 f"{describe_difference(layout, self.layout)}. Make it for the inputs that are run."
             )
+
+
+def _with_answer(layout: TokenLayout, n: int) -> TokenLayout:
+    """The layout with `n` positions of text behind it, which the model wrote."""
+    names = layout.segment_names
+    last = [
+        (layout.segment == names.index(name)).any(1, keepdim=True)
+        for name in ("text after", "text only")
+    ]
+    answer = names.index("answer") if "answer" in names else names.index("text after")
+    segment = torch.full((layout.shape[0], n), answer, device=layout.device)
+    if "answer" not in names:
+        segment[(last[1] & ~last[0]).squeeze(1)] = names.index("text only")
+    fills: dict[str, Any] = {"modality": TEXT, "newline": False, "box": torch.nan}
+
+    def grow(name: str, value: Tensor) -> Tensor:
+        more = value.new_full((value.shape[0], n, *value.shape[2:]), fills.get(name, -1))
+        return torch.cat([value, segment.to(value.dtype) if name == "segment" else more], 1)
+
+    grown: dict[str, Any] = {
+        f.name: grow(f.name, value)
+        for f in fields(layout)
+        if isinstance(value := getattr(layout, f.name), Tensor)
+    }
+    return replace(layout, **grown)
 
 
 class _Passes(threading.local):
