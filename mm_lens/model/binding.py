@@ -101,7 +101,9 @@ class Binding:
             # As TransformerLens derives them for tokens: a padded token is on nobody's position.
             positions = (mask.cumsum(-1) - 1).clamp(min=0)
             return {"position_ids": positions, **kwargs, "attention_mask": mask}
-        sees = kwargs.get("pixel_values") is not None
+        sees, past = kwargs.get("pixel_values") is not None, kwargs.get("past_key_values")
+        if past is not None and past.get_seq_length() > 0:
+            return kwargs  # a decoding step: the image is in the cache, a placeholder is sampled
         if sees or not bool((start == self.family.image_token_id).any()):
             return kwargs
         filled = self.fill(start, masked)

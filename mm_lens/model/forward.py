@@ -13,7 +13,7 @@ import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -24,10 +24,11 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from mm_lens.errors import HookError, InputError, MMLensWarning
-from mm_lens.layout.layout import TEXT, TokenLayout
+from mm_lens.layout.layout import TokenLayout
 from mm_lens.layout.matching import describe_difference
 from mm_lens.model.families import Family, without_own
 from mm_lens.model.inputs import is_text_only_meant
+from mm_lens.model.running.generation import with_answer
 
 FORGOTTEN = (
     "Was the image forgotten? Give it to prepare(text, image). If prompts without an image are "
@@ -124,7 +125,7 @@ class Frame:
         """The layout of a pass of copies of the bound rows, if they can be told apart."""
         rows, (batch, positions) = layout.shape[0], start.shape[:2]
         if positions > layout.shape[1] and not start.is_floating_point():
-            layout = _with_answer(layout, positions - layout.shape[1])  # `generate` without cache
+            layout = with_answer(layout, positions - layout.shape[1])  # `generate` without cache
         copies, rest = divmod(batch, rows)
         if rest or copies < 2 or layout.shape[1] != positions:
             return layout
@@ -182,31 +183,6 @@ class Frame:
                 f"{what} was made for other inputs than those of this forward pass: "
                 f"{describe_difference(layout, self.layout)}. Make it for the inputs that are run."
             )
-
-
-def _with_answer(layout: TokenLayout, n: int) -> TokenLayout:
-    """The layout with `n` positions of text behind it, which the model wrote."""
-    names = layout.segment_names
-    last = [
-        (layout.segment == names.index(name)).any(1, keepdim=True)
-        for name in ("text after", "text only")
-    ]
-    answer = names.index("answer") if "answer" in names else names.index("text after")
-    segment = torch.full((layout.shape[0], n), answer, device=layout.device)
-    if "answer" not in names:
-        segment[(last[1] & ~last[0]).squeeze(1)] = names.index("text only")
-    fills: dict[str, Any] = {"modality": TEXT, "newline": False, "box": torch.nan}
-
-    def grow(name: str, value: Tensor) -> Tensor:
-        more = value.new_full((value.shape[0], n, *value.shape[2:]), fills.get(name, -1))
-        return torch.cat([value, segment.to(value.dtype) if name == "segment" else more], 1)
-
-    grown: dict[str, Any] = {
-        f.name: grow(f.name, value)
-        for f in fields(layout)
-        if isinstance(value := getattr(layout, f.name), Tensor)
-    }
-    return replace(layout, **grown)
 
 
 class _Passes(threading.local):
@@ -366,6 +342,21 @@ class ForwardContext:
         return self._running[-1]
 
 
+def _refuse_videos(family: Family, inputs: Mapping[str, Any]) -> None:
+    """Raise if there is a video: its tokens would count as text."""
+    config = getattr(family, "config", None)
+    found = [getattr(config, f"video_token_{end}", None) for end in ("id", "index")]
+    token = next((i for i in found if isinstance(i, int)), None)
+    tokens, past = inputs.get("input_ids"), inputs.get("past_key_values")
+    written = token is not None and tokens is not None and bool((tokens == token).any())
+    decoding = past is not None and past.get_seq_length() > 0  # a model may sample it
+    if inputs.get("pixel_values_videos") is not None or (written and not decoding):
+        raise InputError(
+            "The prompt holds a video. mm_lens knows the tokens of images only: those of a video "
+            "would count as text. Give its frames as images: prepare(text, [frame, …])."
+        )
+
+
 def check_images(family: Family, inputs: Mapping[str, Any]) -> None:
     """Raise if image placeholders and images do not match: the model would not see the picture.
 
@@ -373,6 +364,7 @@ def check_images(family: Family, inputs: Mapping[str, Any]) -> None:
         InputError: naming both numbers and the remedy.
     """
     tokens, past = inputs.get("input_ids"), inputs.get("past_key_values")
+    _refuse_videos(family, inputs)
     if tokens is None or inputs.get("mm_encoder_outputs"):
         return  # embeddings hold the image already
     if tokens.shape[1] == 1 and past is not None and past.get_seq_length() > 0:

@@ -40,7 +40,13 @@ def hub_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_model(
-    path: Any, dtype: Any, device: Any, device_map: Any, attention: str, options: Mapping[str, Any]
+    path: Any,
+    dtype: Any,
+    device: Any,
+    device_map: Any,
+    attention: str,
+    options: Mapping[str, Any],
+    declared: bool = True,
 ) -> Any:
     """The model at a path or of the hub, every weight of it read.
 
@@ -49,7 +55,8 @@ def read_model(
     """
     families()  # their packages make model types of their own known to transformers
     config = AutoConfig.from_pretrained(path, **hub_options(options))
-    for architecture in config.architectures or ["(none named in its config)"]:
+    named = config.architectures or ["(none named in its config)"]
+    for architecture in named if declared else ():
         family_for(architecture)  # before gigabytes are read
     model, report = AutoModelForImageTextToText.from_pretrained(
         path,

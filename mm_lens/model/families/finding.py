@@ -32,6 +32,7 @@ def family_for(architecture: str) -> type[Family]:
     except KeyError:
         known = ", ".join(sorted(families())) or "none"
         raise MMLensError(
-            f"No family is installed for {architecture}. Known: {known}. A package adds one "
-            f"through the entry point group {GROUP!r}; see docs/adding_a_family.md."
+            f"No family is installed for {architecture}. Known: {known}. Open it without places "
+            "of tokens in the picture: load(…, geometry=False). A package adds one through the "
+            f"entry point group {GROUP!r}; see docs/adding_a_family.md."
         ) from None

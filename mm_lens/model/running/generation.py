@@ -13,6 +13,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,6 +24,7 @@ from transformer_lens.utilities.tokenize_utils import get_attention_mask
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from mm_lens.errors import InputError
+from mm_lens.layout.layout import TEXT, TokenLayout
 from mm_lens.model.families import without_own
 
 if TYPE_CHECKING:
@@ -236,3 +238,28 @@ def steps_of(stream: Any, bridge: VisionLanguageBridge, bound: Any) -> Generator
         if item is None:
             return
         yield item
+
+
+def with_answer(layout: TokenLayout, n: int) -> TokenLayout:
+    """The layout with `n` positions of text behind it, which the model wrote."""
+    names = layout.segment_names
+    last = [
+        (layout.segment == names.index(name)).any(1, keepdim=True)
+        for name in ("text after", "text only")
+    ]
+    answer = names.index("answer") if "answer" in names else names.index("text after")
+    segment = torch.full((layout.shape[0], n), answer, device=layout.device)
+    if "answer" not in names:
+        segment[(last[1] & ~last[0]).squeeze(1)] = names.index("text only")
+    fills: dict[str, Any] = {"modality": TEXT, "newline": False, "box": torch.nan}
+
+    def grow(name: str, value: Tensor) -> Tensor:
+        more = value.new_full((value.shape[0], n, *value.shape[2:]), fills.get(name, -1))
+        return torch.cat([value, segment.to(value.dtype) if name == "segment" else more], 1)
+
+    grown: dict[str, Any] = {
+        f.name: grow(f.name, value)
+        for f in fields(layout)
+        if isinstance(value := getattr(layout, f.name), Tensor)
+    }
+    return replace(layout, **grown)

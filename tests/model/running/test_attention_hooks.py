@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from plain_families import make_inputs, open_plain, run_native
+from opened_families import make_inputs, open_family, run_native
 
 import mm_lens
 
@@ -14,7 +14,7 @@ NATIVE = ("qwen2.5-vl", "qwen3-vl", "glm-4v", "minimax-m3")
 
 @pytest.fixture(scope="module", params=[*NATIVE, "gemma3"])
 def pair(request):
-    return open_plain(request.param, attention="eager")
+    return open_family(request.param, attention="eager")
 
 
 def attention_of(native, layer):
@@ -112,7 +112,7 @@ def test_gradients_reach_patterns(pair):
 
 
 def test_under_sdpa_they_raise():
-    bridge, _ = open_plain("qwen2.5-vl")
+    bridge, _ = open_family("qwen2.5-vl")
     inputs = make_inputs(bridge)
     for point in ("pattern", "attn_scores"):
         name = f"blocks.0.attn.hook_{point}"
@@ -121,11 +121,11 @@ def test_under_sdpa_they_raise():
 
 
 def test_uninstalled_they_are_transformer_lens_again():
-    bridge, _ = open_plain("qwen2.5-vl", attention="eager")
+    bridge, _ = open_family("qwen2.5-vl", attention="eager")
     inputs = make_inputs(bridge)
     plain = bridge.uninstall()
     assert "forward" not in plain.blocks[0].attn.__dict__
-    tensors = dict(inputs)
+    tensors = inputs.native
     tokens = tensors.pop("input_ids")
     name = "blocks.0.attn.hook_pattern"
     with torch.no_grad(), pytest.warns(UserWarning, match="discarded"):
