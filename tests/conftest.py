@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
+import before_transformers  # noqa: F401  torchvision, where it is
 import pytest
 import torch
 from tiny import random_image, tiny_llava_next

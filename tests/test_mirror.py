@@ -25,6 +25,8 @@ MODULES_WITHOUT_TESTS = {
     "mm_lens/metrics/estimates.py": "what every metric returns: tests/metrics/test_core.py",
     "mm_lens/metrics/__init__.py": "loads what packages add: tests/docs/test_metrics_pages.py",
     "mm_lens/model/native.py": "whatever load is given: tests/model/test_loading.py",
+    "mm_lens/model/running/attention_calls.py": "by what reads and changes them: "
+    "tests/model/running/test_masks.py and tests/model/running/test_attention_hooks.py",
     "mm_lens/profiling/evaluation.py": "its numbers are the table's: tests/profiling/test_run.py",
     "mm_lens/profiling/points/lines.py": "what pictures show: tests/drawing/test_components.py",
     "mm_lens/profiling/points/probe.py": "refused names: tests/profiling/points/test_selection.py",
@@ -51,13 +53,14 @@ TESTS_WITHOUT_MODULE = {
     "compared",
     "tests/metrics/test_image_coverage.py": "docs/metrics/coverage.md, over all metrics",
     "tests/metrics/test_coverage.py": "how often intervals hold the truth, over all metrics",
+    "tests/model/test_many_families.py": "reruns, hybrid blocks and refusals, over several modules",
     "tests/model/test_traps.py": "one regression test for each trap of TransformerLens",
     "tests/profiling/test_prompts.py": "what a profile says of prompts, from reading to provenance",
     "tests/test_mirror.py": "this file and the tables in it",
     "tests/test_versions.py": "the bounds of pyproject.toml, and oldest.txt",
     "tests/test_public_surface.py": "public names of all packages, tests/public_surface.txt",
     "tests/causal/test_masks.py": "masks that are not causal, in mm_lens/causal/knockout.py and "
-    "mm_lens/model/rerun.py together",
+    "mm_lens/model/running/masks.py together",
 }
 """Test files that no module answers to: what they test."""
 

@@ -35,18 +35,3 @@ def require_equal(processor: Any, entries: Mapping[str, tuple[Any, str]]) -> Non
                 f"Use the processor of the same checkpoint, or mend {name} in its "
                 "processor_config.json."
             )
-
-
-def image_sizes(inputs: Mapping[str, Any]) -> Any:
-    """The (height, width) of each image of these inputs.
-
-    Raises:
-        InputError: they are missing.
-    """
-    sizes = inputs.get("image_sizes")
-    if sizes is None:
-        raise InputError(
-            "image_sizes is missing, so where image tokens lie is unknown. Pass all that "
-            "model.prepare(text, images) returns."
-        )
-    return sizes

@@ -10,9 +10,9 @@ from PIL import Image
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
 from mm_lens.errors import InputError
-from mm_lens.layout.layout import TokenLayout
-from mm_lens_adapters import llava_next_layout as geometry
-from mm_lens_adapters.fitting import image_sizes, require_equal
+from mm_lens.layout.layout import ImageGeometry, TokenLayout
+from mm_lens.layout.tiles import Size
+from mm_lens_adapters import llava_next_layout
 from mm_lens_adapters.llava_style import LlavaStyleFamily
 
 
@@ -21,20 +21,15 @@ class LlavaNextFamily(LlavaStyleFamily):
 
     architectures: ClassVar[tuple[str, ...]] = ("LlavaNextForConditionalGeneration",)
 
-    def __init__(self, model: Any, processor: Any) -> None:
-        super().__init__(model, processor)
-        tower, chosen = "vision_config.model_type", "vision_feature_select_strategy"
-        class_token = int(self.config.vision_config.model_type == "clip_vision_model")
-        require_equal(
-            processor,
-            {
-                "num_additional_image_tokens": (class_token, f"the class token of {tower}"),
-                chosen: (getattr(self.config, chosen), f"{chosen} of config.json"),
-            },
-        )
+    sizes: ClassVar[str] = "image_sizes"
+
+    def require_fit(self) -> None:
+        """Pictures are cut as the model puts them together."""
+        super().require_fit()
+        self.require_select()
         grids = [
             [list(map(int, pair)) for pair in owner.image_grid_pinpoints]
-            for owner in (processor.image_processor, self.config)
+            for owner in (self.processor.image_processor, self.config)
         ]
         if grids[0] != grids[1]:
             raise InputError(
@@ -42,39 +37,28 @@ class LlavaNextFamily(LlavaStyleFamily):
                 f"{grids[1]}: they cut pictures in two ways. Use the processor of the same "
                 "checkpoint, or mend image_grid_pinpoints in its preprocessor_config.json."
             )
+        # Asked for in every forward pass: a look into a dict, not a key made of the configuration.
+        self._known: dict[Size, ImageGeometry] = {}
         side = self.config.vision_config.image_size
-        geometry.image_geometry(self.config, processor, (side, side))  # refuses other tiles
-        self._counts: dict[tuple[int, int], int] = {}
+        self.geometry((side, side), {}, 0)  # refuses other tiles
+
+    def geometry(self, size: Size, inputs: Mapping[str, Any], k: int) -> ImageGeometry:
+        """See `llava_next_layout`: high-resolution tokens run across tiles."""
+        if size not in self._known:
+            found = llava_next_layout.image_geometry(self.config, self.processor, size)
+            self._known[size] = found
+        return self._known[size]
 
     def layout(self, inputs: Mapping[str, Any]) -> TokenLayout:
-        """What every position is; see `llava_next_layout`."""
-        if (text := self.text_layout(inputs)) is not None:
-            return text
-        inputs = {
-            **inputs,
-            "attention_mask": self.mask(inputs),
-            "image_sizes": image_sizes(inputs),
-        }
-        return geometry.layout(inputs, self.config, self.processor)
-
-    def image_token_counts(self, inputs: Mapping[str, Any]) -> list[int] | None:
-        """How many tokens each image makes, newlines included."""
-        if inputs.get("pixel_values") is None:
-            return None
-        return [self._tokens_of(height, width) for height, width in image_sizes(inputs).tolist()]
+        """What every position is; images that changed place are refused."""
+        layout = super().layout(inputs)
+        llava_next_layout.check_runs(layout)
+        return layout
 
     def tiles_of(self, inputs: Mapping[str, Any]) -> list[int]:
         """The overview and the high-resolution tiles of each image, by transformers' own count."""
         window, grid = self.config.vision_config.image_size, self.config.image_grid_pinpoints
-        sizes = inputs["image_sizes"].tolist()
-        return [image_size_to_num_patches(tuple(size), grid, window) for size in sizes]
-
-    def _tokens_of(self, height: int, width: int) -> int:
-        # Asked for in every forward pass: a look into a dict, not a key made of the configuration.
-        if (height, width) not in self._counts:
-            found = geometry.image_geometry(self.config, self.processor, (height, width))
-            self._counts[height, width] = len(found)
-        return self._counts[height, width]
+        return [image_size_to_num_patches(s, grid, window) for s in self.image_sizes(inputs)]
 
     def probe_image(self) -> Image.Image:
         """Noise of an extreme aspect ratio: most of its tiles is padding, which makes no tokens."""

@@ -66,7 +66,7 @@ def layout(inputs: Mapping[str, Any], model_or_config: Any, processor: Any) -> T
         special_ids=processor.tokenizer.all_special_ids,
         images=[image_geometry(config, processor, (h, w)) for h, w in pairs],
     )
-    _check_runs(result)
+    check_runs(result)
     return result
 
 
@@ -265,7 +265,7 @@ def _check_tiles(tiling: _Tiling, size: Size) -> None:
         )
 
 
-def _check_runs(tokens: TokenLayout) -> None:
+def check_runs(tokens: TokenLayout) -> None:
     """Refuse images that change place: each must fill one unbroken run of placeholders."""
     for i, sizes in enumerate(tokens.image_sizes):
         for k, (height, width) in enumerate(sizes):

@@ -30,7 +30,7 @@ from mm_lens.model.cache import LayoutCache
 from mm_lens.model.hooks import PARENTS, NamedHook, find_frame
 from mm_lens.model.inputs import Inputs
 from mm_lens.model.rerun import Rerun
-from mm_lens.model.streams import resolve_layers
+from mm_lens.model.streams import resolve_blocks
 
 How: TypeAlias = Literal["zero", "mean", "resample"]
 
@@ -73,7 +73,8 @@ def ablation_hooks(
             is missing; no layer is named; or, when they run, the pass is of other inputs.
         HookError: no such hook point.
     """
-    numbers = resolve_layers(layers, model.cfg.n_layers)
+    _check_hook(hook)
+    numbers = resolve_blocks(model, hook, layers)
     edit = plan_edits(inputs.layout, group, hook=hook, how=how, means=means, donor=donor)
     return [(_name_point(hook, k), make_edit_hook([edit(k)], inputs.layout)) for k in numbers]
 
@@ -88,8 +89,7 @@ def plan_edits(
     donor: LayoutCache | None = None,
 ) -> Callable[[int], Edit]:
     """The edit of each layer; see `ablation_hooks`."""
-    if hook not in PARENTS:
-        raise HookError(f"No hook point is called {hook!r}. Use: {', '.join(PARENTS)}.")
+    _check_hook(hook)
     if how not in ("zero", "mean", "resample"):
         raise InputError(f'how is "zero", "mean" or "resample", not {how!r}.')
     if how == "resample" and donor is None:
@@ -110,6 +110,11 @@ def plan_edits(
         return Edit(row, position, means[k])
 
     return edit
+
+
+def _check_hook(hook: str) -> None:
+    if hook not in PARENTS:
+        raise HookError(f"No hook point is called {hook!r}. Use: {', '.join(PARENTS)}.")
 
 
 def make_edit_hook(each: Sequence[Edit], layout: TokenLayout) -> Callable[..., Tensor]:
@@ -155,7 +160,8 @@ def mean_activation(
     Raises:
         InputError: no sample has a token of the group, or no layer is named.
     """
-    layers = resolve_layers(layers, model.cfg.n_layers)
+    _check_hook(hook)
+    layers = resolve_blocks(model, hook, layers)
     totals: dict[int, Tensor] = {}
     count = 0
     for inputs in samples:
@@ -212,7 +218,7 @@ def ablation_table(
         how: "zero"; "mean" over all samples; "resample" from another sample, drawn by `seed` so
             that none is its own donor.
         hook: short name of the hook point.
-        window: layers ablated together.
+        window: layers ablated together; windows in which a block lacks the hook point are left out.
         stride: layers from the start of one window to the next.
         seed: of donors and intervals.
         options: those of `mm_lens.causal.effects.effect_table`.
@@ -225,7 +231,14 @@ def ablation_table(
             two samples.
     """
     named = name_apart(groups, group_name, "groups")
-    spans = make_windows(model.cfg.n_layers, window, stride)
+    _check_hook(hook)
+    have = {*resolve_blocks(model, hook, None)}
+    spans = [s for s in make_windows(model.cfg.n_layers, window, stride) if have.issuperset(s)]
+    if not spans:
+        raise HookError(
+            f"No {window} blocks in a row have the hook point {hook!r}: blocks that have it are "
+            f"{', '.join(map(str, sorted(have)))}. Take a smaller window."
+        )
     trials = [
         {"first_layer": span[0], "last_layer": span[-1], "group": name}
         for span in spans

@@ -33,7 +33,8 @@ from mm_lens.layout.groups import group_mask
 from mm_lens.layout.layout import TokenLayout
 from mm_lens.model.bridge import VisionLanguageBridge
 from mm_lens.model.inputs import Inputs
-from mm_lens.model.rerun import Rerun, allowed_keys
+from mm_lens.model.rerun import Rerun
+from mm_lens.model.running.masks import hide_keys
 from mm_lens.model.streams import resolve_layers
 
 
@@ -60,7 +61,7 @@ def knockout(
         inputs: what it is run on inside.
         query: group of the queries: those who look.
         key: group of the keys: what is looked at.
-        layers: blocks, negative ones from the end; None takes all.
+        layers: blocks, negative ones from the end; None takes all that have attention.
         heads: heads; None takes all.
         keep_self: leave each query the key of its own position.
 
@@ -71,7 +72,9 @@ def knockout(
             will do).
     """
     edges = _per_head(model, find_edges(inputs.layout, query, key, keep_self), heads)
-    blocks = resolve_layers(layers, model.cfg.n_layers)
+    blocks = (
+        _with_attention(model) if layers is None else resolve_layers(layers, model.cfg.n_layers)
+    )
     check = _Check(inputs.layout, f"{group_name(key)} → {group_name(query)}", blocks)
     with mask_keys(model, dict.fromkeys(blocks, edges), inputs.layout, check):
         yield
@@ -193,7 +196,12 @@ def knockout_table(
         DataError: `save` holds another table.
     """
     named = name_apart(edges, lambda edge: " → ".join(map(group_name, edge)), "edges")
-    spans = make_windows(model.cfg.n_layers, window, stride)
+    blocks = _with_attention(model)
+    spans = [
+        span
+        for span in make_windows(model.cfg.n_layers, window, stride)
+        if not {*span}.isdisjoint(blocks)
+    ]
     trials = [
         {
             "first_layer": span[0],
@@ -214,7 +222,7 @@ def knockout_table(
         }
         for name, edges in blocked.items():
             _check_windows(rerun, spans, edges, name)
-        return partial(_run, model, rerun, blocked)
+        return partial(_run, model, rerun, blocked, blocks)
 
     groups = [describe_group(group) for edge in named.values() for group in edge]
     about = ["knockout", *groups, window, stride, heads, keep_self]
@@ -229,11 +237,12 @@ def _check_windows(rerun: Rerun, spans: Sequence[range], edges: Tensor, name: st
     """
     check = _Check(rerun.inputs.layout, name)
     cut = {
-        block: check.block(block, _mask_of(rerun, block), edges)
+        block: check.block(block, rerun.masks[block], edges)
         for block in sorted({block for span in spans for block in span})
+        if block in rerun.masks
     }
     check.verdict(torch.stack([*cut.values()]).any(0), "any of the blocks")
-    idle = [s for s in spans if not bool(torch.stack([cut[b] for b in s]).any(0).all())]
+    idle = [s for s in spans if not bool(torch.stack([cut[b] for b in s if b in cut]).any(0).all())]
     if idle:
         shown = ", ".join(f"{s[0]}–{s[-1]}" if len(s) > 1 else str(s[0]) for s in idle)
         warnings.warn(
@@ -249,12 +258,14 @@ def _run(
     model: VisionLanguageBridge,
     rerun: Rerun,
     blocked: Mapping[str, Tensor],
+    blocks: Sequence[int],
     trials: Sequence[Mapping[str, Any]],
 ) -> tuple[Tensor, ...]:
     """Logits of each trial; all of them are of one window."""
     span = range(trials[0]["first_layer"], trials[0]["last_layer"] + 1)
     together = torch.cat([blocked[trial["edge"]] for trial in trials])
-    with mask_keys(model, dict.fromkeys(span, together), rerun.inputs.layout):
+    cut = dict.fromkeys([block for block in span if block in blocks], together)
+    with mask_keys(model, cut, rerun.inputs.layout):
         return rerun.run(span[0], len(trials))
 
 
@@ -274,37 +285,29 @@ def mask_keys(
         InputError: a block has no attention; other inputs are run.
     """
 
-    def mask(
-        module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], layer: int, keys: Tensor
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
-        copies, rest = divmod(hidden.shape[0], keys.shape[0])
-        if rest or not copies or keys.shape[2] != hidden.shape[1]:
+    def hidden(states: Tensor, keys: Tensor) -> Tensor:
+        copies, rest = divmod(states.shape[0], keys.shape[0])
+        if rest or not copies or keys.shape[2] != states.shape[1]:
             raise InputError(
-                f"A forward pass of shape {tuple(hidden.shape[:2])} [batch, pos] ran under a "
+                f"A forward pass of shape {tuple(states.shape[:2])} [batch, pos] ran under a "
                 f"knock-out made for {keys.shape[0], keys.shape[2]}. Run the inputs that it was "
                 "made for, without generating."
             )
         model.context.frame.require(layout, "The knock-out")
-        allowed = allowed_keys(module, args, kwargs)
-        if check is not None:
-            check(layer, allowed, keys)
-        keys = keys.to(hidden.device).repeat(copies, 1, 1, 1)
-        given = kwargs.get("attention_mask")
-        if given is None or given.dtype == torch.bool:
-            edited = allowed & ~keys
-        else:  # biases of the scores, if the mask holds any, stay
-            edited = given.expand(torch.broadcast_shapes(given.shape, keys.shape))
-            edited = edited.masked_fill(keys, torch.finfo(given.dtype).min)
-        return args, {**kwargs, "attention_mask": edited}
+        return keys.repeat(copies, 1, 1, 1)
 
     with ExitStack() as stack:
         for layer, keys in blocked.items():
-            hook = partial(mask, layer=layer, keys=keys)
-            attention = _attention_of(model, layer)
-            handle = attention.register_forward_pre_hook(hook, with_kwargs=True)
-            stack.callback(handle.remove)
+            told = None if check is None else partial(_tell, check, layer, keys)
+            hide = hide_keys(_attention_of(model, layer), partial(hidden, keys=keys), told)
+            stack.enter_context(hide)
         yield
+
+
+def _tell(
+    check: Callable[[int, Tensor, Tensor], None], layer: int, keys: Tensor, seen: Tensor
+) -> None:
+    check(layer, seen, keys)
 
 
 def _attention_of(model: VisionLanguageBridge, layer: int) -> Any:
@@ -317,10 +320,27 @@ def _attention_of(model: VisionLanguageBridge, layer: int) -> Any:
     return attention
 
 
-def _mask_of(rerun: Rerun, layer: int) -> Bool[Tensor, "batch head query key"]:
-    """What the queries of a block saw in the first pass."""
-    _attention_of(rerun.model, layer)
-    return rerun.masks[layer]
+def _with_attention(model: VisionLanguageBridge) -> list[int]:
+    """Blocks that have attention to knock out.
+
+    Raises:
+        InputError: none has.
+
+    Warns:
+        MMLensWarning: some have none, and let pass what is knocked out elsewhere.
+    """
+    without = [k for k, block in enumerate(model.blocks) if getattr(block, "attn", None) is None]
+    if len(without) == model.cfg.n_layers:
+        _attention_of(model, 0)
+    if without:
+        named = ", ".join(map(str, without))
+        warnings.warn(
+            f"Blocks {named} have no attention to knock out: they mix positions in another way, "
+            "and let pass there what is knocked out in the others.",
+            MMLensWarning,
+            stacklevel=3,
+        )
+    return [k for k in range(model.cfg.n_layers) if k not in without]
 
 
 def _per_head(

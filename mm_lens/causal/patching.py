@@ -50,7 +50,7 @@ from mm_lens.model.bridge import VisionLanguageBridge
 from mm_lens.model.cache import LayoutCache
 from mm_lens.model.inputs import Inputs
 from mm_lens.model.rerun import Rerun
-from mm_lens.model.streams import resolve_layers
+from mm_lens.model.streams import resolve_blocks
 
 Resample: TypeAlias = Literal["nearest", "mean"]
 
@@ -104,7 +104,8 @@ def generic_activation_patch(
             a scalar; or a mapping of names to such functions. See `mm_lens.answers`.
         activation_name: one of `PATCHABLE`.
         axis: the regions; see `mm_lens.regions`.
-        layers: blocks to patch, negative ones from the end; None patches all.
+        layers: blocks to patch, negative ones from the end; None patches all that have the hook
+            point.
         heads: patch each attention head alone (z, q, k, v only).
         resample: "nearest" or "mean"; see the module.
         corrupt_hooks: forward hooks that are part of the corrupted run, such as
@@ -122,7 +123,8 @@ def generic_activation_patch(
 
     Raises:
         InputError: a region has no position in some row, or the clean input none that matches.
-        HookError: the activation cannot be patched by region, or is not in the cache.
+        HookError: the activation cannot be patched by region, is not in the cache, or a block that
+            is asked for has none.
         DataError: `save` holds another sweep.
     """
     _check(model, corrupted, clean_cache, activation_name, heads)
@@ -133,7 +135,7 @@ def generic_activation_patch(
         moves = average_sources(moves, found, there, corrupted, clean_cache)
     elif resample != "nearest":
         raise InputError(f'resample is "nearest" or "mean", not {resample!r}.')
-    blocks = resolve_layers(layers, model.cfg.n_layers)
+    blocks = resolve_blocks(model, activation_name, layers)
     clean = {
         layer: read_clean(clean_cache, get_act_name(activation_name, layer)) for layer in blocks
     }

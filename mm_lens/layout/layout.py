@@ -20,7 +20,8 @@ Groups name sets of positions, the same words as in hook names:
 | a segment's name | positions of the segment |
 
 Segments are `special`, `text only` (a row without image), `text before`, `text between k and k+1`,
-`text after`, or those of the family.
+`text after`, `marker` (what the processor writes in and around an image: row breaks, tags of tiles,
+begin and end), or those of the family.
 """
 
 from __future__ import annotations
@@ -37,6 +38,16 @@ from torch import Tensor
 
 from mm_lens._notebook import make_table
 from mm_lens.errors import InputError
+from mm_lens.layout.geometry import ImageGeometry
+from mm_lens.layout.segments import (
+    MARKER,
+    SEGMENTS,
+    find_segments,
+    inside_images,
+    share_images,
+)
+
+__all__ = ["PAD", "SHOWN", "TEXT", "VISUAL", "ImageGeometry", "TokenLayout", "check_group"]
 
 PAD, TEXT, VISUAL = -1, 0, 1
 """Values of `TokenLayout.modality`."""
@@ -44,7 +55,6 @@ PAD, TEXT, VISUAL = -1, 0, 1
 SHOWN = 8
 """Rows of a batch that its `repr` describes."""
 
-_SEGMENTS = ("pad", "special", "text only", "text before", "text after")
 _MASKS: dict[str, Callable[[TokenLayout], Tensor]] = {
     "visual": lambda layout: layout.modality == VISUAL,
     "text": lambda layout: layout.modality == TEXT,
@@ -70,7 +80,7 @@ def check_group(group: str, segments: Sequence[str] = ()) -> str:
     between = _BETWEEN.fullmatch(group)
     if (
         group in _MASKS
-        or group in _SEGMENTS
+        or group in (*SEGMENTS, MARKER)
         or group in segments
         or _INDEXED.fullmatch(group)
         or (between and int(between[1]) + 1 == int(between[2]))
@@ -78,7 +88,7 @@ def check_group(group: str, segments: Sequence[str] = ()) -> str:
         return group
     own = [name for name in segments if not _INDEXED.match(name) and not _BETWEEN.match(name)]
     known = [
-        *dict.fromkeys([*_MASKS, *_SEGMENTS, *own]),
+        *dict.fromkeys([*_MASKS, *SEGMENTS, MARKER, *own]),
         "image 0, image 1, …",
         "tile 0, tile 1, …",
     ]
@@ -86,31 +96,6 @@ def check_group(group: str, segments: Sequence[str] = ()) -> str:
         f"No group of positions is called {group!r}. Use one of: {', '.join(known)}, "
         "text between 0 and 1, …"
     )
-
-
-@dataclass(frozen=True, eq=False)
-class ImageGeometry:
-    """Where each language-model token of one image comes from, in the order of insertion.
-
-    `tile` 0 is the overview of the whole image, 1, 2, … are the high-resolution tiles in reading
-    order. `row` and `col` count patches inside the tile, `grid_row` and `grid_col` inside the grid
-    that all high-resolution tiles form together (before any cropping of padding); for the overview
-    they equal `row` and `col`. A newline token has only a `grid_row`: the row that it ends.
-    -1 stands where an index does not apply. `box` is (x0, y0, x1, y1) in pixels of the original
-    image, clipped to it; NaN where the token stands for no pixel. `size` is (height, width).
-    """
-
-    size: tuple[int, int]
-    tile: Int16[Tensor, " n"]
-    row: Int16[Tensor, " n"]
-    col: Int16[Tensor, " n"]
-    grid_row: Int16[Tensor, " n"]
-    grid_col: Int16[Tensor, " n"]
-    newline: Bool[Tensor, " n"]
-    box: Float32[Tensor, "n 4"]
-
-    def __len__(self) -> int:
-        return len(self.tile)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -148,6 +133,7 @@ class TokenLayout:
         *,
         image_token_id: int,
         special_ids: Collection[int] = (),
+        marker_ids: Collection[int] = (),
         images: Sequence[ImageGeometry] = (),
     ) -> TokenLayout:
         """Lay `images` (all images of the batch, in order) over the placeholders in `input_ids`.
@@ -160,13 +146,15 @@ class TokenLayout:
             attention_mask: 1 where attended; None attends everywhere.
             image_token_id: id of the placeholder.
             special_ids: ids of special tokens (BOS, EOS, …); the placeholder may be among them.
+            marker_ids: ids of tokens that the processor writes around images. All that stands
+                between two placeholders of one image is `marker` too.
             images: geometry of every image of the batch, row after row.
 
         Raises:
             InputError: the placeholders of a row are not filled exactly by the next images.
         """
         placeholder = input_ids == image_token_id
-        shares = _share_images(placeholder.sum(dim=1).tolist(), images)
+        shares = share_images(placeholder.sum(dim=1).tolist(), images)
         device = input_ids.device
 
         def spread(values: list[Tensor], fill: float | int, dtype: torch.dtype) -> Tensor:
@@ -189,9 +177,15 @@ class TokenLayout:
 
         attended = torch.ones_like(placeholder) if attention_mask is None else attention_mask != 0
         modality = torch.where(attended, TEXT, PAD).masked_fill(placeholder, VISUAL)
-        special = torch.isin(input_ids, torch.tensor(sorted(special_ids), device=device).long())
-        segment, names = _segments(image, [len(share) for share in shares])
-        segment[special & ~placeholder] = names.index("special")
+        special, marker = (
+            torch.isin(input_ids, torch.tensor(sorted(ids), device=device).long()) & ~placeholder
+            for ids in (special_ids, marker_ids)
+        )
+        segment, names = find_segments(image, [len(share) for share in shares])
+        segment[special] = names.index("special")
+        if bool((marker := marker | (inside_images(image) & ~placeholder)).any()):
+            names = (*names, MARKER)
+            segment[marker] = names.index(MARKER)
         segment[modality == PAD] = names.index("pad")
         return cls(
             modality=modality.to(torch.int8),
@@ -349,52 +343,3 @@ class TokenLayout:
             if isinstance(value := getattr(self, f.name), Tensor)
         }
         return replace(self, **tensors)
-
-
-def _share_images(
-    placeholders: list[int], images: Sequence[ImageGeometry]
-) -> list[list[ImageGeometry]]:
-    """Give each row of the batch the next images, as many as its placeholders take."""
-    remedy = (
-        "Use input_ids and image_sizes from one and the same processor call, with the processor "
-        "that belongs to this model and without truncation."
-    )
-    waiting = list(reversed(images))
-    shares: list[list[ImageGeometry]] = []
-    for i, count in enumerate(placeholders):
-        share: list[ImageGeometry] = []
-        while waiting and sum(map(len, share)) < count:
-            share.append(waiting.pop())
-        if (tokens := sum(map(len, share))) != count:
-            sizes = (
-                ", ".join(f"{g.size[1]}×{g.size[0]} px = {len(g)}" for g in share) or "none left"
-            )
-            raise InputError(
-                f"Row {i} has {count} image placeholders, but its images make {tokens} tokens "
-                f"({sizes}). {remedy}"
-            )
-        shares.append(share)
-    if waiting:
-        raise InputError(
-            f"{len(images)} images were given, but the placeholders of the batch "
-            f"take only {len(images) - len(waiting)}. {remedy}"
-        )
-    return shares
-
-
-def _segments(
-    image: Int16[Tensor, "batch pos"], n_images: list[int]
-) -> tuple[Int16[Tensor, "batch pos"], tuple[str, ...]]:
-    """Segment of every position and the segments' names, leaving out special tokens and padding."""
-    names = list(_SEGMENTS)
-    for k in range(max(n_images, default=0)):
-        names += [f"text between {k - 1} and {k}"] * (k > 0) + [f"image {k}"]
-    per_row = rearrange(torch.tensor(n_images, device=image.device), "batch -> batch 1")
-    latest = image.long().cummax(dim=1).values  # the image seen last, -1 before the first
-    first = len(_SEGMENTS)  # the images stand at first, first + 2, …, the texts between them
-    segment = torch.where(image >= 0, first + 2 * latest, first + 2 * latest + 1)
-    segment[(image < 0) & (latest == per_row - 1)] = names.index("text after")
-    segment[latest < 0] = names.index("text before")
-    alone = repeat(per_row == 0, "batch 1 -> batch pos", pos=image.shape[1])
-    segment[alone] = names.index("text only")
-    return segment.to(torch.int16), tuple(names)

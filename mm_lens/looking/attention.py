@@ -46,7 +46,7 @@ def attention_map(
         query: who looks: "last", a group ("text after"), or a mask as of
             `mm_lens.token_values.find_words`.
         key: who is looked at.
-        layers: blocks, negative ones from the end; None takes all.
+        layers: blocks, negative ones from the end; None takes all that have attention.
 
     Returns:
         A share of each head's attention: summed over all attended positions it is 1, so over the
@@ -65,6 +65,14 @@ def attention_map(
         if not mask.any():
             raise InputError(f"These inputs hold no position of {name}={where!r}.")
     wanted = resolve_layers(layers, model.cfg.n_layers)
+    if layers is None:  # of a hybrid model, the blocks that have attention
+        wanted = tuple(b for b in wanted if getattr(model.blocks[b], "attn", None) is not None)
+    for block in wanted:
+        if getattr(model.blocks[block], "attn", None) is None:
+            raise InputError(
+                f"Block {block} has no attention: it mixes positions in another way. Name blocks "
+                "that have some in layers=."
+            )
     out = torch.full((len(wanted), model.cfg.n_heads, *looks.shape), math.nan)
     hidden = (~(seen & looks.any(1, keepdim=True))).cpu()
 

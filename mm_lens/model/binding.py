@@ -27,9 +27,6 @@ from mm_lens.model.families import Family
 from mm_lens.model.forward import Frame
 from mm_lens.model.inputs import Inputs, is_prepared
 
-PER_IMAGE = ("pixel_values", "image_sizes", "pixel_attention_mask", "image_grid_thw")
-"""Keyword tensors with one row for each image; the others have one for each prompt."""
-
 REMEDY = (
     "TransformerLens patches by position: use prompts of one length and images that make the same "
     "tokens, or mm_lens.patching, which matches regions by segment and pixel box."
@@ -104,7 +101,9 @@ class Binding:
             # As TransformerLens derives them for tokens: a padded token is on nobody's position.
             positions = (mask.cumsum(-1) - 1).clamp(min=0)
             return {"position_ids": positions, **kwargs, "attention_mask": mask}
-        sees = kwargs.get("pixel_values") is not None
+        sees, past = kwargs.get("pixel_values") is not None, kwargs.get("past_key_values")
+        if past is not None and past.get_seq_length() > 0:
+            return kwargs  # a decoding step: the image is in the cache, a placeholder is sampled
         if sees or not bool((start == self.family.image_token_id).any()):
             return kwargs
         filled = self.fill(start, masked)
@@ -182,11 +181,10 @@ class Binding:
 
     def pixels(self, k: int, rows: list[int]) -> dict[str, Any]:
         """Keyword tensors of rows of the k-th inputs, tokens and mask left out."""
-        ends = torch.tensor([0, *self.n_images[k]]).cumsum(0).tolist()
-        images = [i for row in rows for i in range(ends[row], ends[row + 1])]
+        taken = self.family.take(self.bound[k], rows, self.n_images[k])
         return {
-            name: value[images if name in PER_IMAGE else rows]
-            for name, value in self.bound[k].items()
+            name: value
+            for name, value in taken.items()
             if isinstance(value, Tensor) and name not in ("input_ids", "attention_mask")
         }
 
@@ -232,11 +230,6 @@ def unpack(
     if input.ndim == 1 and not input.is_floating_point():
         input = rearrange(input, "pos -> 1 pos")
     return input, kwargs if binding is None else binding.complete(input, kwargs)
-
-
-def find_pixels(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The keyword tensors that have one row for each image."""
-    return {name: kwargs[name] for name in PER_IMAGE if kwargs.get(name) is not None}
 
 
 def _shares(tokens: Tensor, inputs: Mapping[str, Any]) -> bool:
@@ -288,17 +281,8 @@ def _check_clean(clean: Tensor, corrupted: Tensor, layout: Callable[[], TokenLay
 
 def take_frame(frame: Frame, rows: Sequence[int]) -> Frame:
     """The forward pass of some rows, as it would have been: for a slice of its cache."""
-    batch, layout = frame.shape[0], frame.layout
-    ends = torch.tensor([0, *map(len, layout.image_sizes)]).cumsum(0).tolist()
-    images = [i for row in rows for i in range(ends[row], ends[row + 1])]
-
-    def taken_of(name: str, value: Any) -> Any:
-        length = len(value) if isinstance(value, Tensor) and value.ndim else None
-        if name in PER_IMAGE:
-            return value[images] if length == ends[-1] else value
-        return value[list(rows)] if length == batch else value
-
-    kept = {name: taken_of(name, value) for name, value in frame.inputs.items()}
+    layout = frame.layout
+    kept = frame.family.take(frame.inputs, rows, [*map(len, layout.image_sizes)])
     taken = Frame(frame.family, kept, frame.explicit)
     taken.layout = layout.take(rows)
     return taken

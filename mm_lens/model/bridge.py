@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, TypeAlias
 
 from torch import Tensor
@@ -21,10 +21,10 @@ from mm_lens.data.pictures import Picture
 from mm_lens.errors import HookError, InputError
 from mm_lens.layout.layout import TokenLayout
 from mm_lens.model import inputs as _inputs
-from mm_lens.model.binding import Binding, find_pixels, guard_patch, unpack
+from mm_lens.model.binding import Binding, guard_patch, unpack
 from mm_lens.model.cache import LayoutCache, adjust_entries, choose_cached
 from mm_lens.model.check import Report
-from mm_lens.model.families import Family
+from mm_lens.model.families import Family, without_own
 from mm_lens.model.forward import ForwardContext
 from mm_lens.model.hooks import (
     GROUPS,
@@ -35,6 +35,8 @@ from mm_lens.model.hooks import (
     uninstall_views,
 )
 from mm_lens.model.inputs import Inputs, Prompt
+from mm_lens.model.running import generation
+from mm_lens.model.running.attention_hooks import hook_native_attention, unhook_native_attention
 
 Hooks: TypeAlias = "Sequence[tuple[str | Callable[[str], bool], Callable[..., Any]]]"
 Names: TypeAlias = "str | list[str] | Callable[[str], bool] | None"
@@ -69,6 +71,7 @@ class VisionLanguageBridge(TransformerBridge):
         bridge._dead = {re.compile(k): v for k, v in family.dead_hooks(attention).items()}
         bridge._refresh_embed_alias("blocks.0.hook_in")
         install_views(bridge, bridge.context, GROUPS)
+        hook_native_attention(bridge)
         for pattern, remedy in family.inert_hooks().items():
             for name, point in bridge._hook_registry.items():
                 if re.fullmatch(pattern, name):
@@ -84,6 +87,7 @@ class VisionLanguageBridge(TransformerBridge):
     def uninstall(self) -> TransformerBridge:
         """Take everything mm_lens put on after boot off again; returns the plain bridge."""
         uninstall_views(self)
+        unhook_native_attention(self)
         for handle in self._watch:
             handle.remove()
         self.__class__ = TransformerBridge  # type: ignore[assignment]
@@ -172,6 +176,7 @@ class VisionLanguageBridge(TransformerBridge):
         return_type = args[0] if args else kwargs.get("return_type", "logits")
         if return_type in ("loss", "both") and kwargs.get("labels") is None:
             kwargs["labels"] = self._labels(tokens, kwargs.get("attention_mask"))
+        kwargs |= generation.decoding_positions(self, tokens, kwargs)
         with self.context.guarded():
             return super().forward(tokens, *args, **kwargs)
 
@@ -235,21 +240,21 @@ class VisionLanguageBridge(TransformerBridge):
         return output, cache
 
     def generate(self, input: Any = "", *args: Any, **kwargs: Any) -> Any:
-        """As `TransformerBridge.generate`; also without KV cache every step sees the image.
+        """As `TransformerBridge.generate`, by the model's own loop (`running.generation`).
+
+        `input` may also be what `prepare` returns. Also without KV cache every step sees the image.
+        Further arguments are those of transformers' `generate`, as `num_beams`.
 
         Raises:
-            InputError: rows are padded on the right: generation would continue from padding.
+            InputError: rows are padded on the right: generation would continue from padding; or
+                there is no such argument.
             MMLensError: the check at load found that this model is wrong with its KV cache.
         """
         tokens, kwargs = self._unpack_for_generation(input, kwargs)
-        pixels = find_pixels(kwargs)
-        if pixels and kwargs.get("use_past_kv_cache", True) is False:
-            # TransformerLens passes the image to the first step only, which is enough only if the
-            # later ones find it in the cache.
-            rest = {k: v for k, v in kwargs.items() if k not in pixels}
-            with self.bound({"input_ids": tokens, **pixels}):
-                return super().generate(tokens, *args, **rest)
-        return super().generate(tokens, *args, **kwargs)
+        with self.context.guarded(), self._bound_to(tokens, kwargs):
+            if generation.follows_own_loop(tokens, kwargs):
+                return super().generate(tokens, *args, **kwargs)
+            return generation.generate(self, tokens, *args, **kwargs)
 
     def generate_stream(
         self, input: Any = "", *args: Any, **kwargs: Any
@@ -260,21 +265,11 @@ class VisionLanguageBridge(TransformerBridge):
             InputError: rows are padded on the right.
         """
         tokens, kwargs = self._unpack_for_generation(input, kwargs)
-        pixels = find_pixels(kwargs)
-        rest = {k: v for k, v in kwargs.items() if k not in pixels}
-        stream = super().generate_stream(tokens, *args, **rest)
-        if not pixels:
+        asked, tensors = generation.split_stream(kwargs)
+        stream = super().generate_stream(tokens, *args, **asked)
+        if not tensors:
             return stream
-
-        def steps() -> Generator[Any, None, None]:
-            while True:  # bound while a step runs, not while the caller looks at it
-                with self.bound({"input_ids": tokens, **pixels}):
-                    item = next(stream, None)
-                if item is None:
-                    return
-                yield item
-
-        return steps()
+        return generation.steps_of(stream, self, {"input_ids": tokens, **tensors})
 
     def hf_generate(self, input: Any = "", *args: Any, **kwargs: Any) -> Any:
         """As `TransformerBridge.hf_generate`; `input` may also be what `prepare` returns.
@@ -283,13 +278,15 @@ class VisionLanguageBridge(TransformerBridge):
             InputError: rows are padded on the right.
         """
         tokens, kwargs = self._unpack_for_generation(input, kwargs)
-        with self.context.guarded():
-            if not (pixels := find_pixels(kwargs)):
-                return super().hf_generate(tokens, *args, **kwargs)
-            # transformers encodes the images before the first forward pass.
-            mask = {k: v for k, v in kwargs.items() if k == "attention_mask"}
-            with self.bound({"input_ids": tokens, **mask, **pixels}):
-                return super().hf_generate(tokens, *args, **kwargs)
+        with self.context.guarded(), self._bound_to(tokens, kwargs):
+            return super().hf_generate(tokens, *args, **without_own(kwargs))
+
+    def _bound_to(self, tokens: Any, kwargs: dict[str, Any]) -> AbstractContextManager[Any]:
+        """Bind the images of a call: transformers encodes them before the first forward pass."""
+        if not (pixels := self.family.pixels(kwargs)):
+            return nullcontext()
+        mask = {k: v for k, v in kwargs.items() if k == "attention_mask"}
+        return self.bound({"input_ids": tokens, **mask, **pixels})
 
     def _unpack_for_generation(self, input: Any, kwargs: Any) -> tuple[Any, dict[str, Any]]:
         if kwargs.get("use_past_kv_cache", kwargs.get("use_cache", True)) is not False:

@@ -8,7 +8,7 @@ Guaranteed after a clean report, for the prompt and the synthetic image of the c
    attention pattern, where there is one;
 4. at every block, what is written adds up: `resid_pre + attn_out = resid_mid`,
    `resid_mid + mlp_out = resid_post`, and that is the next block's `resid_pre`;
-5. a run from a block on, without an edit, has the logits of the whole pass;
+5. a run from a block on (second, middle, last), without an edit, has the logits of the whole pass;
 6. a row in a padded batch has the logits of the row alone;
 7. a token read with the KV cache has the logits of the whole pass, so that `generate` writes the
    same tokens with the cache and without.
@@ -229,11 +229,10 @@ def _check_edits(model: Any, report: Report, inputs: Inputs, logits: Tensor) -> 
 
     The edit mirrors each vector: a change of scale would be lost in the next norm.
     """
-    layer = model.cfg.n_layers // 2
     for hook in PARENTS:
         for group in ("visual", "text"):
-            name = f"blocks.{layer}.{group}.hook_{hook}"
-            if name not in model._hook_registry or name in report.dead_hooks:
+            name = _find_point(model, f"{group}.hook_{hook}")
+            if name is None or name in report.dead_hooks:
                 continue
 
             def mirror(rows: Tensor, hook: Any) -> Tensor:
@@ -244,12 +243,20 @@ def _check_edits(model: Any, report: Report, inputs: Inputs, logits: Tensor) -> 
                 report.add("warning", f"An edit at {name} does not change the output.")
 
 
+def _find_point(model: Any, tail: str) -> str | None:
+    """The hook point of this name in the block nearest to the middle that has it."""
+    middle = model.cfg.n_layers // 2
+    for layer in sorted(range(model.cfg.n_layers), key=lambda k: abs(k - middle)):
+        if (name := f"blocks.{layer}.{tail}") in model._hook_registry:
+            return name
+    return None
+
+
 def _check_pattern(model: Any, report: Report, inputs: Inputs, logits: Tensor) -> None:
     """Where attention is left to the native model, its pattern is a report: edits do nothing."""
-    layer = model.cfg.n_layers // 2
     for hook in ("hook_attn_scores", "hook_pattern"):
-        name = f"blocks.{layer}.attn.{hook}"
-        if name not in model._hook_registry or model._remedy_if_dead(name):
+        name = _find_point(model, f"attn.{hook}")
+        if name is None or model._remedy_if_dead(name):
             continue
 
         def mirror(scores: Tensor, hook: Any) -> Tensor:
@@ -319,23 +326,27 @@ def _sums(have: set[str]) -> list[tuple[tuple[str, ...], str]]:
 
 
 def _check_rerun(model: Any, report: Report, inputs: Inputs) -> None:
-    layer = model.cfg.n_layers // 2
+    """From the second block, where features may have entered; the middle; and the last."""
+    n = model.cfg.n_layers
+    layers = sorted({min(1, n - 1), n // 2, n - 1})
     remedy = "Effects measured by running blocks again would be wrong."
     try:
-        rerun = Rerun(model, inputs, [layer])
-        difference = rerun.difference(layer)
+        rerun = Rerun(model, inputs, layers)
+        differences = {layer: rerun.difference(layer) for layer in layers}
     except Exception as error:  # whatever the model's own code says to embeddings
         if lacks_memory(error):
             raise
-        report.add("error", f"A run from block {layer} on fails: {error}. {remedy}", spoils="rerun")
+        report.add("error", f"A run from block {layers[0]} on fails: {error}. {remedy}", "rerun")
         return
-    if not difference <= TOLERANCE.get(rerun.logits.dtype, 0.2):
-        report.add(
-            "error",
-            f"A run from block {layer} on, without an edit, has other logits than the whole pass "
-            f"(they differ by {difference:.3g} standard deviations). {remedy}",
-            spoils="rerun",
-        )
+    for layer, difference in differences.items():
+        if not difference <= TOLERANCE.get(rerun.logits.dtype, 0.2):
+            report.add(
+                "error",
+                f"A run from block {layer} on, without an edit, has other logits than the whole "
+                f"pass (they differ by {difference:.3g} standard deviations). {remedy}",
+                spoils="rerun",
+            )
+            return
 
 
 def _check_batch(model: Any, report: Report) -> None:
@@ -348,7 +359,8 @@ def _check_batch(model: Any, report: Report) -> None:
     difference = float("inf")
     if len(row) == n:
         difference = float((row - logits).abs().max() / logits.float().std())
-    if not difference <= TOLERANCE.get(logits.dtype, 0.2):
+    # Other shapes are other sums, block after block: true faults are a hundred times as large.
+    if not difference <= 10 * TOLERANCE.get(logits.dtype, 0.2):
         report.add(
             "error",
             "A row in a padded batch has other logits than the row alone (they differ by "

@@ -26,8 +26,9 @@ from torch.utils.hooks import RemovableHandle
 from mm_lens.errors import HookError, InputError, MMLensWarning
 from mm_lens.layout.layout import TokenLayout
 from mm_lens.layout.matching import describe_difference
-from mm_lens.model.families import Family
+from mm_lens.model.families import Family, without_own
 from mm_lens.model.inputs import is_text_only_meant
+from mm_lens.model.running.generation import with_answer
 
 FORGOTTEN = (
     "Was the image forgotten? Give it to prepare(text, image). If prompts without an image are "
@@ -123,6 +124,8 @@ class Frame:
     def _copied(self, layout: TokenLayout, start: Tensor) -> TokenLayout:
         """The layout of a pass of copies of the bound rows, if they can be told apart."""
         rows, (batch, positions) = layout.shape[0], start.shape[:2]
+        if positions > layout.shape[1] and not start.is_floating_point():
+            layout = with_answer(layout, positions - layout.shape[1])  # `generate` without cache
         copies, rest = divmod(batch, rows)
         if rest or copies < 2 or layout.shape[1] != positions:
             return layout
@@ -132,7 +135,8 @@ class Frame:
             return layout  # whose copy each row is, embeddings do not say
         # `generate` puts the beams of a row, or the sequences it returns for it, side by side.
         beams = layout.take([row for row in range(rows) for _ in range(copies)])
-        alike = torch.equal(start == self.family.image_token_id, beams.mask("visual"))
+        there = start[:, : self.explicit.shape[1]] == self.family.image_token_id  # type: ignore[union-attr]
+        alike = torch.equal(there, beams.mask("visual")[:, : there.shape[1]])
         return beams if alike else layout
 
     def _start(self) -> Tensor | None:
@@ -249,10 +253,13 @@ class ForwardContext:
             model.register_forward_hook(self._end, always_call=True),
         ]
 
-    def _begin(self, model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _begin(
+        self, model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         inputs = {**kwargs, "input_ids": args[0]} if args else kwargs
         check_images(self.family, inputs)
         self._running.append(Frame(self.family, inputs, self.explicit))
+        return args, without_own(kwargs)
 
     def _end(self, model: torch.nn.Module, args: tuple[Any, ...], output: object) -> None:
         if self._running:  # not if `_begin` raised
@@ -335,6 +342,21 @@ class ForwardContext:
         return self._running[-1]
 
 
+def _refuse_videos(family: Family, inputs: Mapping[str, Any]) -> None:
+    """Raise if there is a video: its tokens would count as text."""
+    config = getattr(family, "config", None)
+    found = [getattr(config, f"video_token_{end}", None) for end in ("id", "index")]
+    token = next((i for i in found if isinstance(i, int)), None)
+    tokens, past = inputs.get("input_ids"), inputs.get("past_key_values")
+    written = token is not None and tokens is not None and bool((tokens == token).any())
+    decoding = past is not None and past.get_seq_length() > 0  # a model may sample it
+    if inputs.get("pixel_values_videos") is not None or (written and not decoding):
+        raise InputError(
+            "The prompt holds a video. mm_lens knows the tokens of images only: those of a video "
+            "would count as text. Give its frames as images: prepare(text, [frame, …])."
+        )
+
+
 def check_images(family: Family, inputs: Mapping[str, Any]) -> None:
     """Raise if image placeholders and images do not match: the model would not see the picture.
 
@@ -342,6 +364,7 @@ def check_images(family: Family, inputs: Mapping[str, Any]) -> None:
         InputError: naming both numbers and the remedy.
     """
     tokens, past = inputs.get("input_ids"), inputs.get("past_key_values")
+    _refuse_videos(family, inputs)
     if tokens is None or inputs.get("mm_encoder_outputs"):
         return  # embeddings hold the image already
     if tokens.shape[1] == 1 and past is not None and past.get_seq_length() > 0:

@@ -19,7 +19,7 @@ from mm_lens.data.pictures import Picture, open_picture
 from mm_lens.data.prompts import Message, list_prompts, place_images, render
 from mm_lens.errors import InputError, MMLensWarning
 from mm_lens.layout.layout import SHOWN, TokenLayout
-from mm_lens.model.families import Family
+from mm_lens.model.families import ORIGINAL_SIZES, Family, without_own
 
 COUNTED = ("visual", "text", "pad")
 """Groups whose tokens notebooks count."""
@@ -90,6 +90,11 @@ class Inputs(Mapping[str, Any]):
         """The tokens, one placeholder for every image token."""
         tokens: Tensor = self.tensors["input_ids"]
         return tokens
+
+    @property
+    def native(self) -> dict[str, Any]:
+        """The keyword arguments of a native model, which does not take all that `prepare` adds."""
+        return without_own(self.tensors)
 
     def to(self, device: torch.device | str) -> Inputs:
         """The same inputs with every tensor on `device`."""
@@ -187,22 +192,27 @@ def prepare(
     ]
     for doubt in sorted({prompt.doubt for prompt in rendered if prompt.doubt}):
         tell(doubt)
-    flat = [image for row in pictures for image in row]
     tokenizer = processor.tokenizer
+    padding_side = _padding_side(family, padding_side, len(prompts)) or tokenizer.padding_side
+    _require_images(family, pictures)
+    flat = [image for row in pictures for image in row]
     written, texts = _with_bos(tokenizer, [prompt.text for prompt in rendered])
     # Else a picture of one or three rows might be taken for channels.
     layout = {"input_data_format": "channels_last"} if flat else {}
     batch = processor(
-        images=flat or None,
+        images=(list(map(list, pictures)) if family.nested else flat) if flat else None,
         text=texts,
         padding=True,
-        padding_side=padding_side or tokenizer.padding_side,
+        padding_side=padding_side,
         add_special_tokens=not written,
         return_tensors="pt",
         **layout,
     )
     _check_ids(batch["input_ids"], tokenizer, family)
-    tensors = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+    tensors = {k: v for k, v in batch.items() if k not in family.drop}
+    if flat and family.sizes == ORIGINAL_SIZES:
+        tensors[ORIGINAL_SIZES] = torch.tensor([[image.height, image.width] for image in flat])
+    tensors = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in tensors.items()}
     return Inputs(
         tensors,
         tuple(texts),
@@ -225,6 +235,27 @@ def _check_ids(ids: Int[Tensor, "batch pos"], tokenizer: Any, family: Family) ->
             f"The tokenizer makes the token {tokenizer.convert_ids_to_tokens(largest)!r} with the "
             f"id {largest:,}, but the model has none above {most:,}. They are not of one "
             "checkpoint: get its tokenizer again."
+        )
+
+
+def _padding_side(family: Family, asked: str | None, batch: int) -> str | None:
+    """Where rows are padded, if the user or the family says so."""
+    needed = family.padding_side
+    if needed and asked and asked != needed and batch > 1:
+        raise InputError(
+            f"Rows of this model must be padded on the {needed}: padded on the {asked}, a row has "
+            "other logits than alone. Leave padding_side out, or prepare one prompt at a time."
+        )
+    return asked or needed
+
+
+def _require_images(family: Family, pictures: Sequence[Sequence[Any]]) -> None:
+    """Refuse a prompt without an image where the family cannot have one."""
+    without = [row for row, images in enumerate(pictures) if not images]
+    if family.needs_image and without:
+        raise InputError(
+            f"Prompt {without[0]} has no image, and this model takes none without: "
+            f"{family.needs_image}. Give it an image, or leave it out."
         )
 
 

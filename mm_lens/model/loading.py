@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import torch
+from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
 from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 from transformer_lens.utilities.multi_gpu import count_unique_devices, find_embedding_device
 
@@ -16,10 +18,10 @@ from mm_lens import demo
 from mm_lens.checkpoints import conversion
 from mm_lens.checkpoints.building import say
 from mm_lens.data.prompts import render
-from mm_lens.errors import InputError, MMLensError
+from mm_lens.errors import InputError, MMLensError, MMLensWarning
 from mm_lens.model.bridge import VisionLanguageBridge
 from mm_lens.model.check import PROMPT, run_native, self_check
-from mm_lens.model.families import Family, families, family_for
+from mm_lens.model.families import Family, Undeclared, families, family_for
 from mm_lens.model.native import (
     HUB,
     check_device,
@@ -42,6 +44,7 @@ def load(
     device_map: Any = None,
     attention: Attention = "sdpa",
     check: bool = True,
+    geometry: bool = True,
     **from_pretrained: Any,
 ) -> VisionLanguageBridge:
     """Load a vision-language model as a `TransformerBridge` with hook points per modality.
@@ -57,6 +60,9 @@ def load(
         device_map: split over devices, as in transformers.
         attention: "sdpa" is fast and has no attention scores or patterns; "eager" has them.
         check: run `validation.self_check`: native logits, dead hooks, edits without effect.
+        geometry: False opens a model whose family nobody declared, from its image token alone:
+            hook points, metrics, patching by modality and segment work; what needs to know where
+            tokens lie in the picture raises.
         from_pretrained: passed on to transformers (`revision`, `token`, …). Code of a checkpoint
             runs only with `trust_remote_code=True`.
 
@@ -80,7 +86,9 @@ def load(
         path = converted
         from_pretrained = {k: v for k, v in from_pretrained.items() if k not in HUB}
     if hf_model is None:
-        hf_model = read_model(path, dtype, device, device_map, attention, from_pretrained)
+        hf_model = read_model(
+            path, dtype, device, device_map, attention, from_pretrained, declared=geometry
+        )
     else:
         hf_model = unwrap(hf_model)
     if processor is None and path is None:
@@ -96,8 +104,9 @@ def load(
 
     names = [c.__name__ for c in type(hf_model).__mro__ if c.__name__ in families()]
     architecture = names[0] if names else type(hf_model).__name__
-    family_class = family_for(architecture)
+    family_class = family_for(architecture) if geometry else Undeclared
     family = _fit(family_class, hf_model, processor)
+    _require_adapter(architecture)
     _check_template(processor, path)
     # The native model goes first: after boot its modules are part of the bridge.
     expected = run_native(hf_model, family, processor) if check else None  # or refuses its weights
@@ -116,6 +125,14 @@ def load(
         bridge.cfg.device, bridge.cfg.n_devices = str(split[0]), split[1]
     model = VisionLanguageBridge.install(bridge, family, attention)
     model.processor = processor
+    if not geometry:
+        warnings.warn(
+            f"{architecture} was opened from its image token alone (geometry=False): which tile, "
+            "row, column and pixels a token stands for is unknown, and its processor was not "
+            "compared with the model. What needs places raises.",
+            MMLensWarning,
+            stacklevel=2,
+        )
     if expected is not None:
         model.report = self_check(model, expected)
         model.report.announce()
@@ -145,6 +162,21 @@ def _check_template(processor: Any, path: str | None) -> None:
         render(processor, PROMPT, 1, None)
     except InputError as error:
         raise InputError(f"{path}: {error}" if path else str(error)) from error
+
+
+def _require_adapter(architecture: str) -> None:
+    """Refuse a model whose modules TransformerLens does not know.
+
+    Raises:
+        MMLensError: naming what is missing.
+    """
+    ArchitectureAdapterFactory.discover_entry_points()
+    if architecture not in ArchitectureAdapterFactory._adapters:
+        raise MMLensError(
+            f"TransformerLens has no adapter for {architecture}, so where its hook points go is "
+            "unknown. A package adds one through the entry point group "
+            "'transformer_lens.architectures'; see docs/adding_a_family.md."
+        )
 
 
 _MEANT = {

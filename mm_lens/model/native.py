@@ -52,7 +52,13 @@ def hub_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_model(
-    path: Any, dtype: Any, device: Any, device_map: Any, attention: str, options: Mapping[str, Any]
+    path: Any,
+    dtype: Any,
+    device: Any,
+    device_map: Any,
+    attention: str,
+    options: Mapping[str, Any],
+    declared: bool = True,
 ) -> Any:
     """The model at a path or of the hub, every weight of it read.
 
@@ -60,7 +66,7 @@ def read_model(
         MMLensError: no family serves it; weights are missing, or are not the model's.
     """
     families()  # their packages make model types of their own known to transformers
-    config = _read_config(path, attention, options)
+    config = _read_config(path, attention, options, declared)
     try:
         model, report = AutoModelForImageTextToText.from_pretrained(
             path,
@@ -85,7 +91,7 @@ def read_model(
     return model
 
 
-def _read_config(path: Any, attention: str, options: Mapping[str, Any]) -> Any:
+def _read_config(path: Any, attention: str, options: Mapping[str, Any], declared: bool) -> Any:
     """The configuration, of which it is known that a model can be built, before gigabytes are read.
 
     Raises:
@@ -107,7 +113,7 @@ def _read_config(path: Any, attention: str, options: Mapping[str, Any]) -> Any:
     if not isinstance(architectures, (list, tuple)):
         raise InputError(f"{where} cannot be used: its architectures are no list of names.")
     try:
-        for architecture in architectures:
+        for architecture in architectures if declared else ():
             family_for(str(architecture))
     except MMLensError as error:
         raise MMLensError(f"{where}: {error}") from error

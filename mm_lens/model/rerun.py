@@ -9,6 +9,7 @@ blocks) is that of the first pass: a family may make it of tokens and pixels, wh
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from torch import Tensor
 from mm_lens.errors import InputError
 from mm_lens.model.hooks import NamedHook
 from mm_lens.model.inputs import Inputs
+from mm_lens.model.running.masks import read_masks
 
 if TYPE_CHECKING:
     from mm_lens.model.bridge import VisionLanguageBridge
@@ -97,6 +99,7 @@ class Rerun:
                 state.repeat(copies, 1, 1),
                 fwd_hooks=[*self.hooks, *hooks],
                 start_at_layer=layer,
+                **self._positions(copies),
             )
         parts: tuple[Tensor, ...] = logits.split(len(state))
         return parts
@@ -145,6 +148,14 @@ class Rerun:
         finally:
             handle.remove()
 
+    def _positions(self, copies: int) -> dict[str, Any]:
+        """Positions for the whole model: it would take those of what it ran last."""
+        told = self.told.get("position_ids")
+        forward = self.model.original_model.forward
+        if told is None or "position_ids" not in inspect.signature(forward).parameters:
+            return {}
+        return {"position_ids": self._copy("position_ids", told, copies)}
+
     def _copy(self, name: str, value: Any, copies: int) -> Any:
         """An argument of the language model for copies of the batch, one after the other."""
         if isinstance(value, Mapping):
@@ -174,80 +185,6 @@ class Rerun:
 def _decoder(model: VisionLanguageBridge) -> Any:
     """The language model without its head."""
     return model.original_model.get_decoder()  # type: ignore[operator]
-
-
-@contextmanager
-def read_masks(
-    model: VisionLanguageBridge,
-) -> Iterator[Mapping[int, Bool[Tensor, "batch head query key"]]]:
-    """Which keys each query may look at, by block, in the last forward pass inside.
-
-    Blocks without attention are left out.
-    """
-    found: dict[int, Tensor] = {}
-    known: list[tuple[Any, bool, Tensor]] = []  # blocks share their masks
-
-    def read(layer: int, module: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        given, causal = kwargs.get("attention_mask"), _is_causal(module, kwargs)
-        same = (allowed for mask, how, allowed in known if mask is given and how == causal)
-        if (allowed := next(same, None)) is None:
-            allowed = allowed_keys(module, args, kwargs)
-            known.append((given, causal, allowed))
-        found[layer] = allowed
-
-    with ExitStack() as stack:
-        for layer, block in enumerate(model.blocks):
-            if (attention := getattr(block, "attn", None)) is None:
-                continue
-
-            def hook(module: Any, args: Any, kwargs: dict[str, Any], layer: int = layer) -> None:
-                read(layer, module, args, kwargs)
-
-            handle = attention.register_forward_pre_hook(hook, with_kwargs=True)
-            stack.callback(handle.remove)
-        yield found
-
-
-def allowed_keys(
-    attention: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> Bool[Tensor, "batch head query key"]:
-    """Which keys each query may look at, from a call of a block's attention.
-
-    Args:
-        attention: the block's attention, of the bridge.
-        args: what it was called with.
-        kwargs: what it was called with.
-
-    Returns:
-        Axes of batch and head of size 1 where all rows, or heads, have one mask.
-
-    Raises:
-        InputError: the mask is of another kind than transformers gives to sdpa and eager attention.
-    """
-    given = kwargs.get("attention_mask")
-    if given is None:  # everything, or all that came before: the attention decides
-        hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
-        n = hidden.shape[1]
-        seen = torch.ones(1, 1, n, n, dtype=torch.bool, device=hidden.device)
-        return seen.tril() if _is_causal(attention, kwargs) else seen
-    if not isinstance(given, Tensor) or given.ndim != 4:
-        raise InputError(
-            f"The attention mask of {attention.name} is no tensor [batch, head, query, key], so "
-            'which keys a query sees is unknown. Load the model with attention="eager".'
-        )
-    if given.dtype == torch.bool:
-        return given
-    # Masks are added to the scores: what is forbidden gets the least number there is, or -inf.
-    return given > torch.finfo(given.dtype).min / 2
-
-
-def _is_causal(attention: Any, kwargs: Mapping[str, Any]) -> bool:
-    """What an attention without a mask does."""
-    causal = kwargs.get("is_causal")
-    if causal is None:
-        native = getattr(attention, "original_component", attention)
-        causal = getattr(native, "is_causal", True)
-    return bool(causal)
 
 
 @contextmanager

@@ -16,11 +16,15 @@ from typing import Any, Literal, TypeAlias
 
 from torch import Tensor
 
-from mm_lens.errors import InputError
-from mm_lens.model.hooks import NamedHook
+from mm_lens.errors import HookError, InputError
+from mm_lens.model.hooks import PARENTS, NamedHook
 
 Stream: TypeAlias = Literal["residual", "main"]
 STREAMS: tuple[Stream, ...] = ("residual", "main")
+
+
+MIXERS = ("linear_attn", "mamba", "ssm", "mixer", "conv")
+"""What TransformerLens calls that which mixes positions in blocks without attention."""
 
 
 def state_names(n_layers: int) -> tuple[str, ...]:
@@ -64,15 +68,45 @@ def resolve_layers(layers: Any, count: int) -> tuple[int, ...]:
     return found
 
 
+def resolve_blocks(bridge: Any, hook: str, layers: Any) -> tuple[int, ...]:
+    """Blocks that have a hook point, in the order in which they were asked for.
+
+    In a hybrid model some blocks have no attention.
+
+    Args:
+        bridge: the model.
+        hook: short name of the hook point, as in `hooks.PARENTS`.
+        layers: numbers of blocks, negative ones from the end; None takes all that have it.
+
+    Raises:
+        HookError: one that is asked for has no such hook point, or none has.
+        InputError: see `resolve_layers`.
+    """
+    n = bridge.cfg.n_layers
+    have = [k for k in range(n) if f"blocks.{k}.{PARENTS[hook]}" in bridge.hook_dict]
+    asked = tuple(have) if layers is None else resolve_layers(layers, n)
+    without = [k for k in asked if k not in have]
+    if without or not asked:
+        which = f"Block {without[0]} has" if without else "The blocks of this model have"
+        others = f" Blocks that have it: {', '.join(map(str, have))}." if have else ""
+        raise HookError(f"{which} no hook point {hook!r}.{others}")
+    return asked
+
+
 def main_stream_hooks(bridge: Any) -> list[NamedHook]:
     """Forward hooks under which a forward pass of `bridge` runs the main stream.
 
     Attach them before your own: `resid_post` then is the main stream's state. In TransformerLens 4
     an edit at `hook_resid_mid` reaches only the MLP branch, not the skip connection: what leaves
-    the block is replaced at `hook_resid_post`.
+    the block is replaced at `hook_resid_post`. In blocks without attention, what mixes positions in
+    its place counts as attention.
+
+    Raises:
+        HookError: a block has no hook point behind that.
     """
     hooks: list[NamedHook] = []
     for i in range(bridge.cfg.n_layers):
+        mixed = _find_mixer(bridge, i)
         held: dict[str, Tensor] = {}
 
         def keep(tensor: Tensor, hook: Any, held: dict[str, Tensor] = held) -> None:
@@ -83,9 +117,21 @@ def main_stream_hooks(bridge: Any) -> list[NamedHook]:
 
         block = f"blocks.{i}"
         hooks += [
-            (f"{block}.hook_attn_out", keep),
+            (mixed, keep),
             (f"{block}.hook_resid_mid", put),
             (f"{block}.hook_mlp_out", keep),
             (f"{block}.hook_resid_post", put),
         ]
     return hooks
+
+
+def _find_mixer(bridge: Any, block: int) -> str:
+    """Hook point of what a block's attention, or what stands in its place, writes."""
+    tails = ("hook_attn_out", *(f"{name}.hook_out" for name in MIXERS))
+    for tail in tails:
+        if (name := f"blocks.{block}.{tail}") in bridge.hook_dict:
+            return name
+    raise HookError(
+        f"Block {block} has no hook point behind what mixes its positions, so there is no main "
+        'stream. Take streams=["residual"].'
+    )

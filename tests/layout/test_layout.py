@@ -255,14 +255,14 @@ def test_names_of_groups() -> None:
         with pytest.raises(InputError):
             check_group(group)
     named = dataclasses.replace(by_hand(), segment_names=("pad", "mine"))
-    with pytest.raises(InputError, match="text after, mine, image 0"):
+    with pytest.raises(InputError, match="text after, marker, mine, image 0"):
         named.mask("his")
     with pytest.raises(InputError) as error:
         check_group("his", own)
     assert str(error.value) == (
         "No group of positions is called 'his'. Use one of: visual, text, all, newline, base, "
-        "tiles, pad, special, text only, text before, text after, mine, image 0, image 1, …, "
-        "tile 0, tile 1, …, text between 0 and 1, …"
+        "tiles, pad, special, text only, text before, text after, marker, mine, image 0, "
+        "image 1, …, tile 0, tile 1, …, text between 0 and 1, …"
     )
 
 

@@ -1,0 +1,1 @@
+"""What happens while a model runs: attention as it is computed, its masks, and generation."""
