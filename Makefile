@@ -1,5 +1,6 @@
 # make demo   the main job: two trained models, profiled per modality on real images and compared
 # make test   lint, types and every test, offline
+# make test-families   every check of the conformance suite on every family; about half an hour
 # make test-slow   what takes minutes: coverage of the intervals over 200 repetitions
 # make test-upstream   TransformerLens's own tests on our bridge: what passes on the plain one and fails
 #                      here. Fetches them once; about half an hour
@@ -13,12 +14,13 @@ PYTHON ?= $(firstword $(shell for p in python3 python3.14 python3.13 python3.12 
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p"; done))
 VENV ?= .venv
 SAMPLES ?= 500
+TORCHVISION ?= 0.28.0
 TRIAL ?= build/trial
 BIN := $(VENV)/bin
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 PIP_NO_INDEX=1
 SOURCES := mm_lens adapters/mm_lens_adapters
 
-.PHONY: demo test test-slow mutants test-upstream lint bench constraints release clean
+.PHONY: demo test test-families test-slow mutants test-upstream lint bench constraints release clean
 
 demo: $(VENV)/.installed
 	for model in llava-next omnifusion; do \
@@ -28,7 +30,10 @@ demo: $(VENV)/.installed
 	$(OFFLINE) $(BIN)/mm-lens compare runs/llava-next runs/omnifusion --out runs/compare --overwrite
 
 test: lint
-	$(OFFLINE) $(BIN)/pytest -n 2 --dist worksteal -m "not slow"
+	$(OFFLINE) $(BIN)/pytest -n 2 --dist worksteal -m "not slow and not families"
+
+test-families: $(VENV)/.installed
+	$(OFFLINE) $(BIN)/pytest -n 2 --dist worksteal -m families
 
 test-slow: $(VENV)/.installed
 	$(OFFLINE) $(BIN)/pytest -n 2 --dist worksteal -m slow
@@ -63,6 +68,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev]"
+# Only tests look there (tests/before_transformers.py): a torchvision that was built for another torch
+# than the one that is here takes transformers with it.
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps --upgrade --target $(VENV)/torchvision \
+		torchvision==$(TORCHVISION)
 	touch $@
 
 # The wheel is tried outside of the checkout (-I: nothing but what is installed can be imported).

@@ -261,8 +261,8 @@ def test_names_of_groups() -> None:
         check_group("his", own)
     assert str(error.value) == (
         "No group of positions is called 'his'. Use one of: visual, text, all, newline, base, "
-        "tiles, pad, special, text only, text before, text after, marker, mine, image 0, image 1, …, "
-        "tile 0, tile 1, …, text between 0 and 1, …"
+        "tiles, pad, special, text only, text before, text after, marker, mine, image 0, image 1, "
+        "…, tile 0, tile 1, …, text between 0 and 1, …"
     )
 
 
