@@ -237,6 +237,7 @@ def gradient(subject: Subject) -> None:
         for name, tensor in held.items():
             for group in GROUPS:
                 view = name.format(group=group)
+                assert tensor.grad is not None, "the backward pass went through it"
                 rows, mine = tensor.grad[inputs.layout.mask(group)], ours[view]
                 agree(
                     mine[inputs.layout.valid(group)].flatten(1),
@@ -270,7 +271,8 @@ def _raise(faults: Sequence[str]) -> None:
 def segments(subject: Subject) -> None:
     """Text before and behind an image is what was written there: nothing of the image is in it."""
     inputs = subject.prepare(["What is it?"], [picture(0)])
-    layout, tokenizer = inputs.layout, subject.model.processor.tokenizer
+    processor: Any = subject.model.processor
+    layout, tokenizer = inputs.layout, processor.tokenizer
     image = (layout.image[0] == 0).nonzero().squeeze(1)
     inside = torch.zeros(layout.shape[1], dtype=torch.bool, device=layout.device)
     inside[int(image[0]) : int(image[-1]) + 1] = True
@@ -371,13 +373,10 @@ def batch_sizes(subject: Subject) -> None:
     samples = [Sample(str(k), TEXTS[k % 3], picture(k), None) for k in range(5)]
     options: dict[str, Any] = {"progress": False, "streams": ["residual"]}
     options["metrics"] = ["linearity_paper", "mean_cosine"]
-    one, four = (
-        profile(subject.model, samples, batch_size=n, **options).table["value"] for n in (1, 4)
-    )
+    tables = [profile(subject.model, samples, batch_size=n, **options).table for n in (1, 4)]
     # The metrics are computed in float64 from states that the model rounds.
-    one, four = (
-        torch.tensor(values.to_numpy()).to(subject.model.cfg.dtype) for values in (one, four)
-    )
+    dtype = subject.model.cfg.dtype
+    one, four = (torch.tensor(table["value"].to_numpy()).to(dtype) for table in tables)
     agree(one, four, "profile in batches of one (not: of four)")
 
 

@@ -25,7 +25,7 @@ def find_places(model: VisionLanguageBridge, layer: int) -> dict[str, Place]:
     Only the names that modules have there are taken from the bridge.
     """
     block = model.blocks[layer]
-    root = f"{model.adapter.component_mapping['blocks'].name}.{layer}"
+    root = f"{path_of(model, 'blocks')}.{layer}"
 
     def path(*parts: str) -> str | None:
         found, names = block, [root]
@@ -48,6 +48,12 @@ def find_places(model: VisionLanguageBridge, layer: int) -> dict[str, Place]:
         "mlp.post": (path("mlp", "out"), "in"),
     }
     return {name: (where, side) for name, (where, side) in wanted.items() if where is not None}
+
+
+def path_of(model: VisionLanguageBridge, component: str) -> str:
+    """Where a component of the bridge lies in the native model."""
+    mapping: Any = model.adapter.component_mapping
+    return str(mapping[component].name)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from mm_lens.check.native import embed
+from mm_lens.check.native import embed, path_of
 from mm_lens.layout.layout import TokenLayout
 from mm_lens.model.bridge import VisionLanguageBridge
 from mm_lens.model.inputs import Inputs
@@ -116,7 +116,7 @@ def still_attention(native: Any, model: VisionLanguageBridge) -> Iterator[None]:
     def silence(module: Any, args: Any, out: Any) -> Any:
         return (torch.zeros_like(out[0]), *out[1:]) if isinstance(out, tuple) else out * 0
 
-    tower = native.get_submodule(str(model.adapter.component_mapping["vision_encoder"].name))
+    tower = native.get_submodule(path_of(model, "vision_encoder"))
     with ExitStack() as stack:
         for module in tower.modules():
             if re.search(r"Attention(2D)?$", type(module).__name__):
