@@ -1,5 +1,6 @@
 # make demo   the main job: two trained models, profiled per modality on real images and compared
 # make test   lint, types and every test, offline
+# make test-families   every check of the conformance suite on every family; about half an hour
 # make test-oldest, make test-latest   every test with the oldest, the newest versions that
 #                  pyproject.toml allows (torch as pinned), each in an environment of its own
 # make test-loaded   every test three times on a machine that is busy with other things
@@ -18,12 +19,13 @@ VENV ?= .venv
 PINS ?= constraints.txt
 TESTS ?=
 SAMPLES ?= 500
+TORCHVISION ?= 0.28.0
 TRIAL ?= build/trial
 BIN := $(VENV)/bin
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 PIP_NO_INDEX=1
 SOURCES := mm_lens adapters/mm_lens_adapters
 
-.PHONY: demo test suite test-oldest test-latest test-loaded test-slow mutants test-upstream lint bench constraints release clean
+.PHONY: demo test suite test-oldest test-latest test-families test-loaded test-slow mutants test-upstream lint bench constraints release clean
 
 demo: $(VENV)/.installed
 	for model in llava-next omnifusion; do \
@@ -35,7 +37,7 @@ demo: $(VENV)/.installed
 test: lint suite
 
 suite: $(VENV)/.installed
-	$(OFFLINE) $(BIN)/pytest -n 2 --dist worksteal -m "not slow" $(TESTS)
+	$(OFFLINE) $(BIN)/pytest -n 2 --dist worksteal -m "not slow and not families" $(TESTS)
 
 test-oldest:
 	$(MAKE) suite VENV=build/oldest PINS=oldest.txt
@@ -49,6 +51,9 @@ test-latest:
 
 test-loaded: $(VENV)/.installed
 	$(OFFLINE) $(BIN)/python tests/loaded.py $(TESTS)
+
+test-families: $(VENV)/.installed
+	$(OFFLINE) $(BIN)/pytest -n 2 --dist worksteal -m families
 
 test-slow: $(VENV)/.installed
 	$(OFFLINE) $(BIN)/pytest -n 2 --dist worksteal -m slow
@@ -83,6 +88,10 @@ $(VENV)/.installed: pyproject.toml $(PINS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q --disable-pip-version-check -c $(PINS) torch
 	$(BIN)/pip install -q --disable-pip-version-check -c $(PINS) -e ".[dev]"
+# Only tests look there (tests/before_transformers.py): a torchvision that was built for another torch
+# than the one that is here takes transformers with it.
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps --upgrade --target $(VENV)/torchvision \
+		torchvision==$(TORCHVISION)
 	touch $@
 
 # The wheel is tried outside of the checkout (-I: nothing but what is installed can be imported).

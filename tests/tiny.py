@@ -27,6 +27,7 @@ from transformers import (
     LlavaNextForConditionalGeneration,
     LlavaNextProcessor,
     MistralConfig,
+    Qwen2Config,
 )
 from transformers.models.llava_next.image_processing_pil_llava_next import (
     LlavaNextImageProcessorPil,
@@ -36,6 +37,12 @@ IMAGE_TOKEN = "<image>"
 VOCAB_SIZE = 113  # more rows than the tokenizer has tokens, as in the published checkpoints
 # In tiles, (height, width): the shapes of llava-v1.6 and a wider one.
 GRID = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3), (2, 3))
+TEXTS = {
+    "mistral": MistralConfig,
+    "llama": LlamaConfig,
+    "granite": GraniteConfig,
+    "qwen2": Qwen2Config,
+}
 CHAT_TEMPLATE = (
     "{% for message in messages %}{% if message.role == 'user' %}[INST] "
     "{% if message.content is string %}{{ message.content }}{% else %}"
@@ -58,7 +65,7 @@ def tiny_llava_next(
 
     Args:
         seed: of the weights.
-        text: language model, "mistral", "llama" or "granite".
+        text: language model, one of `TEXTS`.
         overrides: `image_size` and `patch_size` of a tile in pixels (12 and 4: 3×3 patches),
             `grid` (shapes in tiles), `vision` and `language` (dicts of configuration entries), and
             any entry of `LlavaNextConfig`.
@@ -132,7 +139,7 @@ def _build(
         }
         | entries.pop("vision", {})
     )
-    language = {"mistral": MistralConfig, "llama": LlamaConfig, "granite": GraniteConfig}[text](
+    language = TEXTS[text](
         **{
             "vocab_size": VOCAB_SIZE,
             "hidden_size": 24,

@@ -9,12 +9,13 @@ from __future__ import annotations
 import copy
 import string
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
 import transformers as tf
-from tiny import CHAT_TEMPLATE, _directory, randomise
+from tiny import CHAT_TEMPLATE, _directory, randomise, tiny_llava_next
+from tiny_omnifusion import tiny_omnifusion
 
 TEXT = {
     "vocab_size": 173,
@@ -122,6 +123,11 @@ def _siglip(**more: Any) -> Any:
 
 
 # ---- LLaVA ----
+
+
+for _text in ("mistral", "llama", "granite", "qwen2"):
+    CONFIGURATIONS[f"llava-next-{_text}"] = cache(partial(tiny_llava_next, text=_text))
+CONFIGURATIONS["omnifusion"] = cache(tiny_omnifusion)
 
 
 @configuration("llava-1.5")
@@ -322,7 +328,7 @@ def _qwen3_vl_moe() -> Built:
             "rope_parameters": MROPE,
             "num_experts": 5,
             "num_experts_per_tok": 2,
-            "moe_intermediate_size": 28,
+            "moe_intermediate_size": 24,
             "mlp_only_layers": [1],
         },
         **_qwen_ids(words),
@@ -404,7 +410,7 @@ def _minimax_m3() -> Built:
             "rotary_dim": 8,
             "dense_intermediate_size": 52,
             "shared_intermediate_size": 28,
-            "intermediate_size": 20,
+            "intermediate_size": 24,
             "num_local_experts": 5,
             "num_experts_per_tok": 2,
             "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"],

@@ -12,6 +12,7 @@ from transformers.models.llava_next.modeling_llava_next import image_size_to_num
 from mm_lens.errors import InputError
 from mm_lens.layout.layout import ImageGeometry, TokenLayout
 from mm_lens.layout.tiles import Size
+from mm_lens.model.families import NO_INPUTS
 from mm_lens_adapters import llava_next_layout
 from mm_lens_adapters.llava_style import LlavaStyleFamily
 
@@ -40,9 +41,11 @@ class LlavaNextFamily(LlavaStyleFamily):
         # Asked for in every forward pass: a look into a dict, not a key made of the configuration.
         self._known: dict[Size, ImageGeometry] = {}
         side = self.config.vision_config.image_size
-        self.geometry((side, side), {}, 0)  # refuses other tiles
+        self.geometry((side, side))  # refuses other tiles
 
-    def geometry(self, size: Size, inputs: Mapping[str, Any], k: int) -> ImageGeometry:
+    def geometry(
+        self, size: Size, inputs: Mapping[str, Any] = NO_INPUTS, k: int = 0
+    ) -> ImageGeometry:
         """See `llava_next_layout`: high-resolution tokens run across tiles."""
         if size not in self._known:
             found = llava_next_layout.image_geometry(self.config, self.processor, size)

@@ -25,8 +25,11 @@ class MiniMaxM3Family(GridFamily):
 
     architectures: ClassVar[tuple[str, ...]] = ("MiniMaxM3SparseForConditionalGeneration",)
     markers: ClassVar[str] = r"\]<\](start|end) of image\[>\["
-    # The indexer counts padding on the left among the blocks that it chooses from.
     padding_side: ClassVar[Literal["left", "right"] | None] = "right"
+    exceptions: ClassVar = {
+        "left padding": "its attention chooses blocks of keys, and counts padding on the left "
+        "among them, in the native model too: rows are padded on the right"
+    }
 
 
 class MiniMaxM3ArchitectureAdapter(ArchitectureAdapter):

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from mm_lens.layout.tiles import Size, Tile, whole
-from mm_lens.model.families import Family
+from mm_lens.model.families import Family, Row
 
-ROWS = {"pixel_values": "image", "image_sizes": "image"}
+ROWS: Mapping[str, Row] = {"pixel_values": "image", "image_sizes": "image"}
 
 
 def pixtral_tile(processor: Any, size: Size, inputs: Mapping[str, Any], k: int) -> Tile:

@@ -193,7 +193,7 @@ def prepare(
     for doubt in sorted({prompt.doubt for prompt in rendered if prompt.doubt}):
         tell(doubt)
     tokenizer = processor.tokenizer
-    padding_side = _padding_side(family, padding_side, len(prompts)) or tokenizer.padding_side
+    side = _padding_side(family, padding_side, len(prompts)) or tokenizer.padding_side
     _require_images(family, pictures)
     flat = [image for row in pictures for image in row]
     written, texts = _with_bos(tokenizer, [prompt.text for prompt in rendered])
@@ -203,7 +203,7 @@ def prepare(
         images=(list(map(list, pictures)) if family.nested else flat) if flat else None,
         text=texts,
         padding=True,
-        padding_side=padding_side,
+        padding_side=side,
         add_special_tokens=not written,
         return_tensors="pt",
         **layout,

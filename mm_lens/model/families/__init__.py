@@ -10,14 +10,23 @@ my_family = "my_package.my_module:MyFamily"
 """
 
 from mm_lens.layout.tiles import Tile
-from mm_lens.model.families.declaration import ORIGINAL_SIZES, Family, TowerGrid, without_own
+from mm_lens.model.families.declaration import (
+    NO_INPUTS,
+    ORIGINAL_SIZES,
+    Family,
+    Row,
+    TowerGrid,
+    without_own,
+)
 from mm_lens.model.families.finding import GROUP, families, family_for
 from mm_lens.model.families.undeclared import Undeclared
 
 __all__ = [
     "GROUP",
+    "NO_INPUTS",
     "ORIGINAL_SIZES",
     "Family",
+    "Row",
     "Tile",
     "TowerGrid",
     "Undeclared",

@@ -42,6 +42,9 @@ Row: TypeAlias = Literal["image", "tile", "patch"]
 """What one row of an image tensor is; a tensor that is not named has one for each prompt."""
 
 
+NO_INPUTS: Mapping[str, Any] = {}
+
+
 @dataclass(frozen=True)
 class TowerGrid:
     """What the vision tower sees: tiles of each image, in its order; patches along each side."""
@@ -119,8 +122,10 @@ class Family(ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} declares no tiles.")
 
-    def geometry(self, size: Size, inputs: Mapping[str, Any], k: int) -> ImageGeometry:
-        """Where each token of the k-th image lies."""
+    def geometry(
+        self, size: Size, inputs: Mapping[str, Any] = NO_INPUTS, k: int = 0
+    ) -> ImageGeometry:
+        """Where each token of the k-th image lies; most families need only its size."""
         return lay(size, self.tiles(size, inputs, k))
 
     def shown_sizes(self, inputs: Mapping[str, Any]) -> Sequence[Size] | None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from mm_lens.errors import InputError, MMLensError
 from mm_lens.layout.geometry import ImageGeometry
 from mm_lens.layout.tiles import Size
-from mm_lens.model.families.declaration import Family
+from mm_lens.model.families.declaration import NO_INPUTS, Family
 
 REMEDY = "A package declares its family: see docs/adding_a_family.md."
 
@@ -39,7 +39,9 @@ class Undeclared(Family):
             )
         self.config, self.processor, self.image_token_id = model.config, processor, token
 
-    def geometry(self, size: Size, inputs: Mapping[str, Any], k: int) -> ImageGeometry:
+    def geometry(
+        self, size: Size, inputs: Mapping[str, Any] = NO_INPUTS, k: int = 0
+    ) -> ImageGeometry:
         """As many tokens as the k-th image has, nowhere."""
         return _nowhere(size, self.image_token_counts(inputs)[k])  # type: ignore[index]
 

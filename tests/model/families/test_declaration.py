@@ -1,0 +1,119 @@
+"""What follows from a declaration: rows of a batch, refusals, inputs of a native model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import random_image
+from tiny_families import CONFIGURATIONS, build
+
+import mm_lens
+from mm_lens import InputError, MMLensWarning
+from mm_lens.model.families import Undeclared
+
+TEXTS = ["What is it?", "No picture.", "Are these two alike?"]
+PICTURES = [random_image(31, 57), None, [random_image(20, 60, 1), random_image(40, 22, 2)]]
+
+
+def loaded(name):
+    native, processor = build(name)
+    return mm_lens.load(hf_model=native, processor=processor, check=False)
+
+
+@pytest.mark.parametrize("name", [n for n in CONFIGURATIONS if n != "paligemma"])
+def test_rows_taken_out_are_those_of_the_processor_alone(name):
+    """Images, tiles, patches, rows of a batch: a row that is taken out has its own pixels."""
+    model = loaded(name)
+    inputs = model.prepare(TEXTS, PICTURES)
+    n_images = [*map(len, inputs.layout.image_sizes)]
+    assert n_images == [1, 0, 2]
+    for row in (0, 2):
+        alone = model.prepare([TEXTS[row]], [PICTURES[row]])
+        taken = model.family.take(inputs, [row], n_images)
+        for key in ("pixel_values", "image_sizes", "image_grid_thw", "original_sizes"):
+            if key not in alone:
+                continue
+            ours, theirs = taken[key], alone[key]
+            if ours.shape[:1] != theirs.shape[:1]:
+                pytest.fail(f"{key}: {ours.shape}, alone {theirs.shape}")
+            shape = [slice(None), *(slice(0, n) for n in theirs.shape[1:])]
+            assert torch.equal(ours[tuple(shape)], theirs), key
+        twice = model.family.take(inputs, [row, row], n_images)
+        assert len(twice["pixel_values"]) == 2 * len(taken["pixel_values"])
+
+
+def test_a_family_that_pads_on_one_side_refuses_the_other():
+    model = loaded("minimax-m3")
+    assert model.prepare(TEXTS, PICTURES).attention_mask[:, 0].all()
+    with pytest.raises(InputError, match="must be padded on the right"):
+        model.prepare(TEXTS, PICTURES, padding_side="left")
+    model.prepare(TEXTS[0], PICTURES[0], padding_side="left")  # nothing is padded
+
+
+def test_a_family_whose_prompts_need_an_image_refuses_one_without():
+    with pytest.raises(InputError, match="Prompt 1 has no image"):
+        loaded("paligemma").prepare(TEXTS, PICTURES)
+
+
+def test_the_native_model_gets_nothing_of_ours():
+    model = loaded("qwen2.5-vl")
+    inputs = model.prepare("What is it?", random_image(31, 57))
+    assert inputs.original_sizes.tolist() == [[31, 57]]
+    assert set(inputs) - set(inputs.native) == {"original_sizes"}
+    seen = []
+    handle = model.original_model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(set(kwargs)), with_kwargs=True
+    )
+    model(inputs)
+    handle.remove()
+    assert "original_sizes" not in seen[0]
+
+
+def test_without_the_pictures_sizes_boxes_are_of_what_is_shown_or_refused():
+    inputs = (model := loaded("qwen2.5-vl")).prepare("What is it?", random_image(31, 57))
+    shown = model.family.layout(inputs.native)
+    rows, cols = inputs.image_grid_thw[0, 1:].tolist()
+    assert shown.image_sizes == (((rows * 4, cols * 4),),)
+    assert torch.equal(shown.row, inputs.layout.row)
+    inputs = (model := loaded("internvl")).prepare("What is it?", random_image(31, 57))
+    with pytest.raises(InputError, match="original_sizes is missing"):
+        model.family.layout(inputs.native)
+    model(inputs.native)  # which needs none of it
+
+
+@pytest.mark.parametrize("name", ["qwen2.5-vl", "gemma3", "idefics3", "llava-1.5"])
+def test_an_undeclared_family_knows_what_is_visual_and_not_where(name):
+    native, processor = build(name)
+    declared = loaded(name)
+    inputs = declared.prepare(TEXTS, [PICTURES[0], None, PICTURES[0]])
+    family = Undeclared(native, processor)
+    layout = family.layout(inputs)
+    assert torch.equal(layout.modality, inputs.layout.modality)
+    assert torch.equal(layout.image, inputs.layout.image)
+    assert layout.image_sizes == inputs.layout.image_sizes
+    assert layout.box.isnan().all()
+    assert not layout.mask("base").any()
+    assert family.has_places is False
+
+
+def test_an_undeclared_family_guesses_no_rows():
+    native, processor = build("internvl")
+    inputs = loaded("internvl").prepare(TEXTS, PICTURES)
+    with pytest.raises(InputError, match="Which rows of pixel_values"):
+        Undeclared(native, processor).take(inputs, [0], [1, 0, 2])
+
+
+def test_broken_up_images_of_an_undeclared_family_are_one_for_each_row():
+    native, processor = build("idefics3")
+    inputs = loaded("idefics3").prepare(TEXTS, PICTURES)
+    with pytest.raises(InputError, match="which token is of which image is unknown"):
+        Undeclared(native, processor).layout(inputs)
+
+
+@pytest.mark.filterwarnings("error::mm_lens.MMLensWarning")
+@pytest.mark.parametrize("name", ["llava-1.5", "qwen2-vl", "qwen2.5-vl", "gemma3", "glm-4v"])
+def test_the_check_at_load_is_clean(name):
+    native, processor = build(name)
+    model = mm_lens.load(hf_model=native, processor=processor)
+    assert not [f for f in model.report.findings if f.level != "note"], model.report
+    assert MMLensWarning  # which would have been raised
