@@ -15,7 +15,9 @@ from typing import Any, Literal, TypeAlias
 
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
+from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.model_bridge.generalized_components.base import alias_generation
 
 from mm_lens.data.pictures import Picture
 from mm_lens.errors import HookError, InputError
@@ -28,6 +30,7 @@ from mm_lens.model.families import Family
 from mm_lens.model.forward import ForwardContext
 from mm_lens.model.hooks import (
     GROUPS,
+    HookNames,
     canonical,
     guard,
     install_views,
@@ -35,6 +38,7 @@ from mm_lens.model.hooks import (
     uninstall_views,
 )
 from mm_lens.model.inputs import Inputs, Prompt
+from mm_lens.model.quiet import quieten, restore
 
 Hooks: TypeAlias = "Sequence[tuple[str | Callable[[str], bool], Callable[..., Any]]]"
 Names: TypeAlias = "str | list[str] | Callable[[str], bool] | None"
@@ -55,6 +59,7 @@ class VisionLanguageBridge(TransformerBridge):
 
     _watch: list[RemovableHandle]
     _dead: dict[re.Pattern[str], str]
+    _hook_dict: tuple[object, dict[str, HookPoint]] | None = None
 
     # ---- installing and uninstalling ----
 
@@ -79,16 +84,18 @@ class VisionLanguageBridge(TransformerBridge):
             "table: edit hook_embed (blocks.0.hook_in) or blocks.0.visual.hook_resid_pre.",
             bridge._image_positions,
         )
+        quieten(bridge)
         return bridge
 
     def uninstall(self) -> TransformerBridge:
         """Take everything mm_lens put on after boot off again; returns the plain bridge."""
         uninstall_views(self)
+        restore(self)
         for handle in self._watch:
             handle.remove()
         self.__class__ = TransformerBridge  # type: ignore[assignment]
         VisionLanguageBridge._refresh_embed_alias(self, "embed.hook_out")
-        for name in ("family", "attention", "context", "report", "_watch", "_dead"):
+        for name in ("family", "attention", "context", "report", "_watch", "_dead", "_hook_dict"):
             self.__dict__.pop(name, None)
         return self
 
@@ -333,6 +340,15 @@ class VisionLanguageBridge(TransformerBridge):
 
     # ---- names ----
 
+    @property
+    def hook_dict(self) -> dict[str, HookPoint]:
+        """As in TransformerLens, put together once and not in each call."""
+        points = self._hook_registry
+        made_of = (tuple(points), tuple(map(id, points.values())), alias_generation())
+        if self._hook_dict is None or self._hook_dict[0] != made_of:
+            self._hook_dict = made_of, super().hook_dict
+        return dict(self._hook_dict[1])
+
     def _remedy_if_dead(self, name: str) -> str | None:
         point = self._hook_registry.get(name)
         spellings = {name, name if point is None else point.name or name}
@@ -368,7 +384,11 @@ class VisionLanguageBridge(TransformerBridge):
         return self.context.frame.layout
 
     def _narrow(self, matches: Callable[[str], bool]) -> Callable[[str], bool]:
-        points = {name: point for name, point in self.hook_dict.items() if matches(name)}
+        known = self.hook_dict
+        # A filter of `names` is spelled out: asking it for each of a thousand names takes longer
+        # than a block.
+        taken = matches.spell(self.cfg.n_layers) if isinstance(matches, HookNames) else known
+        points = {name: known[name] for name in taken if name in known and matches(name)}
         return narrow(points, self._remedy_if_dead).__contains__
 
     def _resolve_hook_point(self, name: str, aliases: Any, hook_dict: Any) -> Any:
