@@ -30,6 +30,7 @@ MODULES_WITHOUT_TESTS = {
     "mm_lens/layout/geometry.py": "a record, filled by tests/layout/test_tiles.py",
     "mm_lens/model/families/components.py": "in every bridge: tests/model/test_traps.py",
     "mm_lens/model/families/undeclared.py": "as others: tests/model/families/test_declaration.py",
+    "mm_lens/model/naming.py": "spellings and filters: tests/model/test_hooks.py",
     "mm_lens/model/native.py": "whatever load is given: tests/model/test_loading.py",
     "mm_lens/model/running/attention_calls.py": "by what reads and changes them: "
     "tests/model/running/test_masks.py and tests/model/running/test_attention_hooks.py",

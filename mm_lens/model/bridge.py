@@ -18,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 from transformer_lens.model_bridge import TransformerBridge
 
 from mm_lens.data.pictures import Picture
-from mm_lens.errors import HookError, InputError
+from mm_lens.errors import InputError
 from mm_lens.layout.layout import TokenLayout
 from mm_lens.model import inputs as _inputs
 from mm_lens.model.binding import Binding, guard_patch, unpack
@@ -28,21 +28,20 @@ from mm_lens.model.families import Family, without_own
 from mm_lens.model.forward import ForwardContext
 from mm_lens.model.hooks import (
     GROUPS,
-    canonical,
     guard,
     install_views,
-    narrow,
     uninstall_views,
 )
 from mm_lens.model.inputs import Inputs, Prompt
+from mm_lens.model.naming import NamedHooks, Names
 from mm_lens.model.running import generation
 from mm_lens.model.running.attention_hooks import hook_native_attention, unhook_native_attention
+from mm_lens.model.running.quiet import quieten, restore
 
 Hooks: TypeAlias = "Sequence[tuple[str | Callable[[str], bool], Callable[..., Any]]]"
-Names: TypeAlias = "str | list[str] | Callable[[str], bool] | None"
 
 
-class VisionLanguageBridge(TransformerBridge):
+class VisionLanguageBridge(NamedHooks):
     """A `TransformerBridge` with hook points for visual and text tokens. Made by `mm_lens.load`."""
 
     # At image positions embed.hook_out is the placeholder's own row, which the image features
@@ -56,7 +55,6 @@ class VisionLanguageBridge(TransformerBridge):
     """What the check at load found."""
 
     _watch: list[RemovableHandle]
-    _dead: dict[re.Pattern[str], str]
 
     # ---- installing and uninstalling ----
 
@@ -82,17 +80,19 @@ class VisionLanguageBridge(TransformerBridge):
             "table: edit hook_embed (blocks.0.hook_in) or blocks.0.visual.hook_resid_pre.",
             bridge._image_positions,
         )
+        quieten(bridge)
         return bridge
 
     def uninstall(self) -> TransformerBridge:
         """Take everything mm_lens put on after boot off again; returns the plain bridge."""
         uninstall_views(self)
         unhook_native_attention(self)
+        restore(self)
         for handle in self._watch:
             handle.remove()
         self.__class__ = TransformerBridge  # type: ignore[assignment]
         VisionLanguageBridge._refresh_embed_alias(self, "embed.hook_out")
-        for name in ("family", "attention", "context", "report", "_watch", "_dead"):
+        for name in ("family", "attention", "context", "report", "_watch", "_dead", "_hook_dict"):
             self.__dict__.pop(name, None)
         return self
 
@@ -175,19 +175,11 @@ class VisionLanguageBridge(TransformerBridge):
         tokens, kwargs = self._unpack(input, kwargs)
         return_type = args[0] if args else kwargs.get("return_type", "logits")
         if return_type in ("loss", "both") and kwargs.get("labels") is None:
-            kwargs["labels"] = self._labels(tokens, kwargs.get("attention_mask"))
+            mask = kwargs.get("attention_mask")
+            kwargs["labels"] = _inputs.find_targets(tokens, mask, self.family, self.cfg.d_vocab)
         kwargs |= generation.decoding_positions(self, tokens, kwargs)
         with self.context.guarded():
             return super().forward(tokens, *args, **kwargs)
-
-    def _labels(self, tokens: Any, mask: Tensor | None) -> Tensor | None:
-        if not isinstance(tokens, Tensor) or tokens.is_floating_point():
-            return None
-        # A family's own markers may have ids after the vocabulary, where no logit stands.
-        ignore = (tokens == self.family.image_token_id) | (tokens >= self.cfg.d_vocab)
-        if not ignore.any():
-            return None
-        return tokens.masked_fill(ignore if mask is None else ignore | (mask == 0), -100)
 
     def run_with_hooks(
         self,
@@ -330,31 +322,6 @@ class VisionLanguageBridge(TransformerBridge):
 
     # ---- names ----
 
-    def _remedy_if_dead(self, name: str) -> str | None:
-        point = self._hook_registry.get(name)
-        spellings = {name, name if point is None else point.name or name}
-        for pattern, remedy in self._dead.items():
-            if any(pattern.fullmatch(spelling) for spelling in spellings):
-                return remedy
-        return None
-
-    def _declare_dead(self, names: Sequence[str], remedy: str) -> None:
-        self._dead |= {re.compile(re.escape(name)): remedy for name in names}
-
-    def _check_hook_fireable(self, *names: str) -> None:
-        super()._check_hook_fireable(*names)
-        for name in names:
-            if remedy := self._remedy_if_dead(name):
-                raise HookError(f"{name} never fires in this model. {remedy}")
-
-    def _filter(self, names: Names) -> Names:
-        """A filter as TransformerLens takes it: no other spellings; functions narrowed."""
-        if names is None:
-            return None
-        if isinstance(names, str):
-            return canonical(names)
-        return [canonical(n) for n in names] if isinstance(names, list) else self._narrow(names)
-
     def _guard_hooks(self, hooks: Hooks) -> list[tuple[Any, Callable[..., Any]]]:
         return [
             (self._narrow(name) if callable(name) else name, guard_patch(hook, self._layout_now))
@@ -363,22 +330,6 @@ class VisionLanguageBridge(TransformerBridge):
 
     def _layout_now(self) -> TokenLayout:
         return self.context.frame.layout
-
-    def _narrow(self, matches: Callable[[str], bool]) -> Callable[[str], bool]:
-        points = {name: point for name, point in self.hook_dict.items() if matches(name)}
-        return narrow(points, self._remedy_if_dead).__contains__
-
-    def _resolve_hook_point(self, name: str, aliases: Any, hook_dict: Any) -> Any:
-        return super()._resolve_hook_point(canonical(name), aliases, hook_dict)
-
-    def get_hook_point(self, hook_name: str) -> Any:
-        """As in TransformerLens, with the spellings `blocks.3.hook_visual_resid_post`."""
-        return super().get_hook_point(canonical(hook_name))
-
-    def add_hook(self, name: Any, *args: Any, **kwargs: Any) -> None:
-        """As in TransformerLens, with the spellings `blocks.3.hook_visual_resid_post`."""
-        name = canonical(name) if isinstance(name, str) else self._narrow(name)
-        super().add_hook(name, *args, **kwargs)
 
     def get_caching_hooks(self, names_filter: Names = None, *args: Any, **kwargs: Any) -> Any:
         """As in TransformerLens, with the spellings `blocks.3.hook_visual_resid_post`.

@@ -235,10 +235,8 @@ def _check_edits(model: Any, report: Report, inputs: Inputs, logits: Tensor) -> 
             if name is None or name in report.dead_hooks:
                 continue
 
-            def mirror(rows: Tensor, hook: Any) -> Tensor:
-                return rows.flip(-1)
-
-            edited = model.run_with_hooks(inputs, fwd_hooks=[(name, mirror)])
+            hooks = [(name, lambda rows, hook: rows.flip(-1))]
+            edited = model.run_with_hooks(inputs, fwd_hooks=hooks)
             if torch.equal(edited, logits):
                 report.add("warning", f"An edit at {name} does not change the output.")
 

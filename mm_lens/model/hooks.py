@@ -30,6 +30,7 @@ from transformer_lens.hook_points import HookPoint, LensHandle, _AliasedHookPoin
 
 from mm_lens.errors import HookError, InputError, MMLensWarning
 from mm_lens.model.forward import ForwardContext, Frame, Selection
+from mm_lens.model.running.quiet import QuietHookPoint
 
 Direction = Literal["fwd", "bwd"]
 NamedHook: TypeAlias = "tuple[str, Callable[..., Any]]"
@@ -88,14 +89,27 @@ def names(
         tails = {f"{group}.hook_{h}" for group in groups for h in hooks}
     if layers is not None and min(layers, default=0) < 0:
         raise InputError("Layers are counted from 0 here: the filter does not know the last one.")
-    wanted = None if layers is None else set(layers)
+    return HookNames(frozenset(tails), layers if layers is None else frozenset(layers))
 
-    def match(name: str) -> bool:
+
+@dataclass(frozen=True)
+class HookNames:
+    """What `names` returns: a `names_filter` that can also be spelled out."""
+
+    tails: frozenset[str]  # after blocks.{layer}.
+    layers: frozenset[int] | None
+
+    def __call__(self, name: str) -> bool:
+        """Whether the filter takes the hook point of this name."""
         root, _, rest = name.partition(".")
         layer, _, tail = rest.partition(".")
-        return root == "blocks" and tail in tails and (wanted is None or int(layer) in wanted)
+        taken = root == "blocks" and tail in self.tails
+        return taken and (self.layers is None or int(layer) in self.layers)
 
-    return match
+    def spell(self, n_layers: int) -> list[str]:
+        """Every name that the filter takes in a model of `n_layers` blocks."""
+        layers = range(n_layers) if self.layers is None else sorted(self.layers)
+        return [f"blocks.{layer}.{tail}" for layer in layers for tail in sorted(self.tails)]
 
 
 def canonical(name: str) -> str:
@@ -299,7 +313,7 @@ class _Snapshot:
         return not torch.equal(self.tensor, self.before)
 
 
-class GuardedHookPoint(HookPoint):
+class GuardedHookPoint(QuietHookPoint):
     """A hook point where (some) edits cannot reach the output: reading works, such edits raise."""
 
     _inert: tuple[Callable[[Tensor], Tensor | None], str]
@@ -336,7 +350,7 @@ def guard(
     point: HookPoint, remedy: str, where: Callable[[Tensor], Tensor | None] = lambda tensor: None
 ) -> None:
     """Make edits at `point` raise where the mask of `where` [batch, pos] is set (None: all)."""
-    if type(point) is not HookPoint:
+    if type(point) not in (HookPoint, QuietHookPoint):
         return
     point.__class__ = GuardedHookPoint
     point._inert = (where, remedy)  # type: ignore[assignment]

@@ -307,3 +307,19 @@ def _as_list(images: Any) -> list[Any]:
     if images is None:
         return []
     return list(images) if isinstance(images, (list, tuple)) else [images]
+
+
+def find_targets(
+    tokens: Any, mask: Tensor | None, family: Family, d_vocab: int
+) -> Int[Tensor, "batch pos"] | None:
+    """Labels for a loss over tokens that are written; None where the model's own do.
+
+    Placeholders of image tokens, padding, and a family's own markers, whose ids come after the
+    vocabulary where no logit stands, are left out.
+    """
+    if not isinstance(tokens, Tensor) or tokens.is_floating_point():
+        return None
+    ignore = (tokens == family.image_token_id) | (tokens >= d_vocab)
+    if not ignore.any():
+        return None
+    return tokens.masked_fill(ignore if mask is None else ignore | (mask == 0), -100)

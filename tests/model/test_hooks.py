@@ -768,3 +768,13 @@ def test_uninstall_gives_the_plain_bridge_back(fresh):
     assert plain.hook_dict["hook_embed"] is plain.hook_dict["embed.hook_out"]
     got = plain(inputs.input_ids, **{k: v for k, v in inputs.items() if k != "input_ids"})
     assert torch.equal(got, want)
+
+
+def test_a_filter_spelled_out_takes_what_it_matches(model):
+    every = list(model.hook_dict)
+    for taken in (
+        mm_lens.names("resid_post"),
+        mm_lens.names(["q", "z", "mlp_out"], modality=["visual", "text"], layers=[1, 0, 9]),
+    ):
+        spelled = taken.spell(model.cfg.n_layers)
+        assert sorted(name for name in spelled if name in every) == sorted(filter(taken, every))

@@ -1,0 +1,83 @@
+"""Hook points by name, as TransformerLens takes them: further spellings, filters, dead ones.
+
+What is put on a `TransformerBridge` for it; `mm_lens.model.hooks` has the names themselves.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+from transformer_lens.hook_points import HookPoint
+from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.model_bridge.generalized_components.base import alias_generation
+
+from mm_lens.errors import HookError
+from mm_lens.model.hooks import HookNames, canonical, narrow
+
+Names: TypeAlias = "str | list[str] | Callable[[str], bool] | None"
+
+
+class NamedHooks(TransformerBridge):
+    """A bridge that resolves every spelling of a hook point, and refuses those that never fire."""
+
+    _dead: dict[re.Pattern[str], str]
+    """What to do instead, by the names of hook points that never fire."""
+
+    _hook_dict: tuple[object, dict[str, HookPoint]] | None = None
+
+    @property
+    def hook_dict(self) -> dict[str, HookPoint]:
+        """As in TransformerLens, put together once and not in each call."""
+        made_of = (
+            tuple((name, id(p)) for name, p in self._hook_registry.items()),
+            alias_generation(),
+        )
+        if self._hook_dict is None or self._hook_dict[0] != made_of:
+            self._hook_dict = made_of, super().hook_dict
+        return dict(self._hook_dict[1])
+
+    def _remedy_if_dead(self, name: str) -> str | None:
+        point = self._hook_registry.get(name)
+        spellings = {name, name if point is None else point.name or name}
+        for pattern, remedy in self._dead.items():
+            if any(pattern.fullmatch(spelling) for spelling in spellings):
+                return remedy
+        return None
+
+    def _declare_dead(self, names: Sequence[str], remedy: str) -> None:
+        self._dead |= {re.compile(re.escape(name)): remedy for name in names}
+
+    def _check_hook_fireable(self, *names: str) -> None:
+        super()._check_hook_fireable(*names)
+        for name in names:
+            if remedy := self._remedy_if_dead(name):
+                raise HookError(f"{name} never fires in this model. {remedy}")
+
+    def _filter(self, names: Names) -> Names:
+        """A filter as TransformerLens takes it: no other spellings; functions narrowed."""
+        if names is None:
+            return None
+        if isinstance(names, str):
+            return canonical(names)
+        return [canonical(n) for n in names] if isinstance(names, list) else self._narrow(names)
+
+    def _narrow(self, matches: Callable[[str], bool]) -> Callable[[str], bool]:
+        known = self.hook_dict
+        # Asking a filter for each of a thousand names takes longer than a block.
+        taken = matches.spell(self.cfg.n_layers) if isinstance(matches, HookNames) else known
+        points = {name: known[name] for name in taken if name in known and matches(name)}
+        return narrow(points, self._remedy_if_dead).__contains__
+
+    def _resolve_hook_point(self, name: str, aliases: Any, hook_dict: Any) -> Any:
+        return super()._resolve_hook_point(canonical(name), aliases, hook_dict)
+
+    def get_hook_point(self, hook_name: str) -> Any:
+        """As in TransformerLens, with the spellings `blocks.3.hook_visual_resid_post`."""
+        return super().get_hook_point(canonical(hook_name))
+
+    def add_hook(self, name: Any, *args: Any, **kwargs: Any) -> None:
+        """As in TransformerLens, with the spellings `blocks.3.hook_visual_resid_post`."""
+        name = canonical(name) if isinstance(name, str) else self._narrow(name)
+        super().add_hook(name, *args, **kwargs)
