@@ -325,8 +325,7 @@ def _sums(have: set[str]) -> list[tuple[tuple[str, ...], str]]:
 
 def _check_rerun(model: Any, report: Report, inputs: Inputs) -> None:
     """From the second block, where features may have entered; the middle; and the last."""
-    n = model.cfg.n_layers
-    layers = sorted({min(1, n - 1), n // 2, n - 1})
+    layers = sorted({min(1, (last := model.cfg.n_layers - 1)), model.cfg.n_layers // 2, last})
     remedy = "Effects measured by running blocks again would be wrong."
     try:
         rerun = Rerun(model, inputs, layers)

@@ -51,7 +51,6 @@ PARENTS: Mapping[str, str] = {
 }
 """Token-indexed hook points of a block: short name and where TransformerLens keeps it."""
 
-
 GROUPS = ("visual", "text")
 """Groups that get hook points at load."""
 

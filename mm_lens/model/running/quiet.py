@@ -77,7 +77,8 @@ class QuietBlock(QuietPart, BlockBridge):
     def _filter_kwargs_for_forward(
         self, kwargs: dict[str, Any], num_positional_args: int = 0
     ) -> dict[str, Any]:
-        native = getattr(self.original_component.forward, "__func__", None)
+        wrapped: Any = self.original_component
+        native = getattr(wrapped.forward, "__func__", None)
         if native is not None and _takes_any(native):
             return kwargs
         return super()._filter_kwargs_for_forward(kwargs, num_positional_args)
@@ -93,7 +94,8 @@ def quieten(bridge: nn.Module) -> None:
         if type(part) is HookPoint:
             _put(part, QuietHookPoint)
         elif isinstance(part, GeneralizedComponent) and not isinstance(part, QuietPart):
-            _put(part, _quiet(type(part)))
+            kind: Any = type(part)
+            _put(part, _quiet(kind))
 
 
 def restore(bridge: nn.Module) -> None:
