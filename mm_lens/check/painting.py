@@ -1,6 +1,6 @@
 """Whether each token lies where its box says: paint there, and see which token moves.
 
-The outputs of the vision tower's attention are set to zero, so that nothing but the cutting and
+The outputs of attention in tower and projector are set to zero, so that nothing but the cutting and
 resizing of the picture mixes what tokens see. Then the inner half of one token's box is painted in
 a grey picture: of the tokens of its tile this one must move most, and none that lies more than a
 token (or the reach of the resizing filter) away may move at all. Nothing of the family is known
@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
@@ -111,14 +112,14 @@ def _boxes(inputs: Inputs) -> Tensor:
 
 @contextmanager
 def still_attention(native: Any, model: VisionLanguageBridge) -> Iterator[None]:
-    """Inside, attention of the vision tower writes nothing."""
+    """Inside, attention of the vision tower and of the projector writes nothing."""
 
     def silence(module: Any, args: Any, out: Any) -> Any:
         return (torch.zeros_like(out[0]), *out[1:]) if isinstance(out, tuple) else out * 0
 
-    tower = native.get_submodule(path_of(model, "vision_encoder"))
+    parts = [native.get_submodule(path_of(model, f"vision_{x}")) for x in ("encoder", "projector")]
     with ExitStack() as stack:
-        for module in tower.modules():
+        for module in chain.from_iterable(part.modules() for part in parts):
             if re.search(r"Attention(2D)?$", type(module).__name__):
                 stack.callback(module.register_forward_hook(silence).remove)
         yield
