@@ -137,7 +137,7 @@ def decoding_positions(
     `generate_stream` among them: the model would take the positions of the whole mask. A prompt
     without an image forgets what the last one left (`rope_deltas`), as in transformers' `generate`.
     """
-    base = getattr(bridge.original_model, "base_model", bridge.original_model)
+    base: Any = getattr(bridge.original_model, "base_model", bridge.original_model)
     if not isinstance(tokens, Tensor) or tokens.is_floating_point():
         return {}
     if not hasattr(base, "rope_deltas"):
