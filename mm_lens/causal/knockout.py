@@ -66,11 +66,13 @@ def knockout(
         keep_self: leave each query the key of its own position.
 
     Raises:
+        MMLensError: the check at load found that keys cannot be hidden in this model.
         InputError: a group has no position in some row; no layer or no head is named; a block has
             no attention. And in the forward pass: no query of some row sees a key of it in any of
             the layers; a query would be left without keys; other inputs are run (copies of these
             will do).
     """
+    model.report.require("A knock-out", "mask")
     edges = _per_head(model, find_edges(inputs.layout, query, key, keep_self), heads)
     blocks = (
         _with_attention(model) if layers is None else resolve_layers(layers, model.cfg.n_layers)
@@ -196,6 +198,7 @@ def knockout_table(
         DataError: `save` holds another table.
     """
     named = name_apart(edges, lambda edge: " → ".join(map(group_name, edge)), "edges")
+    model.report.require("A knock-out", "mask")
     blocks = _with_attention(model)
     spans = [
         span

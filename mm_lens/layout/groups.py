@@ -23,6 +23,9 @@ Touch: TypeAlias = Literal["centre", "any"]
 Rect: TypeAlias = "tuple[float | int, float | int, float | int, float | int]"
 """(x0, y0, x1, y1) in pixels."""
 
+PLACED = ("base", "tiles", "newline")
+"""Groups that the places of image tokens tell apart."""
+
 LAST = "last"
 """Group of the last attended position of each row: where the answer is read."""
 
@@ -68,8 +71,11 @@ def group_mask(
             shape that fits neither image nor batch, or one of several images is meant.
     """
     if isinstance(what, str):
+        if what in PLACED or what.startswith("tile "):
+            layout.require_places(f"The group {what!r}")
         return last_position(layout) if what == LAST else layout.mask(what)
     if isinstance(what, Box):
+        layout.require_places("A box")
         k = which_image(layout, what.image)
         check_box(layout, what.rect, k)
         rect = torch.tensor(what.rect, dtype=torch.float32)
@@ -83,6 +89,7 @@ def group_mask(
             f"A mask of shape {tuple(mask.shape)} fits neither the batch {layout.shape} [batch, "
             f"pos] nor an image (height, width): {layout.image_sizes}."
         )
+    layout.require_places("A mask of pixels")
     k = which_image(layout, image)
     sizes = {images[k] for images in layout.image_sizes}
     if wrong := [size for size in sizes if size != tuple(mask.shape)]:

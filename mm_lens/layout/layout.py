@@ -263,6 +263,7 @@ class TokenLayout:
         Raises:
             InputError: the row has no such image, or the pixel lies outside of it.
         """
+        self.require_places("tokens_at")
         sizes = self.image_sizes[row]
         if not 0 <= image < len(sizes):
             raise InputError(f"Row {row} has {len(sizes)} image(s); there is no image {image}.")
@@ -275,6 +276,22 @@ class TokenLayout:
         x0, y0, x1, y1 = self.box[row].unbind(dim=-1)
         covers = (x0 <= x + 0.5) & (x + 0.5 < x1) & (y0 <= y + 0.5) & (y + 0.5 < y1)
         return (covers & (self.image[row] == image)).nonzero().squeeze(1)
+
+    def require_places(self, what: str) -> None:
+        """Refuse what needs to know where image tokens lie.
+
+        Args:
+            what: names it in the message.
+
+        Raises:
+            InputError: nobody says it: the model was opened with `geometry=False`.
+        """
+        if bool((self.modality == VISUAL).any()) and not bool((self.tile >= 0).any()):
+            raise InputError(
+                f"{what} needs to know where image tokens lie in the picture, which is unknown: "
+                "the model was opened with geometry=False. Use a group (visual, text, image 0, a "
+                "segment) or a mask of positions."
+            )
 
     def to(self, device: torch.device | str) -> TokenLayout:
         """The same layout with every tensor on `device`."""

@@ -121,6 +121,8 @@ def find_regions(layout: TokenLayout, axis: Axis) -> Regions:
 
 
 def _regions(layout: TokenLayout, axis: Any) -> Regions:
+    if isinstance(axis, Grid) or axis in ("tile", "patch", "row band", "cell"):
+        layout.require_places(f"The axis {axis!r}")
     if isinstance(axis, Grid):
         return _by_grid(layout, axis)
     if isinstance(axis, Mapping):

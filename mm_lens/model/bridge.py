@@ -244,7 +244,7 @@ class VisionLanguageBridge(NamedHooks):
         """
         tokens, kwargs = self._unpack_for_generation(input, kwargs)
         with self.context.guarded(), self._bound_to(tokens, kwargs):
-            if generation.follows_own_loop(tokens, kwargs):
+            if generation.follows_own_loop(self, tokens, kwargs):
                 return super().generate(tokens, *args, **kwargs)
             return generation.generate(self, tokens, *args, **kwargs)
 
@@ -288,7 +288,11 @@ class VisionLanguageBridge(NamedHooks):
         if isinstance(mask, Tensor) and mask.ndim == 2 and not bool(mask[:, -1].all()):
             raise InputError(
                 "Some rows are padded on the right: generation would continue from padding. "
-                'Prepare the batch with padding_side="left".'
+                + (
+                    "Generate from one prompt at a time: rows of this model must be padded there."
+                    if self.family.padding_side == "right"
+                    else 'Prepare the batch with padding_side="left".'
+                )
             )
         return tokens, kwargs
 

@@ -12,6 +12,7 @@ Guaranteed after a clean report, for the prompt and the synthetic image of the c
 6. a row in a padded batch has the logits of the row alone;
 7. a token read with the KV cache has the logits of the whole pass, so that `generate` writes the
    same tokens with the cache and without.
+8. where all blocks have attention, text whose queries see no image does not depend on it.
 
 Where the first fails nothing holds, and loading is refused. Where one of the others fails, the
 tools that need it refuse (`Report.require`), and the rest works.
@@ -24,6 +25,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections import Counter
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -33,16 +35,17 @@ from torch import Tensor
 
 from mm_lens._notebook import make_table
 from mm_lens.checkpoints.building import say
-from mm_lens.errors import MMLensError, MMLensWarning, lacks_memory
+from mm_lens.errors import InputError, MMLensError, MMLensWarning, lacks_memory
 from mm_lens.model.families import Family
 from mm_lens.model.hooks import PARENTS, guard, names
 from mm_lens.model.inputs import Inputs, prepare
 from mm_lens.model.rerun import TOLERANCE, Rerun
+from mm_lens.model.running.masks import hide_keys
 
 PROMPT = "What is this?"
 
-Need: TypeAlias = Literal["residual", "pattern", "rerun", "batch", "cache"]
-"""What a tool may need of a model: points 4, 3, 5, 6 and 7 of the module's text."""
+Need: TypeAlias = Literal["residual", "pattern", "rerun", "batch", "cache", "mask"]
+"""What a tool may need of a model: points 4, 3 and 5 to 8 of the module's text."""
 
 LONGER = "What is this, and what is it not?"
 
@@ -206,6 +209,7 @@ def self_check(model: Any, expected: Expected) -> Report:
     _check_rerun(model, report, inputs)
     _check_batch(model, report)
     _check_cache(model, report, inputs)
+    _check_masks(model, report, inputs)
     return report
 
 
@@ -333,7 +337,9 @@ def _check_rerun(model: Any, report: Report, inputs: Inputs) -> None:
     except Exception as error:  # whatever the model's own code says to embeddings
         if lacks_memory(error):
             raise
-        report.add("error", f"A run from block {layers[0]} on fails: {error}. {remedy}", "rerun")
+        report.add(
+            "error", f"A run from block {layers[0]} on fails: {error}. {remedy}", spoils="rerun"
+        )
         return
     for layer, difference in differences.items():
         if not difference <= TOLERANCE.get(rerun.logits.dtype, 0.2):
@@ -397,4 +403,33 @@ def _check_cache(model: Any, report: Report, inputs: Inputs) -> None:
             f"(they differ by {difference:.3g} standard deviations), so it would write other "
             "tokens. Generate with use_past_kv_cache=False.",
             spoils="cache",
+        )
+
+
+def _check_masks(model: Any, report: Report, inputs: Inputs) -> None:
+    """Hide the image from the text in every block, and change the image."""
+    attentions = [getattr(block, "attn", None) for block in model.blocks]
+    if None in attentions:
+        return  # what mixes positions in another way lets the image pass
+    text, visual = (inputs.layout.mask(group) for group in ("text", "visual"))
+    edges = (text[:, :, None] & visual[:, None, :])[:, None]
+    pixels = inputs["pixel_values"]
+    logits = []
+    try:
+        with ExitStack() as stack:
+            for attention in attentions:
+                stack.enter_context(hide_keys(attention, lambda states: edges))
+            for shown in (pixels, pixels.flip(-1)):
+                logits.append(model({**inputs, "pixel_values": shown})[text.to(model.cfg.device)])
+    except InputError as error:
+        report.add("error", f"Keys cannot be hidden from queries: {error}", spoils="mask")
+        return
+    difference = float((logits[0] - logits[1]).abs().max() / logits[0].float().std())
+    if not difference <= 10 * TOLERANCE.get(logits[0].dtype, 0.2):
+        report.add(
+            "error",
+            "Text that no longer sees the image at any block still depends on it (its logits "
+            f"differ by {difference:.3g} standard deviations): something else than attention, or a "
+            "mask that is not reached, lets it pass.",
+            spoils="mask",
         )

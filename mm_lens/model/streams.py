@@ -86,10 +86,11 @@ def resolve_blocks(bridge: Any, hook: str, layers: Any) -> tuple[int, ...]:
     have = [k for k in range(n) if f"blocks.{k}.{PARENTS[hook]}" in bridge.hook_dict]
     asked = tuple(have) if layers is None else resolve_layers(layers, n)
     without = [k for k in asked if k not in have]
-    if without or not asked:
-        which = f"Block {without[0]} has" if without else "The blocks of this model have"
-        others = f" Blocks that have it: {', '.join(map(str, have))}." if have else ""
-        raise HookError(f"{which} no hook point {hook!r}.{others}")
+    others = f" Blocks that have it: {', '.join(map(str, have))}." if have else ""
+    if without:
+        raise HookError(f"Block {without[0]} has no hook point {hook!r}.{others}")
+    if not asked:
+        raise HookError(f"The blocks have no hook point {hook!r}.")
     return asked
 
 

@@ -17,7 +17,7 @@ from transformers import GraniteConfig
 
 import mm_lens
 from mm_lens import MMLensError, MMLensWarning
-from mm_lens.causal.knockout import knockout_table
+from mm_lens.causal.knockout import knockout, knockout_table
 from mm_lens.model import bridge, check
 
 
@@ -115,6 +115,7 @@ def test_a_rerun_that_is_another_computation_is_found(monkeypatch):
     model.original_model.register_forward_pre_hook(place, with_kwargs=True)
     assert "rerun" not in errors(model)[1]
     monkeypatch.setattr(check.Rerun, "_telling", lambda self, copies: nullcontext())
+    monkeypatch.setattr(check.Rerun, "_positions", lambda self, copies: {})
     report, found = errors(model)
     assert "without an edit, has other logits than the whole pass" in found["rerun"]
     model.report = report
@@ -183,3 +184,37 @@ def test_a_cache_that_attention_does_not_see_is_found(attention):
     got = model.generate(inputs, use_past_kv_cache=False, **options)
     want = load_tiny(attention=attention, check=False).generate(inputs, **options)
     assert torch.equal(got, want)
+
+
+def test_text_that_sees_the_image_past_its_masks_is_found():
+    """As where something else than attention carries the image to the text."""
+    model = load_tiny(check=False)
+    layer = model.original_model.get_decoder().layers[1]
+
+    def leak(module, args, kwargs):
+        return (args[0] + args[0].mean(1, keepdim=True), *args[1:]), kwargs
+
+    layer.register_forward_pre_hook(leak, with_kwargs=True)
+    model.report, found = errors(model)
+    assert "still depends on it" in found["mask"]
+    inputs = model.prepare("Eh", random_image(8, 12))
+    with (
+        pytest.raises(MMLensError, match="A knock-out: refused"),
+        knockout(model, inputs, query="last", key="visual"),
+    ):
+        pass
+    sample = (inputs, lambda x: x[:, -1, 3])
+    with pytest.raises(MMLensError, match="A knock-out: refused"):
+        knockout_table(model, [sample], [("visual", "last")], progress=False)
+
+
+def test_attention_that_shows_no_mask_is_found():
+    model = load_tiny(check=False)
+
+    def compute(attention, hidden_states, **kwargs):
+        return hidden_states @ torch.eye(hidden_states.shape[-1]), None
+
+    for block in model.blocks:
+        block.attn.__dict__["forward"] = partial(compute, block.attn)
+    _, found = errors(model)
+    assert "computed by code that shows no mask" in found["mask"]

@@ -10,6 +10,7 @@ from tiny_families import build
 
 import mm_lens
 from mm_lens.causal.ablation import ablation_hooks, ablation_table
+from mm_lens.layout.groups import Box, group_mask
 from mm_lens.looking.attention import attention_map
 from mm_lens.model import loading
 from mm_lens.model.families import finding
@@ -202,12 +203,41 @@ def test_a_model_that_nobody_declared_opens_without_places():
     assert torch.equal(cache[name], same[name])
     tables = [quick(b, make_data(4, ()), batch_size=1).table for b in (bridge, declared)]
     assert tables[0]["value"].tolist() == tables[1]["value"].tolist()
-    one, other = (make_inputs(bridge, rows=(True,), seed=seed) for seed in (0, 1))
-    _, clean = bridge.run_with_cache(one, names_filter=mm_lens.names("resid_pre"))
-    for axis in ("modality", "segment"):
-        mm_lens.patching.get_act_patch_resid_pre(
-            bridge, other, clean, metric, axis=axis, progress=False
-        )
+    effects = []
+    for b in (bridge, declared):
+        one, other = (make_inputs(b, rows=(True,), seed=seed) for seed in (0, 1))
+        _, clean = b.run_with_cache(one, names_filter=mm_lens.names("resid_pre"))
+        effects += [
+            mm_lens.patching.get_act_patch_resid_pre(
+                b, other, clean, metric, axis=axis, progress=False
+            ).values
+            for axis in ("modality", ["text before", "image 0"])
+        ]
+    assert torch.equal(effects[0], effects[2])
+    assert torch.equal(effects[1], effects[3])
+
+
+def test_what_needs_places_raises_where_there_are_none():
+    model, processor = build("qwen2.5-vl")
+    with pytest.warns(mm_lens.MMLensWarning, match="geometry=False"):
+        bridge = mm_lens.load(hf_model=model, processor=processor, geometry=False, check=False)
+    inputs = make_inputs(bridge, rows=(True,))
+    layout = inputs.layout
+    pixels = torch.ones(layout.image_sizes[0][0], dtype=torch.bool)
+    for ask in (
+        lambda: group_mask(layout, Box(0, 0, 4, 4)),
+        lambda: group_mask(layout, pixels),
+        lambda: group_mask(layout, "base"),
+        lambda: group_mask(layout, "tile 1"),
+        lambda: layout.tokens_at(0, 1, 1),
+        *(
+            lambda axis=axis: mm_lens.patching.find_regions(layout, axis)
+            for axis in ("tile", "patch", "cell", "row band", mm_lens.patching.Grid(2, 2))
+        ),
+    ):
+        with pytest.raises(mm_lens.InputError, match="needs to know where image tokens lie"):
+            ask()
+    assert group_mask(layout, "image 0").sum() == group_mask(layout, "visual").sum() == 6
 
 
 def test_a_family_is_named_with_the_way_out(monkeypatch):

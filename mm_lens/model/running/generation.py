@@ -114,10 +114,18 @@ class FrequencyPenalty(LogitsProcessor):
         return scores - self.penalty * counts
 
 
-def follows_own_loop(input: Any, kwargs: dict[str, Any]) -> bool:
-    """Whether TransformerLens's own loop is asked for: embeddings, or a cache of what was made."""
+def follows_own_loop(bridge: VisionLanguageBridge, input: Any, kwargs: dict[str, Any]) -> bool:
+    """Whether TransformerLens's own loop is right: for text, where positions are counted plainly.
+
+    It also answers what only it can: embeddings, and a cache of what was made.
+    """
     embedded = isinstance(input, Tensor) and input.is_floating_point()
-    return embedded or any(kwargs.get(name) for name in _OWN)
+    if embedded or any(kwargs.get(name) for name in _OWN):
+        return True
+    known = inspect.signature(TransformerBridge.generate).parameters
+    plain = all(value is None or name in known for name, value in without_own(kwargs).items())
+    seen = kwargs.get("pixel_values") is not None
+    return plain and not seen and bridge._accepts_derived_position_ids()
 
 
 def decoding_positions(
@@ -126,26 +134,30 @@ def decoding_positions(
     """Positions of the new tokens of a decoding step, where the model counts them its own way.
 
     For loops that call the model step by step (`past_key_values`), TransformerLens's
-    `generate_stream` among them: the model would take the positions of the whole mask, or count
-    padding.
+    `generate_stream` among them: the model would take the positions of the whole mask. A prompt
+    without an image forgets what the last one left (`rope_deltas`), as in transformers' `generate`.
     """
+    base: Any = getattr(bridge.original_model, "base_model", bridge.original_model)
+    if not isinstance(tokens, Tensor) or tokens.is_floating_point():
+        return {}
+    if not hasattr(base, "rope_deltas"):
+        return {}
     past = kwargs.get("past_key_values")
-    if past is None or not past.get_seq_length() or kwargs.get("position_ids") is not None:
+    length = 0 if past is None else past.get_seq_length()
+    if not length:
+        if kwargs.get("pixel_values") is None:
+            base.rope_deltas = None
         return {}
-    if not isinstance(tokens, Tensor) or bridge._accepts_derived_position_ids():
+    if kwargs.get("position_ids") is not None:
         return {}
-    batch, n = tokens.shape[:2]
-    mask = kwargs.get("attention_mask")
-    if mask is None:
-        mask = torch.ones(batch, past.get_seq_length() + n, device=tokens.device)
-    if mask.ndim != 2 or mask.shape[1] <= n:
-        return {}
-    positions = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -n:]
-    base = getattr(bridge.original_model, "base_model", bridge.original_model)
-    if (deltas := getattr(base, "rope_deltas", None)) is not None:
-        deltas = deltas.to(positions)
-        positions = positions + deltas.repeat_interleave(batch // len(deltas), 0)
-    return {"position_ids": positions.expand(3, batch, n)}
+    batch, n = tokens.shape
+    counted = torch.arange(length, length + n, device=tokens.device).expand(batch, n)
+    if (deltas := base.rope_deltas) is not None:
+        mask = kwargs.get("attention_mask")
+        if mask is not None and mask.ndim == 2 and mask.shape[1] == length + n:
+            counted = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -n:]
+        counted = counted + deltas.to(counted).repeat_interleave(batch // len(deltas), 0)
+    return {"position_ids": counted.expand(3, batch, n)}
 
 
 def _tokens(

@@ -101,6 +101,37 @@ def test_steps_by_hand(pair, inputs):
     assert torch.equal(tokens, want)
 
 
+def test_a_text_does_not_go_on_from_the_last_picture(pair):
+    """Positions that a model keeps of one prompt are not those of the next."""
+    bridge, native = pair
+    pictured = make_inputs(bridge, rows=(True,))
+    text = make_inputs(bridge, rows=(False,))
+    options = {"do_sample": False, **QUIET}
+    want = native_tokens(native, text)
+    with torch.no_grad():
+        bridge(pictured)
+        assert torch.equal(bridge.generate(text, **options), want)
+        bridge(pictured)
+        tokens = text.input_ids
+        logits, cache = bridge(tokens, return_type="logits_and_cache", use_cache=True)
+        for _ in range(STEPS):
+            last = logits[:, -1, :90].argmax(-1, keepdim=True)
+            tokens = torch.cat([tokens, last], 1)
+            logits, cache = bridge(last, past_key_values=cache, return_type="logits_and_cache")
+    assert torch.equal(tokens, want)
+
+
+def test_texts_padded_on_the_left(pair):
+    bridge, native = pair
+    if "minimax" in bridge.cfg.model_name:
+        with pytest.raises(InputError, match="one prompt at a time"):
+            bridge.generate(make_inputs(bridge), **QUIET)
+        return
+    inputs = make_inputs(bridge, rows=(False, False))
+    want = native_tokens(native, inputs)
+    assert torch.equal(bridge.generate(inputs, do_sample=False, **QUIET), want)
+
+
 def test_hooks_of_image_tokens_act_on_the_prompt(pair, inputs):
     """As a native model whose block is changed there; each decoding step goes on from that."""
     bridge, native = pair
