@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from mm_lens.model.families import families, family_for
 
 HUB = ("revision", "token", "cache_dir", "local_files_only")
 
-MAX_EDGE = 16_384
+MAX_EDGE = 4_096
 """Most pixels along an edge of what a processor makes of a picture."""
 
 _COMPUTED = re.compile(r"(^|\.)(position_ids|inv_freq)$")
@@ -160,8 +161,8 @@ def _numbers(value: Any) -> Iterator[float]:
     """Every number in nested objects and lists."""
     if isinstance(value, (int, float)):
         yield value
-    elif isinstance(value, Mapping):
-        for inner in value.values():
+    elif isinstance(value, Mapping) or is_dataclass(value):  # as image processors keep sizes
+        for inner in (value if isinstance(value, Mapping) else vars(value)).values():
             yield from _numbers(inner)
     elif isinstance(value, (list, tuple)):
         for inner in value:

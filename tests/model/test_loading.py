@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+import tempfile
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -363,3 +366,135 @@ def test_code_of_a_checkpoint_runs_only_if_it_is_allowed(checkpoint, monkeypatch
     with pytest.raises(ValueError, match="trust_remote_code"):
         mm_lens.load(str(path))
     assert not (path / "ran").exists()
+
+
+def test_a_tokenizer_cannot_allow_its_own_code(checkpoint):
+    """TransformerLens loads the tokenizer again with the entries of tokenizer_config.json."""
+    path = checkpoint(lambda w: None)
+    (path / "evil.py").write_text(
+        f"open({str(path / 'ran')!r}, 'w')\n"
+        "from transformers import LlamaTokenizer\nclass Tok(LlamaTokenizer): ...\n"
+    )
+    settings = json.loads((path / "tokenizer_config.json").read_text())
+    settings |= {
+        "add_bos_token": False,
+        "trust_remote_code": True,
+        "auto_map": {"AutoTokenizer": ["evil.Tok", "evil.Tok"]},
+    }
+    (path / "tokenizer_config.json").write_text(json.dumps(settings))
+    with suppress(MMLensError):
+        mm_lens.load(str(path))
+    assert not (path / "ran").exists()
+
+
+# ---- and not larger, longer or elsewhere than it looks ----
+
+
+def edit(path, **entries):
+    """Change entries of a JSON file; a name with a dot is one of an inner object."""
+    found = json.loads(path.read_text())
+    for name, value in entries.items():
+        outer, _, inner = name.rpartition("__")
+        (found[outer] if outer else found)[inner] = value
+    path.write_text(json.dumps(found))
+
+
+@pytest.mark.parametrize(
+    ("file", "entries", "told"),
+    [
+        ("config.json", {"text_config__vocab_size": 10**8}, r"model of [\d,]+ numbers, but its f"),
+        ("config.json", {"text_config__num_hidden_layers": 10**7}, "num_hidden_layers is 10,000,0"),
+        ("config.json", {"text_config__num_hidden_layers": 9_999}, "more than 50,000 modules"),
+        ("config.json", {"text_config__num_attention_heads": 5}, "no model that can be built|can"),
+        ("config.json", {"text_config__hidden_size": "wide"}, r"config\.json cannot be used"),
+        ("config.json", {"text_config": [1]}, r"config\.json cannot be used"),
+        ("config.json", {"vision_config__patch_size": 0}, r"config\.json"),
+        ("processor_config.json", {"image_processor__size": {"shortest_edge": 10**7}}, "10,000,0"),
+        ("processor_config.json", {"image_processor__crop_size": "x"}, r"processor"),
+        ("tokenizer.json", {"model": 3}, "processor of .* cannot be read"),
+    ],
+)
+def test_a_directory_that_costs_too_much_or_is_damaged_is_one_line(checkpoint, file, entries, told):
+    path = checkpoint(lambda w: None)
+    edit(path / file, **entries)
+    with pytest.raises(MMLensError, match=told) as raised:
+        mm_lens.load(str(path))
+    assert str(path) in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_an_index_names_files_beside_it_only(checkpoint, tmp_path_factory):
+    path = checkpoint(lambda w: None)
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "model.safetensors"
+    (path / "model.safetensors").rename(elsewhere)
+    names = load_file(elsewhere)
+    index = {"metadata": {}, "weight_map": dict.fromkeys(names, f"../{elsewhere.parent.name}/x")}
+    (path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(MMLensError, match="is not a file beside it"):
+        mm_lens.load(str(path))
+
+
+def test_a_pipe_is_not_waited_for(checkpoint):
+    path = checkpoint(lambda w: None)
+    for name in ("tokenizer.json", "model-00001-of-00002.safetensors"):
+        (path / name).unlink(missing_ok=True)
+        os.mkfifo(path / name)
+        with pytest.raises(MMLensError, match=rf"{name} is not a file, but a pipe"):
+            mm_lens.load(str(path))
+        (path / name).unlink()
+
+
+def test_a_template_that_loops_does_not_load(checkpoint):
+    path = checkpoint(lambda w: None)
+    loop = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    (path / "chat_template.jinja").write_text(loop)
+    with pytest.raises(InputError, match="takes more than 200,000 steps") as raised:
+        mm_lens.load(str(path))
+    assert str(path) in str(raised.value)
+
+
+# ---- numbers ----
+
+
+def test_weights_that_are_no_numbers_are_named(checkpoint):
+    def spoil(weights):
+        name = next(name for name in weights if name.endswith("layers.1.mlp.up_proj.weight"))
+        weights[name][3, 5] = float("nan")
+
+    path = checkpoint(spoil)
+    told = rf"{path.name}: .*no.* finite numbers.*layers\.1\.mlp\.up_proj\.weight among 1\."
+    with pytest.raises(MMLensError, match=told):
+        mm_lens.load(str(path))
+
+
+def test_states_that_overflow_are_told_with_the_dtype(checkpoint):
+    def enlarge(weights):
+        for name, weight in weights.items():
+            if "language_model" in name and "mlp" in name:
+                weight *= 3000
+
+    path = checkpoint(enlarge)
+    with pytest.raises(MMLensError, match=r"overflow in float16\. Load it in another dtype"):
+        mm_lens.load(str(path), dtype=torch.float16)
+
+
+def test_tokens_that_the_model_has_no_row_for_are_refused(checkpoint):
+    path = checkpoint(lambda w: None)
+    found = json.loads((path / "tokenizer.json").read_text())
+    found["model"]["vocab"]["Q"] = 5_000
+    (path / "tokenizer.json").write_text(json.dumps(found))
+    model = mm_lens.load(str(path))
+    with pytest.raises(InputError, match=r"the token 'Q' with the id 5,000, but the model"):
+        model.prepare("Q", random_image(9, 9))
+
+
+def test_nothing_is_left_in_the_directory_for_temporary_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    native, processor = tiny_llava_next()
+    processor.tokenizer.add_tokens(["<new>"])
+    processor.tokenizer.name_or_path = ""
+    model = mm_lens.load(hf_model=native, processor=processor)
+    assert not [*tmp_path.iterdir()]
+    with_bos = model.to_tokens("What?", prepend_bos=True)
+    without = model.to_tokens("What?", prepend_bos=False)
+    assert torch.equal(with_bos[:, 1:], without)
