@@ -18,6 +18,8 @@ MIRRORED = {
 }
 
 MODULES_WITHOUT_TESTS = {
+    "mm_lens/arguments.py": "by wrong uses of every function: tests/test_wrong_uses.py",
+    "mm_lens/model/copying.py": "by copies and pickles: tests/test_wrong_uses.py",
     "mm_lens/cli/models.py": "what commands say of models: tests/cli/test_commands.py",
     "mm_lens/cli/hook_options.py": "options of the command: tests/cli/test_commands.py",
     "mm_lens/data/pixels.py": "with the pictures that hold them: tests/data/test_pictures.py",
@@ -39,6 +41,7 @@ MODULES_WITHOUT_TESTS = {
 """Modules without a test file of their name: where they are tested, and why there."""
 
 TESTS_WITHOUT_MODULE = {
+    "tests/test_wrong_uses.py": "what comes of wrong uses, over all packages",
     "tests/causal/test_patching_location.py": "where trained models look, over many pictures",
     "tests/cli/test_convert_command.py": "the command `mm-lens convert`, from files to files",
     "tests/cli/test_startup.py": "what is imported when, over all modules",

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 from transformer_lens.model_bridge import TransformerBridge
 
+from mm_lens.arguments import check_hooks, check_reached, require_filter
 from mm_lens.data.pictures import Picture
 from mm_lens.errors import HookError, InputError
 from mm_lens.layout.layout import TokenLayout
@@ -24,6 +25,7 @@ from mm_lens.model import inputs as _inputs
 from mm_lens.model.binding import Binding, find_pixels, guard_patch, unpack
 from mm_lens.model.cache import LayoutCache, adjust_entries, choose_cached
 from mm_lens.model.check import Report
+from mm_lens.model.copying import Copied
 from mm_lens.model.families import Family
 from mm_lens.model.forward import ForwardContext
 from mm_lens.model.hooks import (
@@ -35,12 +37,13 @@ from mm_lens.model.hooks import (
     uninstall_views,
 )
 from mm_lens.model.inputs import Inputs, Prompt
+from mm_lens.model.native import add_left_out
 
 Hooks: TypeAlias = "Sequence[tuple[str | Callable[[str], bool], Callable[..., Any]]]"
 Names: TypeAlias = "str | list[str] | Callable[[str], bool] | None"
 
 
-class VisionLanguageBridge(TransformerBridge):
+class VisionLanguageBridge(Copied, TransformerBridge):
     """A `TransformerBridge` with hook points for visual and text tokens. Made by `mm_lens.load`."""
 
     # At image positions embed.hook_out is the placeholder's own row, which the image features
@@ -111,17 +114,9 @@ class VisionLanguageBridge(TransformerBridge):
         **unknown: Any,
     ) -> Inputs:
         """Turn prompts and images into inputs; see `mm_lens.model.inputs.prepare`."""
-        return _inputs.prepare(
-            self.family,
-            self.processor,
-            text,
-            images,
-            chat_template=chat_template,
-            padding_side=padding_side,
-            device=self.cfg.device or "cpu",
-            tell=self.context.tell,
-            **unknown,
-        )
+        given = {"chat_template": chat_template, "padding_side": padding_side, **unknown}
+        own: dict[str, Any] = {"device": self.cfg.device or "cpu", "tell": self.context.tell}
+        return _inputs.prepare(self.family, self.processor, text, images, **given, **own)
 
     @contextmanager
     def bound(self, *inputs: Mapping[str, Any]) -> Iterator[VisionLanguageBridge]:
@@ -171,18 +166,11 @@ class VisionLanguageBridge(TransformerBridge):
         tokens, kwargs = self._unpack(input, kwargs)
         return_type = args[0] if args else kwargs.get("return_type", "logits")
         if return_type in ("loss", "both") and kwargs.get("labels") is None:
-            kwargs["labels"] = self._labels(tokens, kwargs.get("attention_mask"))
+            kwargs["labels"] = _inputs.make_labels(
+                tokens, kwargs.get("attention_mask"), self.family.image_token_id, self.cfg.d_vocab
+            )
         with self.context.guarded():
             return super().forward(tokens, *args, **kwargs)
-
-    def _labels(self, tokens: Any, mask: Tensor | None) -> Tensor | None:
-        if not isinstance(tokens, Tensor) or tokens.is_floating_point():
-            return None
-        # A family's own markers may have ids after the vocabulary, where no logit stands.
-        ignore = (tokens == self.family.image_token_id) | (tokens >= self.cfg.d_vocab)
-        if not ignore.any():
-            return None
-        return tokens.masked_fill(ignore if mask is None else ignore | (mask == 0), -100)
 
     def run_with_hooks(
         self,
@@ -195,7 +183,11 @@ class VisionLanguageBridge(TransformerBridge):
         """As `TransformerBridge.run_with_hooks`; `input` may also be what `prepare` returns."""
         tokens, kwargs = self._unpack(input, kwargs)
         hooks = self._guard_hooks(fwd_hooks), self._guard_hooks(bwd_hooks)
-        return super().run_with_hooks(tokens, *hooks, *args, **kwargs)
+        check_reached(
+            [name for name, _ in hooks[0]], kwargs.get("stop_at_layer"), self.cfg.n_layers
+        )
+        with self.context.guarded():
+            return super().run_with_hooks(tokens, *hooks, *args, **kwargs)
 
     def hooks(self, fwd_hooks: Hooks = (), bwd_hooks: Hooks = (), *args: Any, **kwargs: Any) -> Any:
         """As in TransformerLens."""
@@ -221,13 +213,14 @@ class VisionLanguageBridge(TransformerBridge):
         """
         tokens, kwargs = self._unpack(input, kwargs)
         names = choose_cached(self, self._filter(names_filter), kwargs.get("pos_slice"))
-        output, cache = super().run_with_cache(  # type: ignore[call-overload]
-            tokens,
-            return_cache_object=return_cache_object,
-            remove_batch_dim=remove_batch_dim,
-            names_filter=names,
-            **kwargs,
-        )
+        with self.context.guarded():
+            output, cache = super().run_with_cache(  # type: ignore[call-overload]
+                tokens,
+                return_cache_object=return_cache_object,
+                remove_batch_dim=remove_batch_dim,
+                names_filter=names,
+                **kwargs,
+            )
         entries = cache.cache_dict if return_cache_object else cache
         adjust_entries(entries, names_filter, kwargs.get("stop_at_layer"), self.cfg.n_layers)
         if return_cache_object:
@@ -323,12 +316,7 @@ class VisionLanguageBridge(TransformerBridge):
         """As in TransformerLens, and complete: it would leave out the vision tower's layers."""
         if destination is not None or prefix:
             return super().state_dict(destination, prefix, keep_vars)
-        state = super().state_dict(keep_vars=True)
-        have = {id(tensor) for tensor in state.values()}
-        for name, tensor in self.original_model.state_dict(keep_vars=True).items():
-            if id(tensor) not in have:
-                have.add(id(tensor))
-                state[name.replace("._original_component", "")] = tensor
+        state = add_left_out(super().state_dict(keep_vars=True), self.original_model)
         return state if keep_vars else {name: x.detach() for name, x in state.items()}
 
     # ---- names ----
@@ -356,20 +344,30 @@ class VisionLanguageBridge(TransformerBridge):
             return None
         if isinstance(names, str):
             return canonical(names)
-        return [canonical(n) for n in names] if isinstance(names, list) else self._narrow(names)
+        if isinstance(names, (list, tuple, set, frozenset)):
+            return [canonical(n) for n in names]
+        require_filter("names_filter", names)
+        try:
+            return self._narrow(names).__contains__
+        except HookError as error:
+            self.context.tell(f"{error} Nothing is cached.")
+            return frozenset[str]().__contains__
 
     def _guard_hooks(self, hooks: Hooks) -> list[tuple[Any, Callable[..., Any]]]:
-        return [
-            (self._narrow(name) if callable(name) else name, guard_patch(hook, self._layout_now))
-            for name, hook in hooks
-        ]
+        found = []
+        for name, hook in check_hooks(hooks):
+            where = name if isinstance(name, str) else self._narrow(name).__contains__
+            found.append((where, guard_patch(hook, self._layout_now)))
+        return found
 
     def _layout_now(self) -> TokenLayout:
         return self.context.frame.layout
 
-    def _narrow(self, matches: Callable[[str], bool]) -> Callable[[str], bool]:
+    def _narrow(self, matches: Callable[[str], bool]) -> set[str]:
         points = {name: point for name, point in self.hook_dict.items() if matches(name)}
-        return narrow(points, self._remedy_if_dead).__contains__
+        if not (found := narrow(points, self._remedy_if_dead)):
+            raise HookError("The filter matches no hook point of this model (model.hook_dict).")
+        return found
 
     def _resolve_hook_point(self, name: str, aliases: Any, hook_dict: Any) -> Any:
         return super()._resolve_hook_point(canonical(name), aliases, hook_dict)
@@ -380,7 +378,8 @@ class VisionLanguageBridge(TransformerBridge):
 
     def add_hook(self, name: Any, *args: Any, **kwargs: Any) -> None:
         """As in TransformerLens, with the spellings `blocks.3.hook_visual_resid_post`."""
-        name = canonical(name) if isinstance(name, str) else self._narrow(name)
+        check_hooks([(name, args[0] if args else kwargs.get("hook_fn"))])
+        name = canonical(name) if isinstance(name, str) else self._narrow(name).__contains__
         super().add_hook(name, *args, **kwargs)
 
     def get_caching_hooks(self, names_filter: Names = None, *args: Any, **kwargs: Any) -> Any:

@@ -128,8 +128,9 @@ class Report:
         errors = [f.message for f in self.findings if f.level == "error" and f.spoils is None]
         if errors:
             raise MMLensError(
-                " ".join(errors) + " Nothing measured on this bridge would hold. Please report it; "
-                "load with check=False to look at it all the same."
+                " ".join(errors)
+                + " Nothing measured on this bridge would hold. If nothing of it is "
+                "your doing, please report it; check=False loads it all the same."
             )
         for finding in self.findings:
             if finding.level != "note":

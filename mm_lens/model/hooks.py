@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 from transformer_lens.hook_points import HookPoint, LensHandle, _AliasedHookPoint
 
+from mm_lens.arguments import require_whole
 from mm_lens.errors import HookError, InputError, MMLensWarning
 from mm_lens.model.forward import ForwardContext, Frame, Selection
 
@@ -72,7 +73,12 @@ def names(
     Raises:
         InputError: no hook point of that name, modality or layer can exist.
     """
-    hooks = [hook] if isinstance(hook, str) else list(hook)
+    hooks = [hook] if isinstance(hook, str) else list(hook or ())
+    if not hooks or (layers is not None and not isinstance(layers, Iterable)):
+        raise InputError(
+            "names takes hook points and a list of layers, as "
+            f'names(["resid_post", "z"], layers=[0, 5]), not {hook!r} and {layers!r}.'
+        )
     if unknown := [h for h in hooks if h not in PARENTS]:
         raise InputError(f"No hook point is called {unknown[0]!r}. Use: {', '.join(PARENTS)}.")
     if modality is None:
@@ -86,9 +92,11 @@ def names(
                 "layout.mask(...)."
             )
         tails = {f"{group}.hook_{h}" for group in groups for h in hooks}
-    if layers is not None and min(layers, default=0) < 0:
+    wanted = None if layers is None else {require_whole("A layer", layer) for layer in layers}
+    if wanted is not None and not wanted:
+        raise InputError("layers= names no layer. Leave it out to take all.")
+    if wanted and min(wanted) < 0:
         raise InputError("Layers are counted from 0 here: the filter does not know the last one.")
-    wanted = None if layers is None else set(layers)
 
     def match(name: str) -> bool:
         root, _, rest = name.partition(".")
@@ -332,8 +340,12 @@ class GuardedHookPoint(HookPoint):
         return super().add_hook(guarded, dir=dir, **kwargs)
 
 
+def _everywhere(tensor: Tensor) -> None:
+    return None
+
+
 def guard(
-    point: HookPoint, remedy: str, where: Callable[[Tensor], Tensor | None] = lambda tensor: None
+    point: HookPoint, remedy: str, where: Callable[[Tensor], Tensor | None] = _everywhere
 ) -> None:
     """Make edits at `point` raise where the mask of `where` [batch, pos] is set (None: all)."""
     if type(point) is not HookPoint:
