@@ -21,6 +21,8 @@ MODULES_WITHOUT_TESTS = {
     "mm_lens/check/checks.py": "as what they find: tests/check/test_suite.py",
     "mm_lens/check/native.py": "as what is compared: tests/check/test_suite.py",
     "mm_lens/check/painting.py": "by wrong places: tests/check/test_suite.py",
+    "mm_lens/arguments.py": "by wrong uses of every function: tests/test_wrong_uses.py",
+    "mm_lens/model/parts/copying.py": "by copies and pickles: tests/test_wrong_uses.py",
     "mm_lens/cli/models.py": "what commands say of models: tests/cli/test_commands.py",
     "mm_lens/cli/hook_options.py": "options of the command: tests/cli/test_commands.py",
     "mm_lens/data/pixels.py": "with the pictures that hold them: tests/data/test_pictures.py",
@@ -30,6 +32,8 @@ MODULES_WITHOUT_TESTS = {
     "mm_lens/layout/geometry.py": "a record, filled by tests/layout/test_tiles.py",
     "mm_lens/model/families/components.py": "in every bridge: tests/model/test_traps.py",
     "mm_lens/model/families/undeclared.py": "as others: tests/model/families/test_declaration.py",
+    "mm_lens/model/report.py": "with the check that fills it: tests/model/test_check.py",
+    "mm_lens/model/parts/guards.py": "by edits without effect: tests/model/test_traps.py",
     "mm_lens/model/naming.py": "spellings and filters: tests/model/test_hooks.py",
     "mm_lens/model/native.py": "whatever load is given: tests/model/test_loading.py",
     "mm_lens/model/running/attention_calls.py": "by what reads and changes them: "
@@ -60,6 +64,7 @@ MODULES_WITHOUT_TESTS = {
 """Modules without a test file of their name: where they are tested, and why there."""
 
 TESTS_WITHOUT_MODULE = {
+    "tests/test_wrong_uses.py": "what comes of wrong uses, over all packages",
     "tests/causal/test_patching_location.py": "where trained models look, over many pictures",
     "tests/cli/test_convert_command.py": "the command `mm-lens convert`, from files to files",
     "tests/cli/test_startup.py": "what is imported when, over all modules",

@@ -100,7 +100,7 @@ def test_a_type_checker_sees_names_and_signatures(tmp_path):
     assert set(by_line) == {wrong, ill_typed, load, patch, profile}, run.stdout + run.stderr
     assert 'has no attribute "no_such_function"' in by_line[wrong]
     assert "[arg-type]" in by_line[ill_typed]
-    assert "name_or_path: str | None" in by_line[load]
+    assert "name_or_path: str | os.PathLike[str] | None" in by_line[load]
     assert by_line[load].rstrip('"').endswith("-> mm_lens.model.bridge.VisionLanguageBridge")
     assert "activation_name: str" in by_line[patch]
     assert '"mm_lens.profiling.result.Profile"' in by_line[profile]

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.utilities.components_utils import get_act_name
 
-from mm_lens.causal.effects import EffectTable, effect_table, make_windows
+from mm_lens.causal.effects import EffectTable, check_samples, effect_table, make_windows
 from mm_lens.causal.knockout import describe_group, group_name, name_apart
 from mm_lens.causal.logit_metrics import LogitMetrics
 from mm_lens.causal.transfer import Move, read_clean
@@ -28,8 +28,8 @@ from mm_lens.layout.regions import find_regions, group_mask
 from mm_lens.model.bridge import VisionLanguageBridge
 from mm_lens.model.cache import LayoutCache
 from mm_lens.model.hooks import PARENTS, NamedHook, find_frame
-from mm_lens.model.inputs import Inputs
-from mm_lens.model.rerun import Rerun
+from mm_lens.model.inputs import Inputs, check_inputs
+from mm_lens.model.running.rerun import Rerun
 from mm_lens.model.streams import resolve_blocks
 
 How: TypeAlias = Literal["zero", "mean", "resample"]
@@ -73,6 +73,7 @@ def ablation_hooks(
             is missing; no layer is named; or, when they run, the pass is of other inputs.
         HookError: no such hook point.
     """
+    check_inputs(model, inputs)
     _check_hook(hook)
     numbers = resolve_blocks(model, hook, layers)
     edit = plan_edits(inputs.layout, group, hook=hook, how=how, means=means, donor=donor)
@@ -92,8 +93,13 @@ def plan_edits(
     _check_hook(hook)
     if how not in ("zero", "mean", "resample"):
         raise InputError(f'how is "zero", "mean" or "resample", not {how!r}.')
-    if how == "resample" and donor is None:
+    if how == "resample" and not isinstance(donor, LayoutCache):
         raise InputError('how="resample" needs donor=, the cache of another input.')
+    if (how != "mean" and means is not None) or (how != "resample" and donor is not None):
+        raise InputError(
+            f'means= is of how="mean" and donor= of how="resample": with how={how!r} it would '
+            "do nothing."
+        )
     found = find_regions(layout, {group_name(group): group})
     if donor is not None and how == "resample":
         source, move = donor, Move(*match_regions(found, layout, donor.layout)[0])
@@ -105,7 +111,7 @@ def plan_edits(
     def edit(k: int) -> Edit:
         if how == "zero":
             return Edit(row, position, None)
-        if means is None or k not in means:
+        if not isinstance(means, Mapping) or k not in means:
             raise InputError('how="mean" needs means= of every layer: see mean_activation.')
         return Edit(row, position, means[k])
 
@@ -162,9 +168,12 @@ def mean_activation(
     """
     _check_hook(hook)
     layers = resolve_blocks(model, hook, layers)
+    if isinstance(samples, Inputs):
+        samples = [samples]
     totals: dict[int, Tensor] = {}
     count = 0
     for inputs in samples:
+        check_inputs(model, inputs)
         mask = group_mask(inputs.layout, group)
         names = [_name_point(hook, k) for k in layers]
         with torch.no_grad():
@@ -245,6 +254,7 @@ def ablation_table(
         for name in named
     ]
     every = sorted({k for span in spans for k in span})
+    samples = check_samples(samples)
     inputs_of = [inputs for inputs, _ in samples]
     means: dict[str, Mapping[int, Tensor]] = {}
     if how == "mean":

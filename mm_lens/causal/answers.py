@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mm_lens._notebook import make_table
+from mm_lens.arguments import require_kind, require_whole
 from mm_lens.errors import InputError
 from mm_lens.layout.groups import last_index
 from mm_lens.model.inputs import Inputs
@@ -92,11 +93,15 @@ class Answers:
         Raises:
             InputError: see `option_tokens`; or right or wrong are not among the options, or equal.
         """
+        if not hasattr(model, "tokenizer"):
+            raise InputError(f"model is what has the tokenizer, not a {type(model).__name__}.")
+        require_kind("inputs", inputs, Inputs, "what model.prepare(text, images) returns")
         self.options = tuple(options)
         if tokens is None:
             self.tokens = option_tokens(model.tokenizer, options)
         else:
-            self.tokens = _check_different(torch.tensor([*tokens]), options)
+            ids = [require_whole("Each of tokens=", token, 0) for token in tokens]
+            self.tokens = _check_different(torch.tensor(ids), options)
         if len(self.tokens) != len(self.options):
             raise InputError(f"{len(self.tokens)} tokens were given for {len(options)} options.")
         batch = inputs.layout.shape[0]
@@ -104,7 +109,7 @@ class Answers:
         self.wrong = None if wrong is None else self._index(wrong, batch)
         if self.wrong is not None and bool((self.right == self.wrong).any()):
             raise InputError("In some row the right and the wrong answer are the same option.")
-        self.last = last_index(inputs.layout)
+        self.last, self.shape = last_index(inputs.layout), inputs.layout.shape
 
     def __repr__(self) -> str:
         pairs = Counter(zip(self._names(self.right), self._names(self.wrong), strict=True))
@@ -136,10 +141,26 @@ class Answers:
         return torch.tensor([self.options.index(a) for a in rows])
 
     def logits(self, logits: Float[Tensor, "batch pos d_vocab"]) -> Float[Tensor, "batch option"]:
-        """Logits of the options where the answer is read."""
+        """Logits of the options where the answer is read.
+
+        Raises:
+            InputError: the logits are of other inputs, or have no such token.
+        """
+        return self._read(logits)[:, self.tokens.to(logits.device)]
+
+    def _read(self, logits: Float[Tensor, "batch pos d_vocab"]) -> Float[Tensor, "batch d_vocab"]:
+        """Logits of the whole vocabulary where the answer is read."""
+        if logits.ndim != 3 or tuple(logits.shape[:2]) != self.shape:
+            raise InputError(
+                f"These answers are of inputs of shape {self.shape} [batch, pos], and the logits "
+                f"are {tuple(logits.shape)}. Make Answers for the inputs that are run."
+            )
+        if int(self.tokens.max()) >= logits.shape[-1]:
+            raise InputError(
+                f"There is no token {int(self.tokens.max())} among {logits.shape[-1]} logits."
+            )
         rows = torch.arange(len(logits), device=logits.device)
-        at = logits[rows, self.last.to(logits.device)]
-        return at[:, self.tokens.to(logits.device)]
+        return logits[rows, self.last.to(logits.device)]
 
     def logit_diff(self, logits: Float[Tensor, "batch pos d_vocab"]) -> Float[Tensor, " batch"]:
         """Logit of the right option less that of the wrong one (or the mean of all others)."""
@@ -170,9 +191,7 @@ class Answers:
     def mass(self, logits: Float[Tensor, "batch pos d_vocab"]) -> Float[Tensor, " batch"]:
         """Probability of all options together in the whole vocabulary: small, and the model says
         something else."""
-        rows = torch.arange(len(logits), device=logits.device)
-        at = logits[rows, self.last.to(logits.device)].softmax(-1)
-        return at[:, self.tokens.to(logits.device)].sum(-1)
+        return self._read(logits).softmax(-1)[:, self.tokens.to(logits.device)].sum(-1)
 
     @property
     def metrics(self) -> Mapping[str, Callable[[Tensor], Tensor]]:

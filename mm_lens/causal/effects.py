@@ -6,7 +6,7 @@ Samples are resampled as wholes (rows of the inputs), so intervals and p-values 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
 from typing import Any, TypeAlias
 
@@ -23,13 +23,14 @@ from transformer_lens.utilities.statistics import (
 )
 
 from mm_lens._storage.fingerprint import weights_digest
+from mm_lens.arguments import describe_value, require_number, require_whole
 from mm_lens.causal.logit_metrics import LogitMetrics, evaluate_metrics, name_metrics
 from mm_lens.causal.sweep import fingerprint, probe_metrics, split_trials, sweep
 from mm_lens.errors import InputError, MMLensWarning
 from mm_lens.metrics.intervals import MIN_SAMPLES
 from mm_lens.model.bridge import VisionLanguageBridge
 from mm_lens.model.inputs import Inputs
-from mm_lens.model.rerun import Rerun
+from mm_lens.model.running.rerun import Rerun
 
 Trial: TypeAlias = "Mapping[str, Any]"
 Runner: TypeAlias = "Callable[[Sequence[Trial]], tuple[Tensor, ...]]"
@@ -41,6 +42,7 @@ def make_windows(n_layers: int, window: int, stride: int = 1) -> list[range]:
     Raises:
         InputError: no window fits.
     """
+    window, stride = require_whole("window", window), require_whole("stride", stride)
     if not 1 <= window <= n_layers or stride < 1:
         raise InputError(f"A window has 1 to {n_layers} layers and a stride of at least 1.")
     starts = list(range(0, n_layers - window + 1, stride))
@@ -90,6 +92,38 @@ class EffectTable(pd.DataFrame):
         return table + f"<p>{self._rest()}</p>" * bool(self._rest())
 
 
+def check_samples(samples: Any) -> list[tuple[Inputs, LogitMetrics]]:
+    """The samples of a table as a list.
+
+    Raises:
+        InputError: they are no pairs of inputs and a metric.
+    """
+    if isinstance(samples, Inputs) or not isinstance(samples, Iterable):
+        found: list[Any] = [samples]
+    else:
+        found = [*samples]
+    for pair in found:
+        if not isinstance(pair, tuple) or len(pair) != 2 or not isinstance(pair[0], Inputs):
+            raise InputError(
+                "Samples are a list of pairs (inputs, metric), as [(model.prepare(…), "
+                f"Answers(…).logit_diff)]; {describe_value(pair)} is none."
+            )
+    return found
+
+
+def warn_of_nan(baseline: Float[Tensor, "metric row"], names: Sequence[str]) -> None:
+    """Warn of metrics that are no number without any edit: no effect on them is."""
+    for name, values in zip(names, baseline, strict=True):
+        if wrong := int((~values.isfinite()).sum()):
+            warnings.warn(
+                f"The metric {name!r} is no finite number in {wrong} of {len(values)} row(s) "
+                "without any edit, so its effects are none. The model's logits, or the metric, "
+                "are not finite.",
+                MMLensWarning,
+                stacklevel=4,
+            )
+
+
 def effect_table(
     model: VisionLanguageBridge,
     samples: Sequence[tuple[Inputs, LogitMetrics]],
@@ -130,6 +164,9 @@ def effect_table(
         InputError: there is no sample or no trial, or a metric does not return one value per row.
         DataError: `save` holds another table.
     """
+    require_number("confidence", confidence, 0, 1)
+    require_whole("n_resamples", n_resamples, 1)
+    samples = check_samples(samples)
     if not samples or not trials:
         raise InputError("A table needs at least one sample and one trial.")
     if model.training:
@@ -178,6 +215,7 @@ def effect_table(
         values, "(sample trial) metric row -> sample trial metric row", sample=len(samples)
     )
     flat = torch.cat([values[k, ..., : rows[k]] for k in range(len(samples))], -1)
+    warn_of_nan(baseline, names)
     effect = flat - baseline
     low, high, p = _estimate_intervals(effect, confidence, n_resamples, seed)
     return EffectTable(

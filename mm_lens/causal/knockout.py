@@ -26,15 +26,16 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from mm_lens.arguments import describe_value, resolve_numbers
 from mm_lens.causal.effects import EffectTable, effect_table, make_windows
 from mm_lens.causal.logit_metrics import LogitMetrics
 from mm_lens.errors import InputError, MMLensWarning
 from mm_lens.layout.groups import group_mask
 from mm_lens.layout.layout import TokenLayout
 from mm_lens.model.bridge import VisionLanguageBridge
-from mm_lens.model.inputs import Inputs
-from mm_lens.model.rerun import Rerun
+from mm_lens.model.inputs import Inputs, check_inputs
 from mm_lens.model.running.masks import hide_keys
+from mm_lens.model.running.rerun import Rerun
 from mm_lens.model.streams import resolve_layers
 
 
@@ -72,6 +73,7 @@ def knockout(
             the layers; a query would be left without keys; other inputs are run (copies of these
             will do).
     """
+    check_inputs(model, inputs)
     model.report.require("A knock-out", "mask")
     edges = _per_head(model, find_edges(inputs.layout, query, key, keep_self), heads)
     blocks = (
@@ -197,14 +199,11 @@ def knockout_table(
         InputError: see `knockout`; or two edges have one name.
         DataError: `save` holds another table.
     """
-    named = name_apart(edges, lambda edge: " → ".join(map(group_name, edge)), "edges")
+    named = name_apart(edges, _name_edge, "edges")
     model.report.require("A knock-out", "mask")
     blocks = _with_attention(model)
-    spans = [
-        span
-        for span in make_windows(model.cfg.n_layers, window, stride)
-        if not {*span}.isdisjoint(blocks)
-    ]
+    windows = make_windows(model.cfg.n_layers, window, stride)
+    spans = [span for span in windows if not {*span}.isdisjoint(blocks)]
     trials = [
         {
             "first_layer": span[0],
@@ -352,13 +351,18 @@ def _per_head(
     if heads is None:
         return blocked[:, None]
     n = model.cfg.n_heads
-    if not len(heads):
-        raise InputError("heads= names no head. Leave it out to take all.")
-    if wrong := [h for h in heads if not -n <= h < n]:
-        raise InputError(f"There is no head {wrong[0]}: the model has {n}.")
     chosen = torch.zeros(n, dtype=torch.bool, device=blocked.device)
-    chosen[list(heads)] = True
+    chosen[list(resolve_numbers("heads=", "head", heads, n))] = True
     return blocked[:, None] & chosen[:, None, None]
+
+
+def _name_edge(edge: Any) -> str:
+    if not isinstance(edge, (tuple, list)) or len(edge) != 2:
+        raise InputError(
+            'Edges are pairs (key, query), as [("visual", "last")]; '
+            f"{describe_value(edge)} is none."
+        )
+    return " → ".join(map(group_name, edge))
 
 
 def name_apart(
@@ -369,6 +373,8 @@ def name_apart(
     Raises:
         InputError: two have one name, and their rows would fall together.
     """
+    if isinstance(items, str):
+        raise InputError(f"{what} are a list, as [{items!r}], or a mapping from names to {what}.")
     if isinstance(items, Mapping):
         return items
     found: dict[str, Any] = {}

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mm_lens.arguments import describe_value
 from mm_lens.errors import InputError
 
 LogitMetric: TypeAlias = "Callable[[Float[Tensor, 'batch pos d_vocab']], Tensor]"
@@ -24,6 +25,9 @@ def name_metrics(metrics: LogitMetrics) -> Mapping[str, LogitMetric]:
     named = metrics if isinstance(metrics, Mapping) else {"metric": metrics}
     if not named:
         raise InputError("There is no metric: the mapping is empty. See mm_lens.answers.")
+    for name, metric in named.items():
+        if not callable(metric):
+            raise InputError(f"The metric {name!r} is a function of logits, not {metric!r}.")
     return named
 
 
@@ -44,7 +48,14 @@ def evaluate_metrics(
     """
     found = []
     for name, metric in metrics.items():
-        value = torch.as_tensor(metric(logits)).detach().float().cpu()
+        given = metric(logits)
+        try:
+            value = torch.as_tensor(given).detach().float().cpu()
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise InputError(
+                f"The metric {name!r} returned {describe_value(given)}; it must return a tensor of "
+                f"one value for each of the {rows} row(s)."
+            ) from error
         if value.shape != (rows,) and not (scalars and value.ndim == 0):
             raise InputError(
                 f"The metric {name!r} returned the shape {tuple(value.shape)}; it must return "

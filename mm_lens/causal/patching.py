@@ -48,8 +48,8 @@ from mm_lens.layout.matching import find_counterparts, match_regions
 from mm_lens.layout.regions import Axis, Box, Grid, Regions, find_regions
 from mm_lens.model.bridge import VisionLanguageBridge
 from mm_lens.model.cache import LayoutCache
-from mm_lens.model.inputs import Inputs
-from mm_lens.model.rerun import Rerun
+from mm_lens.model.inputs import Inputs, check_inputs
+from mm_lens.model.running.rerun import Rerun
 from mm_lens.model.streams import resolve_blocks
 
 Resample: TypeAlias = Literal["nearest", "mean"]
@@ -218,6 +218,10 @@ def stack(results: Sequence[PatchingResult]) -> PatchingResult:
     Raises:
         InputError: they are not, or hold no value for each example.
     """
+    if not isinstance(results, Sequence) or not all(
+        isinstance(result, PatchingResult) for result in results
+    ):
+        raise InputError("stack takes a list of results of sweeps of this module.")
     if not results:
         raise InputError("There is no result to stack.")
     first = results[0]
@@ -277,5 +281,12 @@ def _check(
         raise InputError(
             "The clean cache is what model.run_with_cache(clean) of this model returns."
         )
+    check_inputs(model, corrupted)
     if model.training:
         raise InputError("The model is in training mode; call model.eval() first.")
+    other: Any = clean_cache.model
+    if other is not model and weights_digest(other) != weights_digest(model):
+        raise InputError(
+            "The clean cache is of another model: its activations mean something else here. Run "
+            "model.run_with_cache(clean) of this model."
+        )

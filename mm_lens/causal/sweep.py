@@ -24,6 +24,7 @@ from transformer_lens.utilities.statistics import derive_generator
 
 from mm_lens._storage.checked import read_file, tensor_checksum, write_file
 from mm_lens._storage.hashing import digest
+from mm_lens.arguments import require_whole
 from mm_lens.errors import DataError
 
 SAVE_EVERY = 10.0
@@ -33,7 +34,12 @@ PROBES = 64
 
 
 def split_trials(trials: Sequence[Any], groups: Sequence[Any], size: int) -> list[list[int]]:
-    """Indices of `trials` in runs of at most `size`, none across two of `groups`."""
+    """Indices of `trials` in runs of at most `size`, none across two of `groups`.
+
+    Raises:
+        InputError: `size` is no whole number above 0.
+    """
+    require_whole("batch_size", size, 1)
     out: list[list[int]] = []
     for i in range(len(trials)):
         if not out or len(out[-1]) == size or groups[out[-1][0]] != groups[i]:

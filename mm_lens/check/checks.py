@@ -23,7 +23,7 @@ from mm_lens.model.binding import take_rows
 from mm_lens.model.bridge import VisionLanguageBridge
 from mm_lens.model.inputs import Inputs
 from mm_lens.model.loading import load
-from mm_lens.model.rerun import TOLERANCE, Rerun
+from mm_lens.model.running.rerun import TOLERANCE, Rerun
 from mm_lens.profiling.run import profile
 
 GROUPS = ("visual", "text")

@@ -8,12 +8,13 @@ corruption too: of the same question, with another answer; `others` deals them o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from einops import rearrange
 from PIL import Image, ImageFilter
 
+from mm_lens.arguments import require_number, require_whole
 from mm_lens.data.pictures import Picture, open_picture
 from mm_lens.errors import InputError
 from mm_lens.layout.groups import Rect
@@ -49,7 +50,8 @@ def assign_others(order: Sequence[int]) -> list[int]:
 def blank(image: Picture, colour: tuple[int, int, int] | None = None) -> Image.Image:
     """One colour all over; None takes the mean colour of the image."""
     picture = open_picture(image)
-    return Image.new("RGB", picture.size, colour or _mean(np.asarray(picture)))
+    chosen = _mean(np.asarray(picture)) if colour is None else _check_colour(colour)
+    return Image.new("RGB", picture.size, chosen)
 
 
 def noise(image: Picture, strength: float = 1.0, seed: int = 0) -> Image.Image:
@@ -58,15 +60,19 @@ def noise(image: Picture, strength: float = 1.0, seed: int = 0) -> Image.Image:
     Raises:
         InputError: `strength` is not in 0 to 1.
     """
-    if not 0 <= strength <= 1:
-        raise InputError(f"strength is between 0 and 1, not {strength}.")
+    require_number("strength", strength, 0, 1)
     pixels = np.asarray(open_picture(image), dtype=np.float64)
     drawn = np.random.default_rng(seed).integers(0, 256, pixels.shape)
     return Image.fromarray(np.round((1 - strength) * pixels + strength * drawn).astype(np.uint8))
 
 
 def blur_box(image: Picture, box: Rect, radius: float = 8.0) -> Image.Image:
-    """Gaussian blur of `radius` pixels inside `box`, from the pixels of the whole image."""
+    """Gaussian blur of `radius` pixels inside `box`, from the pixels of the whole image.
+
+    Raises:
+        InputError: the radius is negative, or the box none of this image.
+    """
+    require_number("radius", radius, 0)
     out = open_picture(image)
     rect = _rect(out, box)
     out.paste(out.filter(ImageFilter.GaussianBlur(radius)).crop(rect), rect[:2])
@@ -92,7 +98,7 @@ def remove_box(
         if not frame.any():
             raise InputError("The box covers the whole image. Pass colour=, or use blank().")
         colour = _mean(pixels[frame])
-    out.paste(colour, rect)
+    out.paste(_check_colour(colour), rect)
     return out
 
 
@@ -101,8 +107,31 @@ def _mean(pixels: np.ndarray) -> tuple[int, int, int]:
     return red, green, blue
 
 
+def _check_colour(colour: Any) -> tuple[int, int, int]:
+    """Red, green and blue: Pillow takes numbers beyond 255 for 255.
+
+    Raises:
+        InputError: they are no whole numbers from 0 to 255.
+    """
+    try:
+        red, green, blue = (require_whole("red, green or blue", part, 0) for part in colour)
+        fits = max(red, green, blue) <= 255
+    except (TypeError, ValueError):
+        fits = False
+    if not fits:
+        raise InputError(f"colour is (red, green, blue) from 0 to 255, not {colour!r}.")
+    return red, green, blue
+
+
 def _rect(image: Image.Image, box: Rect) -> tuple[int, int, int, int]:
     """The box in whole pixels, inside of the image."""
+    try:
+        corners = [float(corner) for corner in getattr(box, "rect", box)]
+    except (TypeError, ValueError):
+        corners = []
+    if len(corners) != 4 or not np.isfinite(corners).all():
+        raise InputError(f"A box is (x0, y0, x1, y1) in pixels, not {box!r}.")
+    box = corners[0], corners[1], corners[2], corners[3]
     x0, y0 = max(int(np.floor(box[0])), 0), max(int(np.floor(box[1])), 0)
     x1 = min(int(np.ceil(box[2])), image.width)
     y1 = min(int(np.ceil(box[3])), image.height)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from html import escape
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, overload, runtime_checkable
 
@@ -17,6 +18,7 @@ from PIL import Image
 
 from mm_lens._notebook import Html, make_table, make_thumbnails
 from mm_lens._storage.texts import make_encodable
+from mm_lens.arguments import describe_value, require_whole
 from mm_lens.data.pictures import read_picture
 from mm_lens.data.tables import SUFFIXES as TABLE_SUFFIXES
 from mm_lens.data.tables import TableRow, read_table
@@ -245,7 +247,13 @@ def load(
     Raises:
         DataError: Unknown name or path, unreadable table, or no sample at all.
     """
-    if limit is not None and limit < 1:
+    if not isinstance(name_or_path, str | PathLike):
+        raise DataError(
+            f"A data set is a name ({', '.join(names())}) or a path, not "
+            f"{describe_value(name_or_path)}. Samples of your own need no load: profile takes any "
+            "sequence of mm_lens.data.Sample."
+        )
+    if limit is not None and require_whole("limit", limit) < 1:
         raise DataError(
             f"limit={limit} leaves no samples. Give a positive number, or None for all."
         )

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from mm_lens.arguments import describe_value
 from mm_lens.data.templates import bounded, check_source
 from mm_lens.errors import InputError
 
@@ -50,7 +51,7 @@ def list_prompts(prompts: Any) -> tuple[bool, list[str | list[Message]]]:
         _check_characters(prompts)
         return True, [prompts]
     if isinstance(prompts, (Mapping, bytes)) or not isinstance(prompts, Iterable):
-        raise InputError(f"{KINDS}; not {_describe(prompts)}.")
+        raise InputError(f"{KINDS}; not {describe_value(prompts)}.")
     found = list(prompts)
     if not found:
         raise InputError("There is no prompt. Pass at least one.")
@@ -71,24 +72,24 @@ def _check_messages(messages: Any, where: str = "") -> list[Message]:
     Templates of processors read lists: some pass over a content that is a text without a word.
     """
     if not isinstance(messages, (list, tuple)) or not messages:
-        raise InputError(f"{KINDS}; not {_describe(messages)}{where}.")
+        raise InputError(f"{KINDS}; not {describe_value(messages)}{where}.")
     checked: list[Message] = []
     for message in messages:
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-            raise InputError(f"{KINDS}; not {_describe(message)}{where}.")
+            raise InputError(f"{KINDS}; not {describe_value(message)}{where}.")
         content = message.get("content")
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
         if not isinstance(parts, (list, tuple)):
             raise InputError(
-                f"The content of a message is a text or a list of parts, not {_describe(content)}"
-                f"{where}."
+                "The content of a message is a text or a list of parts, not "
+                f"{describe_value(content)}{where}."
             )
         for part in parts:
             kind = part.get("type") if isinstance(part, Mapping) else None
             if kind != "image" and not (kind == "text" and isinstance(part.get("text"), str)):
                 raise InputError(
                     'A part of a message is {"type": "text", "text": …} or {"type": "image"}, not '
-                    f"{_describe(part)}{where}."
+                    f"{describe_value(part)}{where}."
                 )
             _check_characters(part.get("text", ""), where)
         checked.append({**message, "content": list(parts)})
@@ -103,11 +104,6 @@ def _check_characters(text: Any, where: str = "") -> None:
             f"A prompt holds half of a character ({error.object[error.start]!a}), which no "
             f"tokenizer takes{where}. Decode the text again, as UTF-8."
         ) from error
-
-
-def _describe(value: Any) -> str:
-    shown = repr(value)
-    return f"{type(value).__name__} {shown if len(shown) <= 60 else shown[:57] + '…'}"
 
 
 def place_images(prompt: str | Sequence[Message], given: Sequence[Any]) -> list[Any]:
@@ -239,7 +235,7 @@ def _apply_template(processor: Any, messages: Sequence[Message], n_images: int) 
     ]
     if dropped := [text for text in said if text not in rendered]:
         raise InputError(
-            f"The processor's chat template drops the text {_describe(dropped[0])}: the model "
+            f"The processor's chat template drops the text {describe_value(dropped[0])}: the model "
             "would not see it. Mend chat_template of the processor, or pass chat_template=False."
         )
     if (placed := rendered.count(processor.image_token)) != n_images:

@@ -14,6 +14,7 @@ from matplotlib.collections import PatchCollection, PolyCollection
 from matplotlib.patches import Rectangle
 from PIL import Image
 
+from mm_lens.arguments import require_kind, resolve_rows
 from mm_lens.data.pictures import Picture, open_picture
 from mm_lens.drawing.curves import DPI, InlineFigure
 from mm_lens.drawing.on_image import (
@@ -53,7 +54,8 @@ def draw_layout(inputs: Inputs, row: int = 0, image: int = 0) -> InlineFigure:
     Raises:
         InputError: there is no such image.
     """
-    pictures = inputs.images[row]
+    require_kind("inputs", inputs, Inputs, "what model.prepare(text, images) returns")
+    pictures = inputs.images[resolve_rows([row], len(inputs.images))[0]]
     if not 0 <= image < len(pictures):
         raise InputError(f"Row {row} has {len(pictures)} image(s); there is no image {image}.")
     layout = inputs.layout.row_of(row).to("cpu")
@@ -160,6 +162,7 @@ def draw_values(
             layout, or none is finite; there are more than 8 layers (`explore` has a slider), or
             a layer that was asked for is not there.
     """
+    require_kind("layout", layout, TokenLayout, "inputs.layout")
     picture = open_picture(image)
     table = values_table(picture, layout, values, row, index, layers)
     if len(table) > MAX_LAYERS:

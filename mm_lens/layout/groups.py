@@ -16,6 +16,7 @@ from einops import rearrange, repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mm_lens.arguments import describe_value
 from mm_lens.errors import InputError
 from mm_lens.layout.layout import TokenLayout
 
@@ -81,7 +82,7 @@ def group_mask(
         rect = torch.tensor(what.rect, dtype=torch.float32)
         rects = repeat(rect, "corner -> batch corner", batch=layout.shape[0])
         return find_in_box(layout, k, rects, what.touch)
-    mask = torch.as_tensor(what).bool().to(layout.device)
+    mask = _as_mask(what).to(layout.device)
     if mask.shape == layout.shape:
         return mask
     if not any(tuple(mask.shape) in images for images in layout.image_sizes):
@@ -98,6 +99,28 @@ def group_mask(
             f"pos] nor image {k} of every row, one of which holds {wrong[0]} (height, width)."
         )
     return find_under(layout, k, mask)
+
+
+def _as_mask(what: Any) -> Tensor:
+    """A mask as truth values.
+
+    Raises:
+        InputError: it is something else: numbers of positions, weights, several names.
+    """
+    try:
+        mask = torch.as_tensor(what)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise InputError(
+            "Which positions are meant is the name of a group, a Box, or a mask, not "
+            f"{describe_value(what)}. Several groups together: layout.mask(a) | layout.mask(b)."
+        ) from error
+    if mask.dtype != torch.bool and not bool(((mask == 0) | (mask == 1)).all()):
+        raise InputError(
+            f"A mask holds truth values, not numbers from {mask.min():g} to {mask.max():g}. Of "
+            "weights make one with a threshold (weights > 0.5), of numbers of positions with "
+            "mask[:, positions] = True."
+        )
+    return mask.bool()
 
 
 def last_position(layout: TokenLayout) -> Bool[Tensor, "batch pos"]:

@@ -37,6 +37,7 @@ from jaxtyping import Bool, Float32, Int, Int8, Int16
 from torch import Tensor
 
 from mm_lens._notebook import make_table
+from mm_lens.arguments import resolve_rows
 from mm_lens.errors import InputError
 from mm_lens.layout.geometry import ImageGeometry
 from mm_lens.layout.segments import (
@@ -77,8 +78,8 @@ def check_group(group: str, segments: Sequence[str] = ()) -> str:
     Raises:
         InputError: no layout can have such a group; the message lists the valid ones.
     """
-    between = _BETWEEN.fullmatch(group)
-    if (
+    between = _BETWEEN.fullmatch(group) if isinstance(group, str) else None
+    if isinstance(group, str) and (
         group in _MASKS
         or group in (*SEGMENTS, MARKER)
         or group in segments
@@ -227,16 +228,14 @@ class TokenLayout:
         Raises:
             InputError: unknown group; the message lists the valid ones.
         """
-        if group in _MASKS:
+        if isinstance(group, str) and group in _MASKS:
             return _MASKS[group](self)
-        if indexed := _INDEXED.fullmatch(group):
+        if indexed := _INDEXED.fullmatch(check_group(group, self.segment_names)):
             return (self.image if indexed[1] == "image" else self.tile) == int(indexed[2])
         if group in self.segment_names:
             return self.segment == self.segment_names.index(group)
-        check_group(group, self.segment_names)
-        return torch.zeros_like(
-            self.newline
-        )  # e.g. "text between 3 and 4" in a batch of two images
+        # Say "text between 3 and 4" in a batch of two images.
+        return torch.zeros_like(self.newline)
 
     def counts(self, group: str) -> Int[Tensor, " batch"]:
         """Number of positions of `group` in each row."""
@@ -264,7 +263,7 @@ class TokenLayout:
             InputError: the row has no such image, or the pixel lies outside of it.
         """
         self.require_places("tokens_at")
-        sizes = self.image_sizes[row]
+        sizes = self.image_sizes[resolve_rows([row], self.shape[0])[0]]
         if not 0 <= image < len(sizes):
             raise InputError(f"Row {row} has {len(sizes)} image(s); there is no image {image}.")
         height, width = sizes[image]
@@ -299,10 +298,11 @@ class TokenLayout:
 
     def row_of(self, i: int) -> TokenLayout:
         """Row `i` alone, as a layout with batch size 1."""
-        return self.take([range(self.shape[0])[i]])
+        return self.take([i])
 
     def take(self, rows: Sequence[int]) -> TokenLayout:
         """Some rows, in the order asked for; rows may repeat."""
+        rows = resolve_rows(rows, self.shape[0])
         index = torch.tensor(rows, dtype=torch.long, device=self.device)
         return replace(
             self._map(lambda tensor: tensor[index]),

@@ -25,7 +25,7 @@ Where rows have several images, axes have regions for each, their names beginnin
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -34,6 +34,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from mm_lens.arguments import describe_value
 from mm_lens.errors import InputError
 from mm_lens.layout.groups import LAST, Box, find_in_box, group_mask, which_image
 from mm_lens.layout.layout import VISUAL, TokenLayout
@@ -127,8 +128,17 @@ def _regions(layout: TokenLayout, axis: Any) -> Regions:
         return _by_grid(layout, axis)
     if isinstance(axis, Mapping):
         return _find_named(layout, axis)
+    if isinstance(axis, Box):
+        return _find_named(layout, {"box": axis})
     if not isinstance(axis, str):
-        return _find_named(layout, {name: name for name in axis})
+        names = list(axis) if isinstance(axis, Iterable) else [axis]
+        if wrong := [name for name in names if not isinstance(name, str)]:
+            raise InputError(
+                f"{describe_value(wrong[0])} names no group. An axis is one of {', '.join(AXES)}, "
+                "Grid(rows, cols), a Box, a list of groups, or a mapping from names to groups, "
+                "boxes or masks."
+            )
+        return _find_named(layout, {name: name for name in names})
     if axis == "modality":
         return _find_named(layout, {g: g for g in ("visual", "text") if layout.mask(g).any()}, axis)
     if axis == "segment":

@@ -23,7 +23,7 @@ from mm_lens.errors import InputError
 from mm_lens.layout.groups import group_mask
 from mm_lens.looking.token_values import Where
 from mm_lens.model.bridge import VisionLanguageBridge
-from mm_lens.model.inputs import Inputs
+from mm_lens.model.inputs import Inputs, check_inputs
 from mm_lens.model.streams import resolve_layers
 
 
@@ -55,6 +55,7 @@ def attention_map(
     Raises:
         InputError: the model has no patterns; there is no such group or block; no query or no key.
     """
+    check_inputs(model, inputs)
     if model.attention != "eager":
         raise InputError(
             f'Under attention="{model.attention}" there are no attention patterns. Load the model '

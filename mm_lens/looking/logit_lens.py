@@ -20,7 +20,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from jaxtyping import Float32, Int64
@@ -28,12 +28,13 @@ from torch import Tensor
 from tqdm import tqdm
 from transformer_lens.tools.analysis import logit_readout
 
+from mm_lens.arguments import require_whole
 from mm_lens.errors import InputError, MMLensError
 from mm_lens.layout.groups import group_mask
 from mm_lens.layout.layout import TokenLayout
 from mm_lens.looking.token_values import Where, read_states
 from mm_lens.model.bridge import VisionLanguageBridge
-from mm_lens.model.inputs import Inputs
+from mm_lens.model.inputs import Inputs, check_inputs
 from mm_lens.model.streams import resolve_layers
 
 ReturnType: TypeAlias = Literal["probs", "log_probs", "logits"]
@@ -108,11 +109,20 @@ def visual_logit_lens(
         InputError: no token or no such layer is asked for, or a target is not a word.
         MMLensError: the last state read like this does not give the model's logits.
     """
+    check_inputs(model, inputs)
     mask = group_mask(inputs.layout, where)
     if not mask.any():
         raise InputError(f"These inputs hold no position of {where!r} to read.")
     n_states = model.cfg.n_layers + 1
     wanted = resolve_layers(layers, n_states)
+    require_whole("top_k", top_k, 1)
+    if top_k > model.cfg.d_vocab:
+        raise InputError(f"top_k={top_k} is more than the {model.cfg.d_vocab} words there are.")
+    require_whole("chunk_size", chunk_size, 1)
+    if quantity not in get_args(ReturnType):
+        raise InputError(f"quantity is one of {get_args(ReturnType)}, not {quantity!r}.")
+    if isinstance(targets, str):
+        raise InputError(f"targets is a list of words, as [{targets!r}].")
     target_ids = [first_token(model, word) for word in targets]
     shape = (len(wanted), *mask.shape)
     top_ids = torch.full((*shape, top_k), -1)
@@ -176,7 +186,7 @@ def _check_path(read: Float32[Tensor, "n d_vocab"], logits: Float32[Tensor, "n d
     """Raise if final norm and unembedding are not all there is between last state and logits."""
     worst = float((read - logits).abs().max())
     spread = float((logits - logits.mean(-1, keepdim=True)).abs().max())
-    if worst > 0.1 * spread:  # rounding in bfloat16 reaches 0.01
+    if not worst <= 0.1 * spread:  # rounding in bfloat16 reaches 0.01; NaN is no number
         raise MMLensError(
             f"Read through the final norm and unembedding, the last state gives logits that "
             f"differ from the model's own by {worst:.3g}, which vary by {spread:.3g}: this model "

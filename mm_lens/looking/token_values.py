@@ -23,13 +23,14 @@ import torch
 from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
+from mm_lens.arguments import require_kind
 from mm_lens.errors import InputError, MMLensWarning
 from mm_lens.layout.groups import Box, group_mask
 from mm_lens.metrics.numerics.linear_fit import LinearFit
 from mm_lens.metrics.numerics.regression import Target
 from mm_lens.metrics.tokens import Tokens
 from mm_lens.model.bridge import VisionLanguageBridge
-from mm_lens.model.inputs import Inputs
+from mm_lens.model.inputs import Inputs, check_inputs
 from mm_lens.model.streams import resolve_layers, state_names
 
 Where: TypeAlias = str | Box | Tensor
@@ -52,6 +53,7 @@ def norms(
     Raises:
         InputError: there is no such group or layer.
     """
+    check_inputs(model, inputs)
     mask = group_mask(inputs.layout, where)
     wanted = resolve_layers(layers, model.cfg.n_layers + 1)
     out = torch.full((len(wanted), *mask.shape), math.nan)
@@ -86,6 +88,7 @@ def cosine_to_mean(
     Raises:
         InputError: there is no such group or layer, or the group of the mean is empty.
     """
+    check_inputs(model, inputs)
     mask = group_mask(inputs.layout, where)
     centre = mask if mean_of is None else group_mask(inputs.layout, mean_of)
     if not centre.any():
@@ -129,6 +132,7 @@ def linearity_error(
         InputError: there is no such group or layer; or the rows or tokens are too few to fit a map.
         UndefinedError: all tokens have the same state.
     """
+    check_inputs(model, inputs)
     mask = group_mask(inputs.layout, where)
     wanted = resolve_layers(layers, model.cfg.n_layers + 1)
     n, rows, d = int(mask.sum()), int(mask.any(1).sum()), model.cfg.d_model
@@ -175,6 +179,8 @@ def find_words(model: VisionLanguageBridge, inputs: Inputs, text: str) -> Bool[T
     Raises:
         InputError: no row says it.
     """
+    check_inputs(model, inputs)
+    require_kind("text", text, str, "a word or a few, as in the prompt")
     wanted = "".join(text.split())
     layout = inputs.layout
     found = torch.zeros_like(layout.newline)

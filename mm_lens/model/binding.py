@@ -12,14 +12,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import accumulate, chain, pairwise
 from typing import Any
 
 import torch
 from einops import rearrange
-from jaxtyping import Int
+from jaxtyping import Int, Shaped
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from mm_lens._storage.checked import tensor_checksum
+from mm_lens._storage.hashing import digest
+from mm_lens.arguments import describe_value, require_kind, resolve_rows
 from mm_lens.errors import InputError
 from mm_lens.layout.layout import TokenLayout
 from mm_lens.layout.matching import are_aligned, describe_difference
@@ -59,6 +63,10 @@ class Binding:
         if not bound:
             raise InputError("There is nothing to bind. Pass what model.prepare returned.")
         self.bound, self.family = list(bound), family
+        for inputs in bound:
+            require_kind(
+                "What is bound", inputs, Mapping, "what model.prepare(text, images) returns"
+            )
         layouts = [getattr(x, "layout", None) or family.layout(x) for x in bound]
         self.layout = layouts[0]
         self.n_images = [[len(images) for images in layout.image_sizes] for layout in layouts]
@@ -226,10 +234,34 @@ def unpack(
     if input is None and kwargs.get("inputs_embeds") is not None:
         input = kwargs.pop("inputs_embeds")
     if not isinstance(input, Tensor):
+        if not isinstance(input, str | list) or not all(isinstance(x, str) for x in input):
+            raise InputError(f"{_CALLED}, not {describe_value(input)}.")
         return input, kwargs
+    if input.dtype == torch.bool or (input.is_floating_point() and input.ndim != 3):
+        raise InputError(f"{_CALLED}, not {input.dtype} of shape {tuple(input.shape)}.")
+    if not input.numel():
+        raise InputError(f"There is no token in an input of shape {tuple(input.shape)}.")
+    _check_mask(input, kwargs)
     if input.ndim == 1 and not input.is_floating_point():
         input = rearrange(input, "pos -> 1 pos")
     return input, kwargs if binding is None else binding.complete(input, kwargs)
+
+
+_CALLED = (
+    "A model is called with what model.prepare(text, images) returns, with tokens [batch, pos] "
+    "(whole numbers), or with a text without images"
+)
+
+
+def _check_mask(tokens: Tensor, kwargs: Mapping[str, Any]) -> None:
+    """Refuse a mask of other tokens: some models take one of any length, in silence."""
+    mask, past = kwargs.get("attention_mask"), kwargs.get("past_key_values")
+    shape = tuple(tokens.shape[:2]) if tokens.ndim > 1 else (1, len(tokens))
+    if isinstance(mask, Tensor) and mask.ndim == 2 and past is None and mask.shape != shape:
+        raise InputError(
+            f"attention_mask is of shape {tuple(mask.shape)}, but the tokens are of {shape} "
+            "[batch, pos]. Pass that of the same inputs, or none where nothing is padded."
+        )
 
 
 def _shares(tokens: Tensor, inputs: Mapping[str, Any]) -> bool:
@@ -288,6 +320,48 @@ def take_frame(frame: Frame, rows: Sequence[int]) -> Frame:
     return taken
 
 
+def identify_pictures(frame: Frame) -> list[str]:
+    """What tells the pictures of each row from others; "" where it has none.
+
+    Tiles of zeros, which fill up pictures of fewer tiles than another of the batch, do not count.
+    """
+    pixels, sizes = frame.inputs.get("pixel_values"), frame.layout.image_sizes
+    if not isinstance(pixels, Tensor):
+        return [""] * len(sizes)
+    ends = [0, *accumulate(map(len, sizes))]
+    if ends[-1] != len(pixels):  # whose pixels these are is unknown: no two rows are alike
+        return [f"{tensor_checksum(pixels)} row {row}" for row in range(len(sizes))]
+    shown = [
+        f"{tensor_checksum(_without_filling(image))} {size}"
+        for image, size in zip(pixels, chain(*sizes), strict=True)
+    ]
+    return [" ".join(shown[start:end]) for start, end in pairwise(ends)]
+
+
+def _without_filling(image: Shaped[Tensor, "... channels height width"]) -> Tensor:
+    """An image without the tiles of zeros at its end."""
+    tiles = image.flatten(1).any(1).nonzero() if image.ndim > 3 else None
+    return image if tiles is None or not len(tiles) else image[: int(tiles[-1]) + 1]
+
+
+def identify_texts(frame: Frame) -> list[str]:
+    """What tells the tokens of each row from others, padding aside."""
+    tokens, attended = frame.inputs.get("input_ids"), frame.layout.mask("all")
+    if tokens is None:
+        return [tensor_checksum(row) for row in frame.inputs["inputs_embeds"]]
+    return [repr(row[real].tolist()) for row, real in zip(tokens, attended, strict=True)]
+
+
+def identify_documents(frame: Frame) -> list[int]:
+    """Id of what each row shares with others: its pictures, or its text where it has none.
+
+    Rows with one id are no independent samples: several questions about one picture have its
+    tokens, the same up to rounding.
+    """
+    pairs = zip(identify_pictures(frame), identify_texts(frame), strict=True)
+    return [digest(pictures or text) for pictures, text in pairs]
+
+
 def take_rows(inputs: Inputs, index: Sequence[int] | Tensor) -> dict[str, Any]:
     """Some rows of prepared inputs, with their images, in the order asked for; rows may repeat.
 
@@ -295,6 +369,6 @@ def take_rows(inputs: Inputs, index: Sequence[int] | Tensor) -> dict[str, Any]:
     `lambda i: model(take_rows(inputs, i))` for the function that runs the model.
     """
     binding = Binding([inputs], inputs.family)
-    chosen = [int(i) for i in index]
+    chosen = resolve_rows(index, len(inputs.input_ids))
     prompts = {k: inputs[k][chosen] for k in ("input_ids", "attention_mask") if k in inputs}
     return {**prompts, **binding.pixels(0, chosen)}

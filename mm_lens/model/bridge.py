@@ -17,31 +17,34 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 from transformer_lens.model_bridge import TransformerBridge
 
+from mm_lens.arguments import check_hooks, check_reached
 from mm_lens.data.pictures import Picture
 from mm_lens.errors import InputError
 from mm_lens.layout.layout import TokenLayout
 from mm_lens.model import inputs as _inputs
 from mm_lens.model.binding import Binding, guard_patch, unpack
 from mm_lens.model.cache import LayoutCache, adjust_entries, choose_cached
-from mm_lens.model.check import Report
 from mm_lens.model.families import Family, without_own
 from mm_lens.model.forward import ForwardContext
 from mm_lens.model.hooks import (
     GROUPS,
-    guard,
     install_views,
     uninstall_views,
 )
 from mm_lens.model.inputs import Inputs, Prompt
 from mm_lens.model.naming import NamedHooks, Names
+from mm_lens.model.native import add_left_out
+from mm_lens.model.parts.copying import Copied
+from mm_lens.model.parts.guards import guard
+from mm_lens.model.parts.quiet import quieten, restore
+from mm_lens.model.report import Report
 from mm_lens.model.running import generation
 from mm_lens.model.running.attention_hooks import hook_native_attention, unhook_native_attention
-from mm_lens.model.running.quiet import quieten, restore
 
 Hooks: TypeAlias = "Sequence[tuple[str | Callable[[str], bool], Callable[..., Any]]]"
 
 
-class VisionLanguageBridge(NamedHooks):
+class VisionLanguageBridge(Copied, NamedHooks):
     """A `TransformerBridge` with hook points for visual and text tokens. Made by `mm_lens.load`."""
 
     # At image positions embed.hook_out is the placeholder's own row, which the image features
@@ -115,17 +118,9 @@ class VisionLanguageBridge(NamedHooks):
         **unknown: Any,
     ) -> Inputs:
         """Turn prompts and images into inputs; see `mm_lens.model.inputs.prepare`."""
-        return _inputs.prepare(
-            self.family,
-            self.processor,
-            text,
-            images,
-            chat_template=chat_template,
-            padding_side=padding_side,
-            device=self.cfg.device or "cpu",
-            tell=self.context.tell,
-            **unknown,
-        )
+        given = {"chat_template": chat_template, "padding_side": padding_side, **unknown}
+        own: dict[str, Any] = {"device": self.cfg.device or "cpu", "tell": self.context.tell}
+        return _inputs.prepare(self.family, self.processor, text, images, **given, **own)
 
     @contextmanager
     def bound(self, *inputs: Mapping[str, Any]) -> Iterator[VisionLanguageBridge]:
@@ -192,7 +187,11 @@ class VisionLanguageBridge(NamedHooks):
         """As `TransformerBridge.run_with_hooks`; `input` may also be what `prepare` returns."""
         tokens, kwargs = self._unpack(input, kwargs)
         hooks = self._guard_hooks(fwd_hooks), self._guard_hooks(bwd_hooks)
-        return super().run_with_hooks(tokens, *hooks, *args, **kwargs)
+        check_reached(
+            [name for name, _ in hooks[0]], kwargs.get("stop_at_layer"), self.cfg.n_layers
+        )
+        with self.context.guarded():
+            return super().run_with_hooks(tokens, *hooks, *args, **kwargs)
 
     def hooks(self, fwd_hooks: Hooks = (), bwd_hooks: Hooks = (), *args: Any, **kwargs: Any) -> Any:
         """As in TransformerLens."""
@@ -218,13 +217,14 @@ class VisionLanguageBridge(NamedHooks):
         """
         tokens, kwargs = self._unpack(input, kwargs)
         names = choose_cached(self, self._filter(names_filter), kwargs.get("pos_slice"))
-        output, cache = super().run_with_cache(  # type: ignore[call-overload]
-            tokens,
-            return_cache_object=return_cache_object,
-            remove_batch_dim=remove_batch_dim,
-            names_filter=names,
-            **kwargs,
-        )
+        with self.context.guarded():
+            output, cache = super().run_with_cache(  # type: ignore[call-overload]
+                tokens,
+                return_cache_object=return_cache_object,
+                remove_batch_dim=remove_batch_dim,
+                names_filter=names,
+                **kwargs,
+            )
         entries = cache.cache_dict if return_cache_object else cache
         adjust_entries(entries, names_filter, kwargs.get("stop_at_layer"), self.cfg.n_layers)
         if return_cache_object:
@@ -316,21 +316,17 @@ class VisionLanguageBridge(NamedHooks):
         """As in TransformerLens, and complete: it would leave out the vision tower's layers."""
         if destination is not None or prefix:
             return super().state_dict(destination, prefix, keep_vars)
-        state = super().state_dict(keep_vars=True)
-        have = {id(tensor) for tensor in state.values()}
-        for name, tensor in self.original_model.state_dict(keep_vars=True).items():
-            if id(tensor) not in have:
-                have.add(id(tensor))
-                state[name.replace("._original_component", "")] = tensor
+        state = add_left_out(super().state_dict(keep_vars=True), self.original_model)
         return state if keep_vars else {name: x.detach() for name, x in state.items()}
 
     # ---- names ----
 
     def _guard_hooks(self, hooks: Hooks) -> list[tuple[Any, Callable[..., Any]]]:
-        return [
-            (self._narrow(name) if callable(name) else name, guard_patch(hook, self._layout_now))
-            for name, hook in hooks
-        ]
+        found = []
+        for name, hook in check_hooks(hooks):
+            where = name if isinstance(name, str) else self._narrow(name).__contains__
+            found.append((where, guard_patch(hook, self._layout_now)))
+        return found
 
     def _layout_now(self) -> TokenLayout:
         return self.context.frame.layout

@@ -16,21 +16,22 @@ from transformer_lens import ActivationCache
 from transformer_lens.utilities.components_utils import get_act_name
 from transformer_lens.utilities.slice import Slice
 
-from mm_lens._storage.hashing import digest
+from mm_lens._storage.hashing import digest, sampling_key
 from mm_lens.errors import HookError, InputError
 from mm_lens.layout.layout import TokenLayout
 from mm_lens.metrics.tokens import Tokens, subsample
-from mm_lens.model.binding import READ, Binding, take_frame
-from mm_lens.model.check import Need, Report
+from mm_lens.model.binding import READ, Binding, identify_documents, take_frame
 from mm_lens.model.forward import Frame
 from mm_lens.model.hooks import GROUPS, PARENTS, ModalityHookPoint, canonical
+from mm_lens.model.parts.copying import Copied
+from mm_lens.model.report import Need, Report
 
 _VIEW = re.compile(rf"blocks\.(\d+)\.({'|'.join(GROUPS)})\.hook_(\w+?)(_grad)?")
 _BLOCK = re.compile(r"^blocks\.(\d+)\.")
 _SHOWN = 8
 
 
-class LayoutCache(ActivationCache):
+class LayoutCache(Copied, ActivationCache):
     """An `ActivationCache` that knows what the cached rows are.
 
     `cache["resid_post", 5, "visual"]` is `[batch, n_visual_max, d_model]`, zero padded, also where
@@ -102,7 +103,7 @@ class LayoutCache(ActivationCache):
         METRICS["dimension_mle"].compute(cache.tokens("mlp_out", 3, "visual"))
         ```
 
-        All heads of a token together; each row of the batch is a sample of its own.
+        All heads of a token together. Rows of one picture are one sample, whose tokens they share.
 
         Raises:
             KeyError: as there.
@@ -120,14 +121,22 @@ class LayoutCache(ActivationCache):
             )
         rows, _ = mask.nonzero(as_tuple=True)
         position = (layout.mask("all").cumsum(1) - 1)[mask]
-        sample = torch.tensor([digest(f"row {row}") for row in rows.tolist()], dtype=torch.int64)
+        ids = torch.tensor([digest(f"row {row}") for row in range(len(mask))])[rows.cpu()]
+        sample = torch.tensor(identify_documents(self.frame))[rows.cpu()]
         states = rearrange(batched[at.to(x.device)].detach(), "n ... -> n (...)")
-        of = (sample, position.cpu(), self.inputs["input_ids"][mask].cpu().long())
+        position = position.cpu()
+        token_id, keys = self.inputs["input_ids"][mask].cpu().long(), sampling_key(ids, position)
+        of = (sample, position, token_id, keys)
         return subsample(Tokens(states, *(column.to(x.device) for column in of)), len(states))
 
     def _name(self, key: Any) -> str:
         if isinstance(key, str):
             return str(get_act_name(key))
+        if not isinstance(key, tuple) or not key or not isinstance(key[0], str):
+            raise KeyError(
+                f"{key!r} is no key of a cache: a name, or (hook, layer) and perhaps a modality, "
+                'as cache["resid_post", 3, "visual"].'
+            )
         hook, layer, *rest = (*key, None) if len(key) == 1 else key
         if layer is not None and layer < 0:
             layer += self.model.cfg.n_layers

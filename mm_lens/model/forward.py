@@ -205,14 +205,14 @@ class ForwardContext:
 
     def __init__(self, family: Family) -> None:
         self.family = family
-        self._passes = _Passes()
+        self._passes, self._lock = _Passes(), threading.RLock()
         self._told: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
         return {"family": self.family}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.family, self._passes, self._told = state["family"], _Passes(), set()
+        ForwardContext.__init__(self, state["family"])
 
     @property
     def explicit(self) -> TokenLayout | None:
@@ -315,12 +315,24 @@ class ForwardContext:
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
-        """Forget what a call left running: torch does not call `_end` after Ctrl-C."""
-        depth = len(self._running)
-        try:
-            yield
-        finally:
-            del self._running[depth:]
+        """One call at a time; afterwards forget what it left running.
+
+        Hooks are the model's: those of a call in one thread would see, and edit, the passes of
+        another. And torch does not call `_end` after Ctrl-C.
+        """
+        with self._lock:
+            depth = len(self._running)
+            try:
+                yield
+            except IndexError as error:
+                if "index out of range in self" not in str(error):  # torch's, of a token table
+                    raise
+                raise InputError(
+                    "There is no such token: an id is below 0 or beyond the model's vocabulary. "
+                    "The tokens are of another tokenizer, or no tokens."
+                ) from error
+            finally:
+                del self._running[depth:]
 
     @property
     def is_running(self) -> bool:

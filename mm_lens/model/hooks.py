@@ -28,9 +28,10 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 from transformer_lens.hook_points import HookPoint, LensHandle, _AliasedHookPoint
 
+from mm_lens.arguments import require_whole
 from mm_lens.errors import HookError, InputError, MMLensWarning
 from mm_lens.model.forward import ForwardContext, Frame, Selection
-from mm_lens.model.running.quiet import QuietHookPoint
+from mm_lens.model.parts.guards import GuardedHookPoint
 
 Direction = Literal["fwd", "bwd"]
 NamedHook: TypeAlias = "tuple[str, Callable[..., Any]]"
@@ -72,7 +73,12 @@ def names(
     Raises:
         InputError: no hook point of that name, modality or layer can exist.
     """
-    hooks = [hook] if isinstance(hook, str) else list(hook)
+    hooks = [hook] if isinstance(hook, str) else list(hook or ())
+    if not hooks or (layers is not None and not isinstance(layers, Iterable)):
+        raise InputError(
+            "names takes hook points and a list of layers, as "
+            f'names(["resid_post", "z"], layers=[0, 5]), not {hook!r} and {layers!r}.'
+        )
     if unknown := [h for h in hooks if h not in PARENTS]:
         raise InputError(f"No hook point is called {unknown[0]!r}. Use: {', '.join(PARENTS)}.")
     if modality is None:
@@ -86,9 +92,12 @@ def names(
                 "layout.mask(...)."
             )
         tails = {f"{group}.hook_{h}" for group in groups for h in hooks}
-    if layers is not None and min(layers, default=0) < 0:
+    wanted = None if layers is None else {require_whole("A layer", layer) for layer in layers}
+    if wanted is not None and not wanted:
+        raise InputError("layers= names no layer. Leave it out to take all.")
+    if wanted and min(wanted) < 0:
         raise InputError("Layers are counted from 0 here: the filter does not know the last one.")
-    return HookNames(frozenset(tails), layers if layers is None else frozenset(layers))
+    return HookNames(frozenset(tails), None if wanted is None else frozenset(wanted))
 
 
 @dataclass(frozen=True)
@@ -310,49 +319,6 @@ class _Snapshot:
         if isinstance(self.before, int):
             return self.tensor._version != self.before
         return not torch.equal(self.tensor, self.before)
-
-
-class GuardedHookPoint(QuietHookPoint):
-    """A hook point where (some) edits cannot reach the output: reading works, such edits raise."""
-
-    _inert: tuple[Callable[[Tensor], Tensor | None], str]
-
-    def add_hook(self, hook: Callable[..., Any], dir: Direction = "fwd", **kwargs: Any) -> Any:  # type: ignore[override]
-        """As `HookPoint.add_hook`; a forward hook that edits where it has no effect raises."""
-        if dir != "fwd":
-            return super().add_hook(hook, dir=dir, **kwargs)
-        point = self
-
-        def guarded(tensor: Tensor, hook: HookPoint) -> Any:
-            if type(point) is not GuardedHookPoint:  # uninstalled
-                return user(tensor, hook=hook)
-            before = tensor.detach().clone()
-            result = user(tensor, hook=hook)
-            after = tensor if result is None else result
-            if isinstance(after, Tensor) and after.shape == before.shape:
-                after = after.detach()
-                changed = (after != before) & ~(after.isnan() & before.isnan())
-                if bool(changed.any()):
-                    inert, remedy = point._inert
-                    where = inert(before)
-                    if bool((changed if where is None else changed[where]).any()):
-                        raise HookError(
-                            f"An edit at {point.name} does not reach the output. {remedy}"
-                        )
-            return result
-
-        user = hook
-        return super().add_hook(guarded, dir=dir, **kwargs)
-
-
-def guard(
-    point: HookPoint, remedy: str, where: Callable[[Tensor], Tensor | None] = lambda tensor: None
-) -> None:
-    """Make edits at `point` raise where the mask of `where` [batch, pos] is set (None: all)."""
-    if type(point) not in (HookPoint, QuietHookPoint):
-        return
-    point.__class__ = GuardedHookPoint
-    point._inert = (where, remedy)  # type: ignore[assignment]
 
 
 def find_frame(hook: Any) -> Frame:

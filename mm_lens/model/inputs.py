@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from mm_lens._notebook import make_table, make_thumbnails
+from mm_lens.arguments import require_kind
 from mm_lens.data.pictures import Picture, open_picture
 from mm_lens.data.prompts import Message, list_prompts, place_images, render
 from mm_lens.errors import InputError, MMLensWarning
@@ -97,11 +98,30 @@ class Inputs(Mapping[str, Any]):
         return without_own(self.tensors)
 
     def to(self, device: torch.device | str) -> Inputs:
-        """The same inputs with every tensor on `device`."""
+        """The same inputs with every tensor on `device`.
+
+        Raises:
+            InputError: it is no device, or not here.
+        """
+        if isinstance(device, torch.dtype):
+            raise InputError(
+                f"Inputs.to takes a device, not {device}: in it tokens would be no tokens. The "
+                "model converts pixels to its own type."
+            )
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError, TypeError, ValueError) as error:
+            raise InputError(f"There is no device {device!r} here. Try cpu.") from error
         moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in self.tensors.items()}
         return replace(self, tensors=moved)
 
+    # Not what a mapping makes of it, which would compare tensors and know no hash.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
     def __getitem__(self, key: str) -> Any:
+        if key not in self.tensors:
+            raise KeyError(f"Inputs hold no {key!r}; they hold {', '.join(self.tensors)}.")
         return self.tensors[key]
 
     def __iter__(self) -> Iterator[str]:
@@ -172,6 +192,12 @@ def prepare(
         MMLensWarning: a template was left out, or applied twice, as it seems.
     """
     _refuse_unknown(unknown)
+    for name, value, valid in (
+        ("chat_template", chat_template, (True, False, None)),
+        ("padding_side", padding_side, ("left", "right", None)),
+    ):
+        if not (value is None or (type(value) is type(valid[0]) and value in valid)):
+            raise InputError(f"{name} is one of {', '.join(map(repr, valid))}, not {value!r}.")
     single, prompts = list_prompts(text)
     given = None if images is OMITTED else images
     rows = [given] if single else _rows(given, len(prompts))
@@ -257,6 +283,17 @@ def _require_images(family: Family, pictures: Sequence[Sequence[Any]]) -> None:
             f"Prompt {without[0]} has no image, and this model takes none without: "
             f"{family.needs_image}. Give it an image, or leave it out."
         )
+
+
+def check_inputs(model: Any, inputs: Any) -> None:
+    """Refuse what is no model of `mm_lens.load`, or no `Inputs`.
+
+    Raises:
+        InputError: naming both.
+    """
+    if not callable(getattr(type(model), "prepare", None)):
+        raise InputError(f"model is what mm_lens.load(…) returns, not a {type(model).__name__}.")
+    require_kind("inputs", inputs, Inputs, "what model.prepare(text, images) returns")
 
 
 _MEANT = {

@@ -6,6 +6,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -15,6 +16,7 @@ from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_f
 from transformer_lens.utilities.multi_gpu import count_unique_devices, find_embedding_device
 
 from mm_lens import demo
+from mm_lens.arguments import describe_value
 from mm_lens.checkpoints import conversion
 from mm_lens.checkpoints.building import say
 from mm_lens.data.prompts import render
@@ -35,7 +37,7 @@ Attention: TypeAlias = Literal["sdpa", "eager"]
 
 
 def load(
-    name_or_path: str | None = None,
+    name_or_path: str | PathLike[str] | None = None,
     *,
     hf_model: Any = None,
     processor: Any = None,
@@ -77,7 +79,7 @@ def load(
     _check_arguments(name_or_path, hf_model, dtype, device, device_map, attention, from_pretrained)
     from_pretrained = {"trust_remote_code": False, **from_pretrained}
 
-    path = name_or_path
+    path = None if name_or_path is None else fspath(name_or_path)
     if path is not None and path.startswith("demo/"):
         path = str(demo.path(path))
     if hf_model is None and (
@@ -194,7 +196,7 @@ _MEANT = {
 
 
 def _check_arguments(
-    name_or_path: str | None,
+    name_or_path: str | PathLike[str] | None,
     hf_model: Any,
     dtype: torch.dtype | None,
     device: Any,
@@ -207,6 +209,8 @@ def _check_arguments(
             raise InputError(f"load takes no {name}=. What is meant is called {_MEANT[name]}.")
     if (name_or_path is None) == (hf_model is None):
         raise InputError("Pass either name_or_path or hf_model.")
+    if name_or_path is not None:
+        _check_name(name_or_path)
     if attention not in ("sdpa", "eager"):
         raise InputError(f'attention is "sdpa" or "eager", not {attention!r}.')
     if hf_model is not None and (device_map is not None or dtype is not None):
@@ -216,6 +220,23 @@ def _check_arguments(
     if device is not None and device_map is not None:
         raise InputError("Pass device or device_map, not both.")
     check_device(device)
+
+
+def _check_name(name: Any) -> None:
+    """Refuse what can be neither a directory nor a name of the hub.
+
+    Raises:
+        InputError: naming it.
+    """
+    if not isinstance(name, str | PathLike) or not fspath(name):
+        raise InputError(
+            f"name_or_path is a hub id, a directory or a demo model, not {describe_value(name)}. A "
+            "loaded model is passed as hf_model=."
+        )
+    text = fspath(name)
+    looks_local = isinstance(name, PathLike) or text[0] in "/.~" or text.count("/") > 1
+    if looks_local and not Path(text).is_dir():
+        raise InputError(f"There is no directory {text}, and it is no hub id (organisation/model).")
 
 
 _CODE = ("auto_map", "trust_remote_code", "code_revision")

@@ -13,7 +13,9 @@ from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.generalized_components.base import alias_generation
 
+from mm_lens.arguments import check_hooks, require_filter
 from mm_lens.errors import HookError
+from mm_lens.model.forward import ForwardContext
 from mm_lens.model.hooks import HookNames, canonical, narrow
 
 Names: TypeAlias = "str | list[str] | Callable[[str], bool] | None"
@@ -21,6 +23,8 @@ Names: TypeAlias = "str | list[str] | Callable[[str], bool] | None"
 
 class NamedHooks(TransformerBridge):
     """A bridge that resolves every spelling of a hook point, and refuses those that never fire."""
+
+    context: ForwardContext
 
     _dead: dict[re.Pattern[str], str]
     """What to do instead, by the names of hook points that never fire."""
@@ -61,14 +65,23 @@ class NamedHooks(TransformerBridge):
             return None
         if isinstance(names, str):
             return canonical(names)
-        return [canonical(n) for n in names] if isinstance(names, list) else self._narrow(names)
+        if isinstance(names, (list, tuple, set, frozenset)):
+            return [canonical(n) for n in names]
+        require_filter("names_filter", names)
+        try:
+            return self._narrow(names).__contains__
+        except HookError as error:
+            self.context.tell(f"{error} Nothing is cached.")
+            return frozenset[str]().__contains__
 
-    def _narrow(self, matches: Callable[[str], bool]) -> Callable[[str], bool]:
+    def _narrow(self, matches: Callable[[str], bool]) -> set[str]:
         known = self.hook_dict
         # Asking a filter for each of a thousand names takes longer than a block.
         taken = matches.spell(self.cfg.n_layers) if isinstance(matches, HookNames) else known
         points = {name: known[name] for name in taken if name in known and matches(name)}
-        return narrow(points, self._remedy_if_dead).__contains__
+        if not (found := narrow(points, self._remedy_if_dead)):
+            raise HookError("The filter matches no hook point of this model (model.hook_dict).")
+        return found
 
     def _resolve_hook_point(self, name: str, aliases: Any, hook_dict: Any) -> Any:
         return super()._resolve_hook_point(canonical(name), aliases, hook_dict)
@@ -79,5 +92,6 @@ class NamedHooks(TransformerBridge):
 
     def add_hook(self, name: Any, *args: Any, **kwargs: Any) -> None:
         """As in TransformerLens, with the spellings `blocks.3.hook_visual_resid_post`."""
-        name = canonical(name) if isinstance(name, str) else self._narrow(name)
+        check_hooks([(name, args[0] if args else kwargs.get("hook_fn"))])
+        name = canonical(name) if isinstance(name, str) else self._narrow(name).__contains__
         super().add_hook(name, *args, **kwargs)

@@ -205,6 +205,16 @@ def _some(keys: Iterable[str]) -> str:
     return f"{first} and {len(rest)} more" if rest else first
 
 
+def add_left_out(state: dict[str, Any], model: torch.nn.Module) -> dict[str, Any]:
+    """The state of a bridge with those tensors of the model it wraps that it lacks."""
+    have = {id(tensor) for tensor in state.values()}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in have:
+            have.add(id(tensor))
+            state[name.replace("._original_component", "")] = tensor
+    return state
+
+
 def unwrap(model: Any) -> PreTrainedModel:
     """The Hugging Face model in what was given: adapters merged, not compiled.
 
@@ -221,6 +231,11 @@ def unwrap(model: Any) -> PreTrainedModel:
             f"hf_model is a {type(model).__name__}, which is no model of transformers.{inner}"
         )
     for name, module in model.named_modules():
+        if name.endswith("._original_component"):
+            raise InputError(
+                "hf_model is inside of a bridge already, which would hook it twice. Use that "
+                "bridge, or load the model anew."
+            )
         if hasattr(module, "_orig_mod"):
             raise InputError(
                 f"{name} of hf_model is compiled, so that no hook point can be put into it. Pass a "

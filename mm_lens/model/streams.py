@@ -11,12 +11,12 @@ Cost of the main stream: one more forward pass.
 
 from __future__ import annotations
 
-from operator import index
 from typing import Any, Literal, TypeAlias
 
 from torch import Tensor
 
-from mm_lens.errors import HookError, InputError
+from mm_lens.arguments import resolve_numbers
+from mm_lens.errors import HookError
 from mm_lens.model.hooks import PARENTS, NamedHook
 
 Stream: TypeAlias = Literal["residual", "main"]
@@ -47,25 +47,7 @@ def resolve_layers(layers: Any, count: int) -> tuple[int, ...]:
         InputError: there is none, one is no whole number or is named twice, or there is no such
             layer.
     """
-    if layers is None:
-        return tuple(range(count))
-    try:
-        asked = [index(layer) for layer in layers]
-    except TypeError as error:
-        raise InputError(
-            f"layers= is a list of numbers of layers, as [0, 5] or range(4, 8), not {layers!r}."
-        ) from error
-    if not asked:
-        raise InputError("layers= names no layer. Leave it out to take all.")
-    if wrong := [layer for layer in asked if not -count <= layer < count]:
-        raise InputError(
-            f"There is no layer {wrong[0]}: there are {count}, 0 to {count - 1} (or -{count} to -1 "
-            "from the end)."
-        )
-    found = tuple(layer % count for layer in asked)
-    if len({*found}) < len(found):
-        raise InputError(f"A layer is named twice in layers={asked} of {count}. Name each once.")
-    return found
+    return resolve_numbers("layers=", "layer", layers, count)
 
 
 def resolve_blocks(bridge: Any, hook: str, layers: Any) -> tuple[int, ...]:

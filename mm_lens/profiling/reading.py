@@ -7,7 +7,6 @@ must not depend on how the work is shared.
 
 from __future__ import annotations
 
-import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,10 +17,11 @@ import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
-from mm_lens._storage.checked import tensor_checksum
 from mm_lens._storage.hashing import digest
+from mm_lens.arguments import describe_value
 from mm_lens.data.datasets import Sample, Samples
 from mm_lens.errors import InputError, MMLensError, lacks_memory
+from mm_lens.model.binding import identify_documents, identify_pictures, identify_texts
 from mm_lens.model.forward import Frame
 from mm_lens.model.inputs import Inputs
 from mm_lens.profiling.token_sample import Group, Offer
@@ -85,6 +85,21 @@ class Batch:
     skipped: list[dict[str, Any]] = field(default_factory=list)
 
 
+def check_sample(index: int, sample: Any) -> None:
+    """Refuse what is no sample: a data set of tuples or pictures is no data set of samples.
+
+    Raises:
+        InputError: naming the sample, and what it lacks.
+    """
+    lacking = [name for name in ("id", "text", "image") if not hasattr(sample, name)]
+    if lacking or not isinstance(sample.id, str):
+        raise InputError(
+            f"Sample #{index} is {describe_value(sample)}"
+            + (f", which has no {lacking[0]}" if lacking else f": its id {sample.id!r} is no text")
+            + ". Give mm_lens.data.Sample(id, text, image, answer), the id a text of its own."
+        )
+
+
 class Reader:
     """Batches of the first `n_samples` samples of a data set.
 
@@ -121,9 +136,12 @@ class Reader:
         samples = []
         for index in self.ranges[number]:
             try:
-                samples.append((index, self.dataset[index]))
+                sample = self.dataset[index]
             except Exception as error:  # a data set of somebody's own may raise anything
                 self._skip(batch, index, f"#{index}", error)
+            else:
+                check_sample(index, sample)
+                samples.append((index, sample))
         self._prepare(batch, samples)
         return batch
 
@@ -178,44 +196,28 @@ def name_rows(frame: Frame, labels: Sequence[Sample | str] | None) -> Rows:
     Raises:
         InputError: there are more or fewer labels than rows.
     """
-    batch, attended = frame.shape[0], frame.layout.mask("all")
+    batch = frame.shape[0]
     if labels is not None and len(labels) != batch:
         raise InputError(
             f"{len(labels)} rows were labelled, but the forward pass has {batch}. Call "
             "meter.label before each pass, with one id or sample for each row."
         )
-    names, documents, marks = [], [], []
-    pictures = _checksum_pictures(frame)
+    names, documents, marks = [], identify_documents(frame), []
+    pictures, texts = identify_pictures(frame), identify_texts(frame)
     for row in range(batch):
-        tokens = frame.inputs.get("input_ids")
-        if tokens is None:
-            text = tensor_checksum(frame.inputs["inputs_embeds"][row])
-        else:
-            text = repr(tokens[row][attended[row]].tolist())
-        label = labels[row] if labels is not None else f"content {digest(text + pictures[row])}"
+        label = (
+            labels[row] if labels is not None else f"content {digest(texts[row] + pictures[row])}"
+        )
         if isinstance(label, Sample):
             item = Item.of(0, label)
             names.append(item.id)
-            documents.append(item.document)
+            documents[row] = item.document
             marks.append(item.mark)
         else:
             names.append(label)
-            documents.append(digest(pictures[row] or text))
             marks.append(digest(label))
     none = torch.zeros(batch, dtype=torch.int64)
     return Rows(names, documents, marks, torch.ones(batch, dtype=torch.bool), none)
-
-
-def _checksum_pictures(frame: Frame) -> list[str]:
-    """A checksum of the pixels of each row; "" where it has none."""
-    pixels, sizes = frame.inputs.get("pixel_values"), frame.layout.image_sizes
-    ends = [0, *itertools.accumulate(map(len, sizes))]
-    if pixels is None or ends[-1] != len(pixels):
-        return [""] * len(sizes)
-    return [
-        tensor_checksum(pixels[start:end]) if end > start else ""
-        for start, end in itertools.pairwise(ends)
-    ]
 
 
 def work_ahead(work: Callable[[In], Out], items: Iterable[In]) -> Iterator[Out]:

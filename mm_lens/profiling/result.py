@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from html import escape
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from mm_lens._storage.files import whole_directory
 from mm_lens._storage.frames import read_frame, require_columns, require_entries
 from mm_lens._storage.sums import check_sums, write_sums
 from mm_lens._storage.texts import read_json
+from mm_lens.arguments import describe_value
 from mm_lens.errors import DataError
 
 COLUMNS = (
@@ -158,6 +160,8 @@ class Profile:
         Raises:
             DataError: there is no profile, it cannot be read, or it was changed since.
         """
+        if not isinstance(path, str | PathLike):
+            raise DataError(f"A profile is read from a directory, not from {describe_value(path)}.")
         path = Path(path)
         try:
             check_sums(path)

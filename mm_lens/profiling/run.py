@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -28,9 +28,10 @@ from typing import Any, Literal, TypeVar
 import torch
 from tqdm import tqdm
 
+from mm_lens.arguments import describe_value, require_number, require_whole
 from mm_lens.data.datasets import Samples
 from mm_lens.errors import DataError, InputError
-from mm_lens.metrics import METRICS, Estimate, Metric, preset
+from mm_lens.metrics import METRICS, PRESETS, Estimate, Metric, preset
 from mm_lens.model.bridge import VisionLanguageBridge
 from mm_lens.model.streams import STREAMS, Stream
 from mm_lens.profiling import provenance
@@ -141,8 +142,11 @@ def profile(
     _check_names("modality", modalities or (), MODALITIES)
     _check_names("on_error", (on_error,), ("raise", "skip"))
     for name, count in (("tokens", tokens), ("batch_size", batch_size), ("samples", samples)):
-        if count is not None and count < 1:
+        if count is not None and require_whole(name, count) < 1:
             raise InputError(f"{name}={count} leaves nothing to profile. Give at least 1.")
+    require_whole("seed", seed)
+    if budget is not None:
+        require_number("budget", budget, 0)
     chosen = choose_metrics(metrics, presets)
 
     started, begun = time.monotonic(), provenance.now()
@@ -231,7 +235,9 @@ def profile(
 def choose_metrics(metrics: Sequence[str] | None, presets: Sequence[str]) -> list[Metric]:
     """The metrics by name, or those of the presets."""
     _check_names("metric", metrics or (), METRICS)
-    wanted = metrics or {metric.name for name in presets for metric in preset(name)}
+    _check_names("preset", presets, PRESETS)
+    chosen_by_preset = {metric.name for name in presets for metric in preset(name)}
+    wanted = chosen_by_preset if metrics is None else metrics
     chosen = [metric for name, metric in METRICS.items() if name in wanted]
     if not chosen:
         raise InputError("No metric is asked for. Name a preset or a metric.")
@@ -319,6 +325,11 @@ def _only_stream(source: Any, streams: Sequence[Stream] | None) -> Stream:
 def _check(model: Any, dataset: Samples) -> None:
     if not isinstance(model, VisionLanguageBridge):
         raise InputError("A data set needs a model to run: profile(mm_lens.load(…), dataset).")
+    if not isinstance(dataset, Samples) or isinstance(dataset, str | Mapping):
+        raise InputError(
+            "A data set is a sequence of mm_lens.data.Sample, as mm_lens.datasets.load(…) gives of "
+            f'"easy-vqa", a folder or a table; not {describe_value(dataset)}.'
+        )
     if not len(dataset):
         raise DataError("The data set holds no samples.")
 

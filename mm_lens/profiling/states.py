@@ -21,6 +21,7 @@ from mm_lens._storage.checked import REMEDY
 from mm_lens._storage.hashing import digest
 from mm_lens.data.datasets import Samples
 from mm_lens.errors import DataError, InputError
+from mm_lens.model.binding import identify_documents
 from mm_lens.model.cache import LayoutCache
 from mm_lens.model.inputs import Inputs
 from mm_lens.model.streams import Stream, main_stream_hooks, state_names
@@ -359,8 +360,9 @@ def from_cache(
     k = max(1, int(layout.mask("all").sum()), len(patches.tile) if patches else 0)
     tokens = TokenSample(k, (*modalities, PATCH) if tower else modalities, seed)
     labels = [f"row {i}" for i in range(layout.shape[0])]
-    ids, documents = cache.inputs["input_ids"], [digest(label) for label in labels]
-    tokens.plan(layout, ids, labels, documents, patches)
+    # Rows of one picture are one sample: intervals resample pictures, folds hold them out.
+    documents = identify_documents(cache.frame)
+    tokens.plan(layout, cache.inputs["input_ids"], labels, documents, patches)
     for state, point in enumerate(points):
         tokens.write(stream, state, found[point.hook].x, point)
     merged = MergedSample(tokens.k, modalities, [tokens])

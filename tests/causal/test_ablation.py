@@ -49,9 +49,8 @@ def test_ablations_equal_native_hooks(model, native, family):
         "resample": theirs[0, match[0].clamp(min=0)][None],
     }
     for how, value in values.items():
-        hooks = ablation_hooks(
-            model, inputs, group, layers=[layer], how=how, means=means, donor=donor
-        )
+        needed = {"zero": {}, "mean": {"means": means}, "resample": {"donor": donor}}[how]
+        hooks = ablation_hooks(model, inputs, group, layers=[layer], how=how, **needed)
         got = metric(model.run_with_hooks(inputs, fwd_hooks=hooks))
 
         def edit(m, a, out, value=value):

@@ -13,7 +13,7 @@ from tiny import random_image, tiny_llava_next
 import mm_lens
 from mm_lens import InputError
 from mm_lens.causal.knockout import knockout, knockout_table
-from mm_lens.model.rerun import Rerun
+from mm_lens.model.running.rerun import Rerun
 
 WINDOW = 5
 SLIDING = {"language": {"sliding_window": WINDOW}}

@@ -77,7 +77,7 @@ def test_blame():
         with blame("x.json"):
             {}["size"]
     for told in (InputError("as it is"), FileNotFoundError("as it is"), MemoryError("as it is")):
-        with pytest.raises(type(told), match="^as it is$"), blame("x.json"):
+        with pytest.raises(type(told), match=r"^as it is$"), blame("x.json"):
             raise told
 
 

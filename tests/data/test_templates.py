@@ -49,7 +49,8 @@ def test_what_would_never_end_is_stopped(source, told):
     [
         CHAT_TEMPLATE,
         "{% generation %}{{ messages[0].content[0].text }}{% endgeneration %}",
-        "{% for m in messages %}{{ ' ' * 4 }}{{ loop.index * 2 }}{{ m | tojson(indent=2) }}{% endfor %}",
+        "{% for m in messages %}{{ ' ' * 4 }}{{ loop.index * 2 }}"
+        "{{ m | tojson(indent=2) }}{% endfor %}",
     ],
 )
 def test_templates_render_as_without_bounds(source):
@@ -75,7 +76,7 @@ def test_a_debugger_and_other_threads_are_left_alone(monkeypatch):
     before = sys.gettrace()
     sys.settrace(trace)
     try:
-        with pytest.raises(TemplateError), bounded():
+        with pytest.raises(TemplateError), bounded():  # noqa: PT012
             other.start()
             other.join()
             _compile_jinja_template(CHAT_TEMPLATE).render(messages=MESSAGES)

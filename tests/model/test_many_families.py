@@ -14,7 +14,7 @@ from mm_lens.layout.groups import Box, group_mask
 from mm_lens.looking.attention import attention_map
 from mm_lens.model import loading
 from mm_lens.model.families import finding
-from mm_lens.model.rerun import Rerun
+from mm_lens.model.running.rerun import Rerun
 from mm_lens.model.streams import main_stream_hooks
 
 

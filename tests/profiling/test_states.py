@@ -15,6 +15,8 @@ from transformer_lens import ActivationCache
 import mm_lens
 from mm_lens import DataError, InputError
 from mm_lens.data.datasets import Sample
+from mm_lens.model.binding import identify_pictures
+from mm_lens.model.forward import Frame
 from mm_lens.profiling.token_sample import digest
 
 
@@ -179,3 +181,40 @@ def test_cache_may_hold_the_main_stream(model):
     assert set(quick(cache, streams=["main"]).table.stream) == {"main"}
     with pytest.raises(InputError, match="one stream"):
         quick(cache, streams=["main", "residual"])
+
+
+def test_rows_of_one_picture_are_one_sample_of_a_cache(model):
+    """Else intervals take copies for independent samples."""
+    pictures = [random_image(31, 57, k) for k in range(5)]
+    samples = [
+        Sample(f"row {k}", text, pictures[k % 5], None)
+        for k, text in enumerate(["What is it?"] * 5 + ["And why is it so?"] * 5)
+    ]
+    inputs = model.prepare([s.text for s in samples], [s.image for s in samples])
+    names = mm_lens.names(["resid_pre", "resid_post"])
+    _, cache = model.run_with_cache(inputs, names_filter=names)
+    metrics = ["anisotropy", "dimension_mle"]
+    found = quick(cache, metrics=metrics).table
+    read = {"metrics": metrics, "tokens": None, "batch_size": 10, "streams": ["residual"]}
+    expected = quick(model, samples, **read).table
+    pd.testing.assert_frame_equal(found, expected)
+    tokens = cache.tokens("resid_post", 1, "visual")
+    assert len(tokens.sample.unique()) == 5
+    assert len(tokens.keys().unique()) == len(tokens)
+
+
+def test_a_picture_is_known_again_beside_one_of_more_tiles(model):
+    """Processors fill up with tiles of zeros."""
+    small, large = random_image(12, 12), random_image(90, 8)
+    alone = model.prepare(["a", "b"], [small, small])
+    beside = model.prepare(["c", "d"], [small, large])
+    assert len(alone.pixel_values[0]) < len(beside.pixel_values[0])
+    one, two = (identify_pictures(Frame(model.family, inputs, None)) for inputs in (alone, beside))
+    assert one == [two[0], two[0]]
+    assert two[1] not in one
+    assert identify_pictures(
+        Frame(model.family, model.prepare(["a", "b"], [None, None]), None)
+    ) == [
+        "",
+        "",
+    ]

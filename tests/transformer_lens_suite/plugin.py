@@ -32,7 +32,7 @@ def _tiny(language: dict[str, Any], tokenizer: Any, dtype: torch.dtype | None, s
     from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 
     import mm_lens
-    from mm_lens.model.loading import _save_tokenizer
+    from mm_lens.model.loading import _on_disk
 
     BOOTED.update(name.split("::")[0] for name in RUNNING)
     # Outside of the vocabulary: tests draw tokens at random, and none may be an image.
@@ -49,13 +49,14 @@ def _tiny(language: dict[str, Any], tokenizer: Any, dtype: torch.dtype | None, s
     processor.image_token_id = language["vocab_size"]
     if KIND == "plain":
         model.set_attn_implementation("eager")
-        bridge = build_bridge_from_module(
-            model,
-            "LlavaNextForConditionalGeneration",
-            hf_config=model.config,
-            tokenizer=_save_tokenizer(processor.tokenizer),
-            model_name="tiny",
-        )
+        with _on_disk(processor.tokenizer) as saved:
+            bridge = build_bridge_from_module(
+                model,
+                "LlavaNextForConditionalGeneration",
+                hf_config=model.config,
+                tokenizer=saved,
+                model_name="tiny",
+            )
     else:
         bridge = mm_lens.load(hf_model=model, processor=processor, attention=KIND, check=False)
     if tokenizer is not False:

@@ -142,10 +142,8 @@ def report(folder: Path, mode: str, files: list[str]) -> int:
     plain = run(folder, "plain", images, suspects).passed() if suspects else set()
     lost = sorted(test for test in suspects if test in plain)
     about = f", of {len(ours.shown)} tests with a picture" if images else ""
-    print(
-        f"{mode}: {len(ours.passed())} pass{about}; {len(lost)} fail here and pass on the plain "
-        "bridge"
-    )
+    passed = f"{mode}: {len(ours.passed())} pass{about}"
+    print(f"{passed}; {len(lost)} fail here and pass on the plain bridge", flush=True)
     unknown = 0
     for test in lost:
         reasons = KNOWN.get(bridge, {}).items()

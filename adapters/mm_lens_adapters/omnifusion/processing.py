@@ -9,6 +9,8 @@ from PIL import Image
 from transformers import BatchFeature, LlavaProcessor, PreTrainedTokenizerBase
 from transformers.image_utils import get_image_size, make_flat_list_of_images, to_numpy_array
 
+from mm_lens_adapters.fitting import check_resized, edge_sizes
+
 from .configuration import IMAGE_TOKEN, MARKERS
 
 PROMPT = "This is a dialog with AI assistant.\n"
@@ -119,7 +121,8 @@ class OmniFusionProcessor(LlavaProcessor):
             and `image_sizes` [images, 2], the (height, width) of the originals in pixels.
 
         Raises:
-            ValueError: images and placeholders do not match, or truncation is asked for.
+            ValueError: images and placeholders do not match, truncation is asked for, or a picture
+                is too long for its height (or the other way round).
         """
         text = [text] if isinstance(text, str) else text
         self.validate_inputs(images=images, text=text)
@@ -131,9 +134,13 @@ class OmniFusionProcessor(LlavaProcessor):
         data: dict[str, Any] = {}
         if images is not None:
             fetched: Any = make_flat_list_of_images(self.image_processor.fetch_images(images))
-            data = dict(self.image_processor(fetched, **merged["images_kwargs"]))
             channels = merged["images_kwargs"].get("input_data_format")
-            data["image_sizes"] = [_size(image, channels) for image in fetched]
+            sizes = [_size(image, channels) for image in fetched]
+            if shortest := edge_sizes(self.image_processor.size).shortest_edge:
+                for size in sizes:
+                    check_resized(size, shortest)
+            data = dict(self.image_processor(fetched, **merged["images_kwargs"]))
+            data["image_sizes"] = sizes
         if text is not None:
             ids = {"input_ids": [self._encode(prompt) for prompt in text]}
             keys = ("padding", "padding_side", "max_length", "pad_to_multiple_of")

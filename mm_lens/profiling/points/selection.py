@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, TypeAlias
 
+from mm_lens.arguments import require_whole
 from mm_lens.errors import InputError
 from mm_lens.model.hooks import ModalityHookPoint, canonical
 from mm_lens.model.streams import state_names
@@ -102,6 +103,8 @@ def resolve_names(bridge: Any, hooks: Hooks) -> tuple[list[str], set[str]]:
 
 
 def _resolve(bridge: Any, item: Named) -> list[str]:
+    if not isinstance(item, str) and not callable(item):
+        raise InputError(f"{item!r} names no hook point. {_advice()}")
     known = bridge.hook_dict
     if callable(item) or "*" in item:
         matches = item if callable(item) else lambda name: fnmatchcase(name, str(item))
@@ -193,7 +196,7 @@ def choose_heads(points: Sequence[Point], heads: Heads) -> dict[str, list[int]]:
         raise InputError(f"No hook that is asked for has heads. Name one of: {', '.join(HEADED)}.")
     if heads is True:
         return {point.hook: list(range(point.heads)) for point in with_heads}
-    wanted = list(dict.fromkeys(heads))
+    wanted = list(dict.fromkeys(require_whole("Each of heads=", head) for head in heads))
     most = max(point.heads for point in with_heads)
     if not wanted or min(wanted) < 0 or max(wanted) >= most:
         raise InputError(f"heads={list(heads)} are not all there: heads are 0 to {most - 1}.")

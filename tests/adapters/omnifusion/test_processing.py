@@ -11,6 +11,8 @@ from mm_lens_adapters.omnifusion import (
 from tiny import VOCAB_SIZE, random_image, tiny_tokenizer
 from upstream import PROMPT
 
+from mm_lens import InputError
+
 
 def test_prompts(processor):
     def render(*messages, **options):
@@ -46,6 +48,13 @@ def test_bad_calls_of_the_processor(processor):
         processor(text=["<image>"])
     with pytest.raises(ValueError, match="Truncation"):
         processor(text=["long"], truncation=True, max_length=2)
+
+
+@pytest.mark.parametrize("size", [(1, 100_000), (100_000, 1)], ids=str)
+def test_a_picture_that_would_be_made_enormous_is_refused(processor, size):
+    assert processor(text=["<image>"], images=[random_image(1, 400)]).image_sizes == [(1, 400)]
+    with pytest.raises(InputError, match=r"would be resized to .* Crop the part that you mean"):
+        processor(text=["<image>"], images=[random_image(*size)])
 
 
 def test_markers_follow_the_vocabulary_of_the_model():

@@ -19,7 +19,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mm_lens.errors import InputError
-from mm_lens.model.hooks import NamedHook
 from mm_lens.model.inputs import Inputs
 from mm_lens.model.running.masks import read_masks
 
@@ -50,7 +49,7 @@ class Rerun:
         model: VisionLanguageBridge,
         inputs: Inputs,
         layers: Sequence[int],
-        hooks: Sequence[NamedHook] = (),
+        hooks: Sequence[tuple[str, Callable[..., Any]]] = (),
     ) -> None:
         """Run the model once; and once more from the first of `layers` if there are `hooks`.
 
@@ -83,7 +82,7 @@ class Rerun:
             self._check_hooks(min(layers))
 
     def run(
-        self, layer: int, copies: int, hooks: Sequence[NamedHook] = ()
+        self, layer: int, copies: int, hooks: Sequence[tuple[str, Callable[..., Any]]] = ()
     ) -> tuple[Float[Tensor, "batch pos d_vocab"], ...]:
         """Logits of each of `copies` copies, run from block `layer` on under `hooks`.
 

@@ -14,7 +14,7 @@ from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge.generalized_components import LinearBridge, NormalizationBridge
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 
-from mm_lens.model.running.quiet import QuietHookPoint, QuietPart, restore
+from mm_lens.model.parts.quiet import QuietHookPoint, QuietPart, restore
 
 pytestmark = pytest.mark.every_family
 

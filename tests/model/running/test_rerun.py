@@ -8,7 +8,7 @@ from conftest import FAMILIES, load_tiny
 from native_runs import layers_of, run_native
 from tiny import random_image
 
-from mm_lens.model.rerun import Rerun
+from mm_lens.model.running.rerun import Rerun
 
 pytestmark = pytest.mark.every_family
 
