@@ -22,8 +22,8 @@ from mm_lens.model.hooks import (
     ModalityHookPoint,
     canonical,
     find_frame,
-    guard,
 )
+from mm_lens.model.parts.guards import guard
 
 pytestmark = pytest.mark.every_family
 
