@@ -7,6 +7,7 @@
 # make test-slow   what takes minutes: coverage of the intervals over 200 repetitions
 # make test-upstream   TransformerLens's own tests on our bridge: what passes on the plain one and fails
 #                      here. Fetches them once; about half an hour
+# make fuzz   5,000 damaged files: none may end in a traceback, or in another result without a word
 # make mutants  small faults put into nine modules: how many the tests notice; about an hour
 # make bench  speed and memory, each as a ratio from one run: about an hour
 # make release  sdist and wheel, checked, and the wheel tried in an empty environment
@@ -20,12 +21,13 @@ PINS ?= constraints.txt
 TESTS ?=
 SAMPLES ?= 500
 TORCHVISION ?= 0.28.0
+CASES ?= 5000
 TRIAL ?= build/trial
 BIN := $(VENV)/bin
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 PIP_NO_INDEX=1
 SOURCES := mm_lens adapters/mm_lens_adapters
 
-.PHONY: demo test suite test-oldest test-latest test-families test-loaded test-slow mutants test-upstream lint bench constraints release clean
+.PHONY: demo test suite test-oldest test-latest test-families test-loaded test-slow fuzz mutants test-upstream lint bench constraints release clean
 
 demo: $(VENV)/.installed
 	for model in llava-next omnifusion; do \
@@ -60,6 +62,9 @@ test-slow: $(VENV)/.installed
 
 test-upstream: $(VENV)/.installed
 	$(BIN)/python tests/transformer_lens_suite/run.py
+
+fuzz: $(VENV)/.installed
+	PYTHONPATH=. $(OFFLINE) $(BIN)/python tests/fuzz/run.py --cases $(CASES)
 
 # mutmut copies what is new and never takes away what is gone.
 mutants: $(VENV)/.installed

@@ -74,6 +74,7 @@ TESTS_WITHOUT_MODULE = {
     "tests/docs/test_metrics_pages.py": "the pages below docs/metrics and docs/adding_a_metric.md",
     "tests/docs/test_readme.py": "the code of README.md",
     "tests/docs/test_tutorials.py": "the notebooks below tutorials/",
+    "tests/fuzz/test_fuzz.py": "a few cases of the fuzzer, over all that is read from files",
     "tests/metrics/numerics/test_held_out_error.py": "errors of held-out scores, where models are "
     "compared",
     "tests/metrics/test_image_coverage.py": "docs/metrics/coverage.md, over all metrics",

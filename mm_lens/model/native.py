@@ -24,8 +24,8 @@ from mm_lens.model.families import families, family_for
 
 HUB = ("revision", "token", "cache_dir", "local_files_only")
 
-MAX_EDGE = 4_096
-"""Most pixels along an edge of what a processor makes of a picture."""
+MAX_EDGE, MAX_PIXELS = 4_096, 2**25
+"""Most pixels along an edge of what a processor makes of a picture, and in all of it."""
 
 _COMPUTED = re.compile(r"(^|\.)(position_ids|inv_freq)$")
 """Buffers that older versions of transformers stored, and that are computed today."""
@@ -144,17 +144,24 @@ def read_processor(path: Any, options: Mapping[str, Any]) -> Any:
             f"{where} cannot be read: {say(error)}. Get processor_config.json and the files of the "
             "tokenizer again."
         ) from error
-    images = getattr(processor, "image_processor", None)
-    for name in ("size", "crop_size", "pad_size", "image_grid_pinpoints"):
-        edges = list(_numbers(getattr(images, name, None)))
-        if edges and not 0 < min(edges) <= max(edges) <= MAX_EDGE:
-            wrong = min(edges) if min(edges) <= 0 else max(edges)
-            raise InputError(
-                f"{where} has {name} of {wrong:,} pixels, where 1 to {MAX_EDGE:,} are possible. "
-                "Get processor_config.json (preprocessor_config.json) again, or raise "
-                "mm_lens.model.native.MAX_EDGE."
-            )
+    _check_sizes(getattr(processor, "image_processor", None), where)
     return processor
+
+
+def _check_sizes(images: Any, where: str) -> None:
+    """Refuse an image processor that would make pictures of a size that no model takes."""
+    for name in ("size", "crop_size", "pad_size", "image_grid_pinpoints"):
+        numbers = list(_numbers(getattr(images, name, None)))
+        # Some classes keep numbers of pixels where others keep edges: their own default says so.
+        usual = max(_numbers(getattr(type(images), name, None)), default=0)
+        most = MAX_EDGE if usual <= MAX_EDGE else MAX_PIXELS
+        if numbers and not 0 < min(numbers) <= max(numbers) <= most:
+            wrong = min(numbers) if min(numbers) <= 0 else max(numbers)
+            raise InputError(
+                f"{where} has {name} of {wrong:,} pixels, where 1 to {most:,} are possible. "
+                "Get processor_config.json (preprocessor_config.json) again, or raise "
+                "MAX_EDGE (MAX_PIXELS) of mm_lens.model.native."
+            )
 
 
 def _numbers(value: Any) -> Iterator[float]:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+from contextlib import suppress
 
 import pytest
 from filelock import FileLock
@@ -209,3 +210,13 @@ def test_finished_work_that_was_cut_off_stays_finished_for_another_origin(tmp_pa
     with pytest.raises(InputError, match="exists already"):
         begin(path, {"from": "y"}, finish=True)
     assert names_below(tmp_path) == ["b", "b/made.json", "b/shard"]
+
+
+def test_a_damaged_journal_is_named(tmp_path):
+    with suppress(ZeroDivisionError), resumable_directory(tmp_path / "out", "mark", {}) as new:
+        (new / "file").touch()
+        raise ZeroDivisionError
+    (tmp_path / "out.partial" / "journal.json").write_text("{")
+    told = r"journal\.json is damaged .*Delete .*out\.partial to begin anew"
+    with pytest.raises(MMLensError, match=told), resumable_directory(tmp_path / "out", "mark", {}):
+        pass

@@ -42,3 +42,7 @@ def test_another_process_with_another_hash_seed_gives_the_same():
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     key = sampling_key(torch.tensor([5]), torch.tensor([7]), 3).item()
     assert run.stdout.split() == [str(digest("x")), digest_entries(["x", 1]), str(key)]
+
+
+def test_names_that_are_no_utf_8_have_digests():
+    assert digest("a\udcff") != digest("a\udcfe")

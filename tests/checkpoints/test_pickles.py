@@ -500,3 +500,15 @@ def test_damaged_files_give_one_error(zipped, tmp_path):
             continue
     with pytest.raises(MMLensError, match="is missing"):
         pickles.read_tensors(tmp_path / "none.pt")
+
+
+def test_a_wrong_bit_in_a_tensor_is_found(tmp_path):
+    """torch reads the archive without looking at its checksums."""
+    path = tmp_path / "a.pt"
+    torch.save({"a": torch.full((64,), 1.5)}, path)
+    whole = path.read_bytes()
+    at = whole.index(torch.full((64,), 1.5).numpy().tobytes())
+    path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    assert not torch.load(path)["a"].eq(1.5).all()
+    with pytest.raises(MMLensError, match=r"a\.pt is truncated or damaged.*CRC"):
+        pickles.read(path)

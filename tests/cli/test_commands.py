@@ -345,3 +345,12 @@ def test_wrong_hooks_are_named_in_one_line(profile, extra, code, message):
     assert found == code
     assert message in stderr
     assert is_one_line(stderr)
+
+
+def test_names_that_are_no_utf_8(profile, images, tmp_path, no_pictures):
+    (images / "0.png").rename(images / os.fsdecode(b"\xff.png"))
+    data, out = tmp_path / os.fsdecode(b"data\xff"), tmp_path / os.fsdecode(b"out\xff")
+    images.rename(data)
+    code, _, err = profile(data=data, out=out)
+    assert code == 0, err
+    assert Profile.load(out).provenance["data"]["name"].endswith("data\\udcff")

@@ -10,6 +10,7 @@ import torch
 import mm_lens
 from mm_lens.cli import commands as cli
 from mm_lens.cli import failures
+from mm_lens.errors import DamageError
 
 
 @pytest.mark.parametrize(
@@ -38,3 +39,33 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr(cli, "app", lambda *args, **kwargs: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         cli.run([])
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp:117] can't allocate memory"),
+            "Out of memory",
+        ),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried"), "Out of memory"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "Out of memory"),
+        (RuntimeError("CUDA error: out of memory"), "The GPU is out of memory"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when"), "The GPU is out of memory"),
+        (RuntimeError("std::bad_alloc"), "Out of memory"),
+    ],
+)
+def test_memory_that_ran_out_in_a_kernel_is_told_as_such(error, line):
+    code, told = failures.explain(error)
+    assert code == 1
+    assert told.startswith(line)
+
+
+def test_damage_is_not_to_be_resumed(tmp_path):
+    """It said both: begin anew, and run the same again to resume."""
+    (tmp_path / "part-0").mkdir()
+    (tmp_path / "part-0" / "index").touch()
+    error = DamageError("x is damaged. Begin anew: give restart=True (--restart).")
+    with pytest.raises(DamageError), failures.note_kept(tmp_path):
+        raise error
+    assert failures.explain(error)[1] == str(error)

@@ -49,8 +49,8 @@ def test_what_would_never_end_is_stopped(source, told):
     [
         CHAT_TEMPLATE,
         "{% generation %}{{ messages[0].content[0].text }}{% endgeneration %}",
-        "{% for m in messages %}{{ ' ' * 4 }}{{ loop.index * 2 }}"
-        "{{ m | tojson(indent=2) }}{% endfor %}",
+        "{% for m in messages %}{{ ' ' * 4 }}{{ loop.index * 2 }}{{ m | tojson(indent=2) }}"
+        "{% endfor %}",
     ],
 )
 def test_templates_render_as_without_bounds(source):

@@ -28,6 +28,8 @@ HANDED_ON = {
         "estimates.py",
         "message",
     ): "UndefinedErrors, which are looked for, or the name of what failed",
+    ("native.py", "f'{where}: {error}'"): "what family_for says, which is looked for",
+    ("loading.py", "f'{path}: {error}' if path else str(error)"): "what render says, likewise",
     ("forward.py", "message"): "ForwardContext.tell, whose texts are looked for",
     ("inputs.py", "doubt"): "Rendered, whose texts are looked for",
     ("published.py", "f'{directory}: {error}'"): "ValueErrors of add_markers, which are looked for",

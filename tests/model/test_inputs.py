@@ -274,3 +274,16 @@ def test_wrong_arguments_name_the_right_one(each):
         each.prepare("What?", messages=[])
     with pytest.raises(InputError, match="takes no colour=: there is no such argument"):
         each.prepare("What?", colour=1)
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "half \ud83d",
+        ["fine", "half \ud83d"],
+        [{"role": "user", "content": "half \ud83d"}],
+    ],
+)
+def test_half_of_a_character_is_refused(model, prompt):
+    with pytest.raises(InputError, match=r"half of a character \('\\ud83d'\), which no tokenizer"):
+        model.prepare(prompt, None)

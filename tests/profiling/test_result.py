@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import random
 from pathlib import Path
 
 import pandas as pd
@@ -101,3 +103,68 @@ def test_warnings_are_counted_by_kind(profile):
     table.loc[0, "warning"] = "3 of 1,200 tokens dropped; no interval"
     table.loc[1, "warning"] = "17 of 99 tokens dropped"
     assert Profile(table, {}).warnings() == {"# of # tokens dropped": 2, "no interval": 1}
+
+
+def test_every_flipped_bit_is_refused(profile, tmp_path):
+    """Of 15 flips 7 were accepted."""
+    profile.save(tmp_path / "run")
+    rng = random.Random(0)
+    for name in ("profile.parquet", "replicates.parquet", "provenance.json"):
+        whole = (tmp_path / "run" / name).read_bytes()
+        for _ in range(15):
+            damaged = bytearray(whole)
+            damaged[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
+            (tmp_path / "run" / name).write_bytes(damaged)
+            with pytest.raises(DataError, match=rf"{name} is damaged or was edited"):
+                Profile.load(tmp_path / "run")
+        (tmp_path / "run" / name).write_bytes(whole)
+    Profile.load(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda t: t.drop(columns="value"), "no column 'value'"),
+        (lambda t: t.assign(layer="first"), "'layer' holds something else than whole numbers"),
+        (lambda t: t.assign(value="high"), "'value' holds something else than numbers"),
+        (lambda t: t.assign(modality="sound"), "unknown modality 'sound'"),
+        (lambda t: t.assign(stream="other"), "unknown stream 'other'"),
+        (lambda t: t.assign(layer=-1), "impossible layers"),
+        (lambda t: pd.concat([t, t.iloc[:1]]), "two rows of one value"),
+        (lambda t: t.iloc[:0], "no rows"),
+    ],
+)
+def test_an_edited_table_is_one_line(profile, tmp_path, change, told):
+    profile.save(tmp_path / "run")
+    (tmp_path / "run" / "SHA256SUMS").unlink()
+    change(profile.table).to_parquet(tmp_path / "run" / "profile.parquet", index=False)
+    with pytest.raises(DataError, match=rf"holds no readable profile \(profile.parquet.*{told}"):
+        Profile.load(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[" * 10**5, "nested too deep"),
+        ("[]", "no model.name"),
+        ('{"model": {"name": 3}}', "no model.name that is a str"),
+        (
+            '{"model": {"name": "a", "n_layers": 0}, "data": {"name": "b", "n_samples": 3}}',
+            "imposs",
+        ),
+        ('{"model": {"name": "a", "n_layers": 3}, "data": {"name": "b"}}', "no data.n_samples"),
+    ],
+)
+def test_an_edited_provenance_is_one_line(profile, tmp_path, text, told):
+    profile.save(tmp_path / "run")
+    (tmp_path / "run" / "SHA256SUMS").unlink()
+    (tmp_path / "run" / "provenance.json").write_text(text)
+    with pytest.raises(DataError, match=rf"no readable profile \(.*{told}"):
+        Profile.load(tmp_path / "run")
+
+
+def test_names_that_are_no_utf_8_are_written_with_escapes(profile, tmp_path):
+    named = {**profile.provenance, "command": f"mm-lens --out {os.fsdecode(bytes([255]))}"}
+    Profile(profile.table, named, profile.replicates).save(tmp_path / os.fsdecode(b"\xff"))
+    loaded = Profile.load(tmp_path / os.fsdecode(b"\xff"))
+    assert loaded.provenance == named

@@ -20,6 +20,7 @@ from tiny import random_image
 import mm_lens
 from mm_lens import DataError, InputError
 from mm_lens.data.datasets import ImageFolder, Sample
+from mm_lens.errors import DamageError
 from mm_lens.profiling import run_directory as rundir
 from mm_lens.profiling import states
 
@@ -215,8 +216,9 @@ def test_a_full_disk_stops_the_run_which_then_resumes(
 @pytest.mark.parametrize("damage", ["flipped", "cut", "empty"])
 def test_a_damaged_file_is_named(model, data, finished, name, damage):
     hurt(finished / name, damage)
-    with pytest.raises(DataError, match=rf"{name} is damaged.*--restart"):
+    with pytest.raises(DamageError, match=rf"{name} is damaged.*--restart") as raised:
         profile(model, data, finished)
+    assert not getattr(raised.value, "__notes__", [])  # it does not say to resume as well
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "empty", "missing"])
@@ -224,8 +226,9 @@ def test_damaged_states_are_named(model, data, finished, damage):
     for site in (finished / "sites").iterdir():
         site.unlink()
     hurt(finished / "part-0" / "visual.main.000", damage)
-    with pytest.raises(DataError, match=r"visual\.main\.000 is damaged"):
+    with pytest.raises(DamageError, match=r"visual\.main\.000 is damaged") as raised:
         profile(model, data, finished)
+    assert not getattr(raised.value, "__notes__", [])  # it does not say to resume as well
 
 
 def hurt(path: Path, damage: str) -> None:
