@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import before_transformers  # noqa: F401  torchvision, where it is
 import pytest
@@ -93,10 +95,25 @@ class Float64Torch:
         return getattr(torch, name)
 
 
+@contextmanager
+def _no_float32() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, module in list(sys.modules.items()):
+            of_models = name.startswith(("transformers.models.", "transformer_lens.model_bridge."))
+            if of_models and getattr(module, "torch", None) is torch:
+                patch.setattr(module, "torch", Float64Torch())
+        yield
+
+
 @pytest.fixture
-def no_float32(monkeypatch):
+def no_float32():
     """Softmax and norms, which models compute in float32 whatever their dtype, in float64."""
-    for name, module in list(sys.modules.items()):
-        of_models = name.startswith(("transformers.models.", "transformer_lens.model_bridge."))
-        if of_models and getattr(module, "torch", None) is torch:
-            monkeypatch.setattr(module, "torch", Float64Torch())
+    with _no_float32():
+        yield
+
+
+@pytest.fixture(scope="module")
+def no_float32_in_module():
+    """As `no_float32`, for what a file's fixtures compute as well."""
+    with _no_float32():
+        yield

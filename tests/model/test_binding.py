@@ -23,12 +23,22 @@ from transformer_lens.tools.analysis.jacobian_lens_decomposition import estimate
 from mm_lens import InputError
 from mm_lens.model.binding import take_rows
 
-pytestmark = [pytest.mark.every_family, pytest.mark.filterwarnings("ignore")]
+pytestmark = [
+    pytest.mark.every_family,
+    pytest.mark.filterwarnings("ignore"),
+    pytest.mark.usefixtures("no_float32_in_module"),
+]
 
 
 @pytest.fixture(scope="module")
-def case(family):
+def case(family, no_float32_in_module):
     return Case(family)
+
+
+@pytest.fixture(scope="module")
+def single(family, no_float32_in_module):
+    """For tools that compute in float32."""
+    return Case(family, dtype=torch.float32)
 
 
 @pytest.fixture(scope="module")
@@ -358,26 +368,26 @@ def test_edges_and_faithfulness_where_every_head_has_its_key(family, case):
     "analysis.JacobianLens.fit",
 )
 @torch.no_grad()
-def test_lenses(case):
-    model, head = case.model, case.native.lm_head
-    norm = case.native.model.language_model.norm
-    states = case.read(case.clean, *((block, "in") for block in case.blocks))
-    last = case.read(case.clean, (case.blocks[-1], "out"))[0]
-    with case.model.bound(case.clean):
-        lens = analysis.logit_lens(model, case.clean.input_ids, positions=None)
+def test_lenses(single):
+    model, head = single.model, single.native.lm_head
+    norm = single.native.model.language_model.norm
+    states = single.read(single.clean, *((block, "in") for block in single.blocks))
+    last = single.read(single.clean, (single.blocks[-1], "out"))[0]
+    with single.model.bound(single.clean):
+        lens = analysis.logit_lens(model, single.clean.input_ids, positions=None)
     for got, state in zip(lens.values, [*states, last], strict=True):
-        case.close(got, head(norm(state)))
-    case.close(lens.values[-1], case.logits(case.clean))
-    case.close(analysis.logit_readout(model, states[1]).values, head(norm(states[1])))
+        single.close(got, head(norm(state)))
+    single.close(lens.values[-1], single.logits(single.clean))
+    single.close(analysis.logit_readout(model, states[1]).values, head(norm(states[1])))
     jacobian = torch.randn(24, 24, generator=torch.Generator().manual_seed(0)) / 5
     jacobian_lens = JacobianLens({0: jacobian}, n_prompts=1, d_model=24)
-    with case.model.bound(case.clean):
+    with single.model.bound(single.clean):
         readout = jacobian_lens.readout(
-            model, case.clean.input_ids, layers=[0], return_full_logits=True
+            model, single.clean.input_ids, layers=[0], return_full_logits=True
         )
-    case.close(readout.lens_logits[0], head(norm(states[1] @ jacobian.T))[0])
-    prompts = [case.clean.text[0] * 3]
-    with case.model.bound(case.clean), pytest.raises(InputError, match="placeholder"):
+    single.close(readout.lens_logits[0], head(norm(states[1] @ jacobian.T))[0])
+    prompts = [single.clean.text[0] * 3]
+    with single.model.bound(single.clean), pytest.raises(InputError, match="placeholder"):
         JacobianLens.fit(model, prompts, corpus="images", show_progress=False)
 
 
@@ -388,29 +398,31 @@ def test_lenses(case):
     "analysis.JacobianLens.occupancy",
     "analysis.JacobianLens.fraction_of_variance",
 )
-def test_jacobian_lens_of_tokens(case):
+def test_jacobian_lens_of_tokens(single):
     """TransformerLens's solvers, given what the native model has: its states and unembedding."""
     jacobian = torch.randn(24, 24, generator=torch.Generator().manual_seed(0)) / 5
     lens = JacobianLens({0: jacobian}, n_prompts=1, d_model=24)
-    dictionary = case.native.lm_head.weight @ jacobian
-    image, n = int(case.clean.layout.positions("visual")[0, 3]), case.clean.layout.shape[1]
+    dictionary = single.native.lm_head.weight @ jacobian
+    image, n = int(single.clean.layout.positions("visual")[0, 3]), single.clean.layout.shape[1]
     states = {
-        name: case.read(inputs, (case.blocks[0], "out"))[0][0]
-        for name, inputs in (("clean", case.clean), ("corrupted", case.corrupted))
+        name: single.read(inputs, (single.blocks[0], "out"))[0][0]
+        for name, inputs in (("clean", single.clean), ("corrupted", single.corrupted))
     }
     assert (states["clean"] - states["corrupted"])[image].abs().max() > 1e-3
-    model, k, fractions = case.model, 4, []
-    with bound(case):
-        for (name, state), inputs in zip(states.items(), (case.clean, case.corrupted), strict=True):
+    model, k, fractions = single.model, 4, []
+    with bound(single):
+        for (name, state), inputs in zip(
+            states.items(), (single.clean, single.corrupted), strict=True
+        ):
             at = {"position": image}
             want = analysis.get_sparse_decomposition(state[image], dictionary, k)
             got = lens.decompose(model, inputs.input_ids, 0, k=k, **at)
             assert got.support.tolist() == want.support.tolist(), name
-            case.close(got.coordinates, want.coordinates)
-            case.close(got.reconstruction, want.reconstruction)
+            single.close(got.coordinates, want.coordinates)
+            single.close(got.reconstruction, want.reconstruction)
             edge = want.support[0].item(), want.support[1].item()
             patch = lens.coordinate_patch(model, inputs.input_ids, 0, *edge, k=k, **at)
-            case.close(
+            single.close(
                 patch.patched,
                 analysis.solve_coordinate_patch(state[image], dictionary, *edge, k=k).patched,
             )
@@ -418,17 +430,17 @@ def test_jacobian_lens_of_tokens(case):
             found = lens.occupancy(model, inputs.input_ids, 0, **at, **options)
             estimate = estimate_occupancy(state[image], dictionary, **options)
             assert found.support.tolist() == estimate.support.tolist()
-            case.close(found.marginal_captured_variance, estimate.marginal_captured_variance)
+            single.close(found.marginal_captured_variance, estimate.marginal_captured_variance)
             for position in (image, n - 1):
                 part = analysis.get_sparse_decomposition(state[position], dictionary, k)
                 fractions.append(
                     part.j_space_component.square().sum() / state[position].square().sum()
                 )
-        both = [case.clean.input_ids, case.corrupted.input_ids]
+        both = [single.clean.input_ids, single.corrupted.input_ids]
         profile = lens.fraction_of_variance(model, both, k=k, positions=[image, n - 1])
-    case.close(profile.per_position[0], torch.stack(fractions))
+    single.close(profile.per_position[0], torch.stack(fractions))
     with pytest.raises(InputError, match="answer blind"):
-        lens.decompose(model, case.clean.input_ids, 0, position=image)
+        lens.decompose(model, single.clean.input_ids, 0, position=image)
 
 
 @compares("analysis.reinitialized")
@@ -469,13 +481,13 @@ def test_direct_logit_attribution(family, case):
     "analysis.intervened_logits",
     "analysis.fit_das",
 )
-def test_interchange(case):
-    model, answers = case.model, [3, 5, 7]
+def test_interchange(single):
+    model, answers = single.model, [3, 5, 7]
     both = model.prepare(["Eh", "Oh"], [random_image(8, 12, 0), random_image(8, 12, 1)])
     tokens, n = both.input_ids, both.input_ids.shape[1]
     at, hook = torch.tensor([n - 1, 6]), "blocks.0.hook_resid_post"
     native = torch.cat(
-        [case.read(take_rows(both, [i]), (case.blocks[0], "out"))[0] for i in range(2)]
+        [single.read(take_rows(both, [i]), (single.blocks[0], "out"))[0] for i in range(2)]
     ).detach()
     want = native[torch.arange(2), at]
 
@@ -492,22 +504,22 @@ def test_interchange(case):
                 x[0, at[i]] += (want[1 - i] - x[0, at[i]]) @ basis @ basis.T
                 return x
 
-            hooks = (case.blocks[0], "out", change)
-            out.append(case.logits(take_rows(both, [i]), hooks)[0, -1, answers])
+            hooks = (single.blocks[0], "out", change)
+            out.append(single.logits(take_rows(both, [i]), hooks)[0, -1, answers])
         return torch.stack(out)
 
     basis = analysis.random_basis(24, 3, seed=0)
     step = analysis.SubspaceInterchange(basis)
     with model.bound(both):
         got = analysis.collect_activations(model, hook, tokens, task, positions=at, batch_size=1)
-        case.close(got, want)
+        single.close(got, want)
         source, options = got.flip(0), {"positions": at}
         run = analysis.run_with_intervention(model, hook, step, tokens, source, task, **options)
         many = analysis.intervened_logits(
             model, hook, step, tokens, source, task, batch_size=1, **options
         )
-    case.close(run.detach(), loop(basis))
-    case.close(many, loop(basis))
+    single.close(run.detach(), loop(basis))
+    single.close(many, loop(basis))
     found = analysis.fit_das(
         model,
         hook,
@@ -523,7 +535,7 @@ def test_interchange(case):
     )
     first = loop(found.subspace.basis.detach())
     loss = torch.nn.functional.cross_entropy(first, torch.tensor([2, 0]))
-    assert found.losses[0] == pytest.approx(loss.item(), abs=1e-6 * case.scale)
+    assert found.losses[0] == pytest.approx(loss.item(), abs=1e-6 * single.scale)
 
 
 def test_bare_calls_fail_which_is_why_binding_exists(case, clean_cache):
