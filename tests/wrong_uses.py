@@ -22,6 +22,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import before_transformers  # noqa: F401  torchvision, where it is
 import numpy as np
 import torch
 from PIL import Image

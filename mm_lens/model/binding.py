@@ -329,19 +329,24 @@ def identify_pictures(frame: Frame) -> list[str]:
     if not isinstance(pixels, Tensor):
         return [""] * len(sizes)
     ends = [0, *accumulate(map(len, sizes))]
-    if ends[-1] != len(pixels):  # whose pixels these are is unknown: no two rows are alike
+    counts = frame.family.rows_per_image("pixel_values", frame.inputs)
+    if counts is None or len(counts) != ends[-1] or sum(counts) != len(pixels):
+        # Whose pixels these are is unknown: no two rows are alike.
         return [f"{tensor_checksum(pixels)} row {row}" for row in range(len(sizes))]
     shown = [
         f"{tensor_checksum(_without_filling(image))} {size}"
-        for image, size in zip(pixels, chain(*sizes), strict=True)
+        for image, size in zip(pixels.split(list(counts)), chain(*sizes), strict=True)
     ]
     return [" ".join(shown[start:end]) for start, end in pairwise(ends)]
 
 
-def _without_filling(image: Shaped[Tensor, "... channels height width"]) -> Tensor:
-    """An image without the tiles of zeros at its end."""
-    tiles = image.flatten(1).any(1).nonzero() if image.ndim > 3 else None
-    return image if tiles is None or not len(tiles) else image[: int(tiles[-1]) + 1]
+def _without_filling(image: Shaped[Tensor, "..."]) -> Tensor:
+    """The pixels of an image without the tiles of zeros at its end."""
+    if image.ndim < 5:
+        return image
+    tiles = image.flatten(0, 1)
+    filled = tiles.flatten(1).any(1).nonzero()
+    return tiles[: int(filled[-1]) + 1] if len(filled) else tiles
 
 
 def identify_texts(frame: Frame) -> list[str]:

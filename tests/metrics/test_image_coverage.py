@@ -16,7 +16,10 @@ from made_images import image_tokens
 
 from mm_lens.metrics import METRICS, evaluate
 
-REPETITIONS = 200
+REPETITIONS, PRECISE = 200, 1000
+"""Draws; and of metrics whose share of the first of them lies outside of 92 to 98 %: of 200 draws a
+share has a standard error of 1.5 to 2 %, and one in four hundred lies far off by chance."""
+LEAST, MOST = 0.92, 0.98
 IMAGES = (20, 60, 200)
 CELLS = [
     (n, equal, massive) for n in IMAGES for massive in (False, True) for equal in (True, False)
@@ -33,8 +36,19 @@ def coverage(cell: tuple[int, bool, bool]) -> dict[str, float]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # small matrices
     draws = [evaluate(*image_tokens(seed, *cell), METRICS) for seed in range(REPETITIONS)]
+    found = {name: share([draw[name] for draw in draws]) for name in METRICS}
+    doubtful = {name: METRICS[name] for name, value in found.items() if outside(value, REPETITIONS)}
+    more = range(REPETITIONS, PRECISE) if doubtful else ()
+    draws += [evaluate(*image_tokens(seed, *cell), doubtful) for seed in more]
     torch.set_num_threads(threads)
-    return {name: share([draw[name] for draw in draws]) for name in METRICS}
+    return found | {name: share([draw[name] for draw in draws]) for name in doubtful}
+
+
+def outside(value: float, n_draws: int, errors: float = 0) -> bool:
+    """Whether a share of so many draws lies outside of 92 to 98 %, by more than so many standard
+    errors; NaN does not."""
+    spread = [errors * (p * (1 - p) / n_draws) ** 0.5 for p in (LEAST, MOST)]
+    return value < LEAST - spread[0] or value > MOST + spread[1]
 
 
 def share(draws) -> float:
@@ -67,7 +81,7 @@ def test_intervals_contain_the_mean_or_are_not_given(cell):
     for name, value in found.items():
         if name.removesuffix("_without_massive") in NONE:
             assert np.isnan(value), name
-        elif not np.isnan(value) and not LEAST <= value <= MOST:
+        elif outside(value, PRECISE, errors=2):
             wrong[name] = value
     assert not wrong
     if cell[2]:
@@ -75,10 +89,6 @@ def test_intervals_contain_the_mean_or_are_not_given(cell):
     kept = [name for name in found if name.endswith("_without_massive")]
     kept = [name for name in kept if name.removesuffix("_without_massive") not in NONE]
     assert np.isfinite([found[name] for name in kept]).all()
-
-
-# 92 to 98 %, and two standard errors of a share of 200 draws for each of some 400 shares.
-LEAST, MOST = 0.92 - 2 * 0.019, 0.98 + 2 * 0.010
 
 
 @pytest.mark.slow

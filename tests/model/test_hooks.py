@@ -68,7 +68,6 @@ def test_names_by_hand():
     assert named("resid_post") == posts
     assert named(["resid_post", "q"]) == posts | queries
     assert named("q", layers=[1, 12]) == {"blocks.1.attn.hook_q", "blocks.12.attn.hook_q"}
-    assert named("q", layers=[]) == set()
     assert named("q", layers=[0]) == {"blocks.0.attn.hook_q"}
     visual = {f"blocks.{i}.visual.hook_q" for i in (0, 1, 12)}
     assert named("q", "visual") == named("q", modality=["visual"]) == visual
@@ -78,6 +77,7 @@ def test_names_by_hand():
 
 def test_names_that_cannot_be_are_named():
     for options, said in (
+        ({"hook": "q", "layers": []}, "layers= names no layer. Leave it out to take all."),
         (
             {"hook": ["q", "hook_q"]},
             "No hook point is called 'hook_q'. Use: resid_pre, resid_mid, resid_post, attn_out, "
