@@ -1,4 +1,4 @@
-"""The command line: `mm-lens profile`, `compare`, `check`, `convert`. Same words as the Python surface.
+"""The command line: `mm-lens profile`, `compare`, `check`, `convert`. Same words as in Python.
 
 Progress goes to stderr, results to stdout. Every failure that a user can cause is one line on
 stderr and an exit code: 2 for a wrong command line, 130 for Ctrl-C, 1 for the rest.
