@@ -17,7 +17,6 @@ from mm_lens.causal.patching import generic_activation_patch
 from mm_lens.check import native as plain
 from mm_lens.check.painting import SIZES, check_places
 from mm_lens.data.datasets import Sample
-from mm_lens.errors import MMLensError
 from mm_lens.looking.logit_lens import visual_logit_lens
 from mm_lens.model.binding import take_rows
 from mm_lens.model.bridge import VisionLanguageBridge
@@ -29,8 +28,8 @@ from mm_lens.profiling.run import profile
 GROUPS = ("visual", "text")
 
 
-class Fault(MMLensError):
-    """Something does not hold."""
+class Fault(Exception):
+    """Something does not hold: the reason that the table gives, and nothing that users meet."""
 
 
 @dataclass

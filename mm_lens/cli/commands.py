@@ -1,4 +1,4 @@
-"""The command line: `mm-lens profile`, `compare`, `convert`. Same words as the Python surface.
+"""The command line: `mm-lens profile`, `compare`, `check`, `convert`. Same words as in Python.
 
 Progress goes to stderr, results to stdout. Every failure that a user can cause is one line on
 stderr and an exit code: 2 for a wrong command line, 130 for Ctrl-C, 1 for the rest.
@@ -21,7 +21,7 @@ import typer
 import mm_lens
 from mm_lens import demo
 from mm_lens._storage.files import check_ahead, whole_directory
-from mm_lens.cli import failures, hook_options, left_over
+from mm_lens.cli import checking, failures, hook_options, left_over
 from mm_lens.cli.models import load_model, silence_libraries
 from mm_lens.cli.stopping import Stopped, heed_sigterm
 from mm_lens.errors import MMLensError
@@ -253,6 +253,9 @@ def profile_command(
         from mm_lens.cli import summary
 
         summary.show(result, out, files)
+
+
+app.command(name="check")(checking.check_command)
 
 
 @app.command(name="convert")

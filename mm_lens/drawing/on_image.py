@@ -75,6 +75,7 @@ def find_token_boxes(layout: TokenLayout, row: int, index: int) -> list[TokenBox
     Raises:
         InputError: there is no such image.
     """
+    layout.require_places("Drawing on a picture")
     here = layout.row_of(row).to("cpu")
     sizes = here.image_sizes[0]
     if not 0 <= index < len(sizes):

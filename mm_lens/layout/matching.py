@@ -75,6 +75,9 @@ def match_positions(
         for k in range(min(len(a.image_sizes[0]), len(b.image_sizes[0]))):
             here, there = ((x.image[0] == k).nonzero()[:, 0] for x in (a, b))
             ours = boxes[:2] if boxes is not None and boxes[2] == k else None
+            if a.image_sizes[0][k] != b.image_sizes[0][k] or len(here) != len(there):
+                for x in (a, b):
+                    x.require_places("Matching pictures of different sizes")
             out[i, here] = _image(a, b, here, there, k, ours)
     return out
 

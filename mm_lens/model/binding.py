@@ -149,7 +149,8 @@ class Binding:
         if len({k for k, _ in found}) != 1:
             raise self._refusal(tokens, bool(found))
         k, rows = found[0]
-        filled = self.pixels(k, rows)
+        own, image = self.bound[k]["input_ids"][rows].to(tokens.device), self.family.image_token_id
+        filled = {n: follow(x, own, tokens, image) for n, x in self.pixels(k, rows).items()}
         mask = self.bound[k].get("attention_mask")
         if mask is not None and not bool(mask[rows].all()) and not masked:
             source, padding = self.bound[k]["input_ids"][rows], mask[rows] == 0
@@ -210,6 +211,26 @@ class Binding:
             f"The tokens hold {have} image placeholders in their rows, but the bound "
             f"inputs {want}. Bind the inputs that these tokens come from."
         )
+
+
+def follow(value: Tensor, own: Tensor, tokens: Tensor, image: int) -> Tensor:
+    """A tensor that says of each position what it is, for other tokens than it was made for.
+
+    Tokens may be longer (a text was written behind them) or have another text.
+
+    Args:
+        value: a tensor of the bound inputs; one that is not of positions stays as it is.
+        own: the tokens that it was made for.
+        tokens: those that it is to be of.
+        image: id of the placeholder.
+    """
+    if value.shape != own.shape or value.is_floating_point() or torch.equal(own, tokens):
+        return value
+    if torch.equal(value.to(own.device), (own == image).to(value.dtype)):
+        return (tokens == image).to(value)
+    if bool((value == value.flatten()[0]).all()):
+        return torch.full_like(tokens, int(value.flatten()[0])).to(value)
+    return value
 
 
 def unpack(

@@ -9,6 +9,10 @@ from tiny_families import CONFIGURATIONS, build
 
 import mm_lens
 from mm_lens import InputError, MMLensWarning
+from mm_lens.drawing.on_image import find_token_boxes
+from mm_lens.layout.groups import Box, group_mask
+from mm_lens.layout.matching import match_positions
+from mm_lens.layout.regions import Grid, find_regions
 from mm_lens.model.families import Undeclared
 
 TEXTS = ["What is it?", "No picture.", "Are these two alike?"]
@@ -40,6 +44,20 @@ def test_rows_taken_out_are_those_of_the_processor_alone(name):
             assert torch.equal(ours[tuple(shape)], theirs), key
         twice = model.family.take(inputs, [row, row], n_images)
         assert len(twice["pixel_values"]) == 2 * len(taken["pixel_values"])
+
+
+@pytest.mark.parametrize("name", ["qwen2.5-vl", "gemma3", "paligemma"])
+def test_bound_tokens_may_go_on_behind_the_bound_ones(name):
+    """What says of each token whether it is of an image follows the tokens."""
+    model = loaded(name)
+    inputs = model.prepare("What is it?", random_image(31, 57))
+    written = torch.cat([inputs.input_ids, torch.tensor([[10, 11, 12]])], 1)
+    with model.bound(inputs), torch.no_grad():
+        longer = model(written)
+        whole = model(inputs.input_ids)
+    if name != "paligemma":  # whose prompt sees all of itself
+        torch.testing.assert_close(longer[:, : whole.shape[1]], whole)
+    assert longer.shape[1] == written.shape[1]
 
 
 def test_a_family_that_pads_on_one_side_refuses_the_other():
@@ -94,6 +112,29 @@ def test_an_undeclared_family_knows_what_is_visual_and_not_where(name):
     assert layout.box.isnan().all()
     assert not layout.mask("base").any()
     assert family.has_places is False
+
+
+def test_what_needs_places_raises_without_them():
+    native, processor = build("qwen2.5-vl")
+    inputs = loaded("qwen2.5-vl").prepare("What is it?", random_image(31, 57))
+    other = loaded("qwen2.5-vl").prepare("What is it?", random_image(57, 31))
+    family = Undeclared(native, processor)
+    layout, turned = family.layout(inputs), family.layout(other)
+    assert "image 0" in find_regions(layout, "segment").labels
+    for what in ("base", "tiles", "newline", "tile 0", Box(2, 2, 30, 30), torch.ones(31, 57)):
+        with pytest.raises(InputError, match="which is unknown: the model was opened with"):
+            group_mask(layout, what)
+    for axis in ("tile", "row band", "cell", "patch", Grid(2, 2), {"a": Box(2, 2, 30, 30)}):
+        with pytest.raises(InputError, match="which is unknown: the model was opened with"):
+            find_regions(layout, axis)
+    with pytest.raises(InputError, match="which is unknown"):
+        layout.tokens_at(0, 3, 3)
+    with pytest.raises(InputError, match="which is unknown"):
+        find_token_boxes(layout, 0, 0)
+    assert torch.equal(match_positions(layout, layout)[0], torch.arange(layout.shape[1]))
+    assert turned.shape == layout.shape  # as many tokens, in a grid of another shape
+    with pytest.raises(InputError, match="Matching pictures of different sizes"):
+        match_positions(layout, turned)
 
 
 def test_an_undeclared_family_guesses_no_rows():
