@@ -5,9 +5,9 @@ from . import streams as streams
 from .binding import take_rows as take_rows
 from .bridge import VisionLanguageBridge as VisionLanguageBridge
 from .cache import LayoutCache as LayoutCache
-from .check import Finding as Finding
-from .check import Report as Report
 from .families import Family as Family
 from .hooks import names as names
 from .inputs import Inputs as Inputs
 from .loading import load as load
+from .report import Finding as Finding
+from .report import Report as Report

@@ -23,7 +23,6 @@ from mm_lens.layout.layout import TokenLayout
 from mm_lens.model import inputs as _inputs
 from mm_lens.model.binding import Binding, guard_patch, unpack
 from mm_lens.model.cache import LayoutCache, adjust_entries, choose_cached
-from mm_lens.model.check import Report
 from mm_lens.model.families import Family, without_own
 from mm_lens.model.forward import ForwardContext
 from mm_lens.model.hooks import (
@@ -34,6 +33,7 @@ from mm_lens.model.hooks import (
 )
 from mm_lens.model.inputs import Inputs, Prompt
 from mm_lens.model.naming import NamedHooks, Names
+from mm_lens.model.report import Report
 from mm_lens.model.running import generation
 from mm_lens.model.running.attention_hooks import hook_native_attention, unhook_native_attention
 from mm_lens.model.running.quiet import quieten, restore

@@ -21,9 +21,9 @@ from mm_lens.errors import HookError, InputError
 from mm_lens.layout.layout import TokenLayout
 from mm_lens.metrics.tokens import Tokens, subsample
 from mm_lens.model.binding import READ, Binding, take_frame
-from mm_lens.model.check import Need, Report
 from mm_lens.model.forward import Frame
 from mm_lens.model.hooks import GROUPS, PARENTS, ModalityHookPoint, canonical
+from mm_lens.model.report import Need, Report
 
 _VIEW = re.compile(rf"blocks\.(\d+)\.({'|'.join(GROUPS)})\.hook_(\w+?)(_grad)?")
 _BLOCK = re.compile(r"^blocks\.(\d+)\.")

@@ -22,121 +22,31 @@ Cost: about thirty-five forward passes of a short prompt with one small image.
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections import Counter
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mm_lens._notebook import make_table
 from mm_lens.checkpoints.building import say
-from mm_lens.errors import InputError, MMLensError, MMLensWarning, lacks_memory
+from mm_lens.errors import InputError, MMLensError, lacks_memory
 from mm_lens.model.families import Family
+from mm_lens.model.forward import video_token
 from mm_lens.model.hooks import PARENTS, guard, names
 from mm_lens.model.inputs import Inputs, prepare
+from mm_lens.model.report import Report
 from mm_lens.model.rerun import TOLERANCE, Rerun
-from mm_lens.model.running.masks import hide_keys
+from mm_lens.model.running.masks import hide_keys, read_masks
 
 PROMPT = "What is this?"
-
-Need: TypeAlias = Literal["residual", "pattern", "rerun", "batch", "cache", "mask"]
-"""What a tool may need of a model: points 4, 3 and 5 to 8 of the module's text."""
 
 LONGER = "What is this, and what is it not?"
 
 NEW_TOKENS = 4
 """Written by the check of the KV cache: the first comes of the prompt, the others of the cache."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something the user of a model should know. `level` "error" means: numbers are wrong.
-
-    `spoils` says of which tools; None: of all.
-    """
-
-    level: Literal["error", "warning", "note"]
-    message: str
-    spoils: Need | None = None
-
-
-@dataclass(repr=False)
-class Report:
-    """What the check found. Also `model.report`."""
-
-    findings: list[Finding] = field(default_factory=list)
-    max_logit_difference: float = float("nan")
-    """Largest absolute difference to the native model's logits, over all real positions."""
-
-    dead_hooks: tuple[str, ...] = ()
-    """Hook points that did not fire."""
-
-    def add(
-        self,
-        level: Literal["error", "warning", "note"],
-        message: str,
-        spoils: Need | None = None,
-    ) -> None:
-        """Add a finding."""
-        self.findings.append(Finding(level, message, spoils))
-
-    def require(self, tool: str, *needs: Need) -> None:
-        """Refuse a tool whose numbers would be wrong on this model.
-
-        Args:
-            tool: names it in the message.
-            needs: what it takes for granted.
-
-        Raises:
-            MMLensError: the check at load found that this does not hold.
-        """
-        for finding in self.findings:
-            if finding.level == "error" and finding.spoils in needs:
-                raise MMLensError(
-                    f"{tool}: refused, since its numbers would be wrong on this model. "
-                    f"{finding.message} Load with check=False to look at them all the same."
-                )
-
-    def __repr__(self) -> str:
-        lines = [f"  {finding.level}: {finding.message}" for finding in self.findings]
-        return "\n".join([f"Report({self._verdict()}", *lines]) + ")"
-
-    def _repr_html_(self) -> str:
-        """The verdict, and every finding."""
-        rows = [(finding.level, finding.message) for finding in self.findings]
-        return make_table(["level", "finding"], rows, self._verdict())
-
-    def _verdict(self) -> str:
-        """In one line."""
-        if math.isnan(self.max_logit_difference):
-            return "not checked"
-        count = Counter(finding.level for finding in self.findings)
-        return (
-            f"logits within {self.max_logit_difference:.2g} of the native model's; "
-            f"{count['error']} errors, {count['warning']} warnings; "
-            f"{len(self.dead_hooks)} hook points never fire (.dead_hooks)"
-        )
-
-    def announce(self) -> None:
-        """Print warnings once, and what some tools will refuse; raise where nothing holds.
-
-        Raises:
-            MMLensError: the bridge computes something else than the native model.
-        """
-        errors = [f.message for f in self.findings if f.level == "error" and f.spoils is None]
-        if errors:
-            raise MMLensError(
-                " ".join(errors) + " Nothing measured on this bridge would hold. Please report it; "
-                "load with check=False to look at it all the same."
-            )
-        for finding in self.findings:
-            if finding.level != "note":
-                warnings.warn(finding.message, MMLensWarning, stacklevel=3)
 
 
 @dataclass(frozen=True)
@@ -378,7 +288,11 @@ def _check_cache(model: Any, report: Report, inputs: Inputs) -> None:
 
     Logits are compared, not tokens: of two that are as likely, rounding chooses either.
     """
+    if _text_sees_on(model, inputs):
+        return  # a prompt is one thing with what was written behind it, and another without
     n = inputs.input_ids.shape[1]
+    # No whole pass takes a placeholder that was written for a word.
+    never = [i for i in (model.family.image_token_id, video_token(model.family)) if i is not None]
     try:
         written = model.generate(
             inputs,
@@ -387,15 +301,13 @@ def _check_cache(model: Any, report: Report, inputs: Inputs) -> None:
             stop_at_eos=False,
             output_logits=True,
             verbose=False,
+            suppress_tokens=never,
         )
     except NotImplementedError:  # TransformerLens's word: this architecture does not generate so
         return
-    new = written.sequences[0, n:-1]  # nothing reads the last one
-    # A model may write its image placeholder, which no whole pass takes for a word.
-    words = int((new != model.family.image_token_id).long().cumprod(0).sum())
     with model.bound(inputs):
-        whole = model(written.sequences[:, : n + words])[0, n - 1 :].float()
-    cached = torch.cat(written.logits[: words + 1]).float().to(whole.device)
+        whole = model(written.sequences[:, :-1])[0, n - 1 :].float()
+    cached = torch.cat(written.logits).float().to(whole.device)
     difference = float((cached - whole).abs().max() / whole.std())
     if not difference <= TOLERANCE.get(written.logits[0].dtype, 0.2):
         report.add(
@@ -405,6 +317,15 @@ def _check_cache(model: Any, report: Report, inputs: Inputs) -> None:
             "tokens. Generate with use_past_kv_cache=False.",
             spoils="cache",
         )
+
+
+def _text_sees_on(model: Any, inputs: Inputs) -> bool:
+    """Whether text of the prompt sees text behind it, as the prefix of a prefix model does."""
+    with read_masks(model) as masks:
+        model(inputs)
+    text = inputs.layout.mask("text")
+    later = (text[:, :, None] & text[:, None, :]).triu(1)
+    return any(bool((mask.any(1) & later.to(mask.device)).any()) for mask in masks.values())
 
 
 def _check_masks(model: Any, report: Report, inputs: Inputs) -> None:
