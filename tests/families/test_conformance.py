@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from tiny_families import CONFIGURATIONS, build
 
@@ -42,3 +44,12 @@ def test_declared_exceptions_are_checks_with_a_reason(name):
     family = mm_lens.families.family_for(type(wrapped).__name__)(wrapped, processor)
     assert set(family.exceptions) <= set(CHECKS)
     assert all(len(reason.split()) > 4 for reason in family.exceptions.values())
+
+
+def test_the_page_has_a_row_for_each_configuration():
+    page = (Path(__file__).parents[2] / "docs" / "families.md").read_text()
+    rows = {line.split("|")[1].strip() for line in page.splitlines() if line.startswith("| ")}
+    assert rows - {"configuration"} == set(CONFIGURATIONS)
+    assert f"{len(CONFIGURATIONS)} configurations" in page
+    assert f"{len(CHECKS)} checks each" in page
+    assert "| ✗" not in page
