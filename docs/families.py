@@ -22,11 +22,11 @@ PAGE = Path(__file__).parent / "families.md"
 HEAD = """# Families
 
 Printed by `docs/families.py`: each configuration is a small random model of the real class with its
-real processor, run through the conformance suite ({how}). ✓ holds, ✗ fails, ○ is an exception that the
-family declares. `mm-lens check MODEL` prints the same for a checkpoint.
+real processor, run through the conformance suite ({how}). ✓ holds, ✗ fails, ○ is an
+exception that the family declares. `mm-lens check MODEL` prints the same for a checkpoint.
 
-{count} configurations of {classes} classes, {checks} checks each: {hold} hold, {fail} fail, {excepted} are
-declared exceptions.
+{count} configurations of {classes} classes, {checks} checks each: {hold} hold, {fail} fail,
+{excepted} are declared exceptions.
 """
 
 
@@ -73,8 +73,8 @@ def page(tables: dict[str, Table], sample: bool) -> str:
     lines += [
         "",
         "Not opened: models without image tokens, whose language model sees pictures by",
-        "cross-attention (Mllama): no position is visual. Others that TransformerLens knows open with",
-        "`mm_lens.load(…, geometry=False)`, without places in the picture.",
+        "cross-attention (Mllama): no position is visual. Others that TransformerLens knows open",
+        "with `mm_lens.load(…, geometry=False)`, without places in the picture.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -310,9 +310,8 @@ def generation(subject: Subject) -> None:
         ours = model.generate(
             inputs, max_new_tokens=5, do_sample=False, verbose=False, return_type="tokens"
         )
-        new = theirs[:, inputs.input_ids.shape[1] :]
-        mine = ours[:, ours.shape[1] - 5 :] if ours.shape[1] > 5 else ours
-        if not torch.equal(mine[:, : new.shape[1]].cpu(), new.cpu()):
+        mine, new = (x[:, inputs.input_ids.shape[1] :].cpu() for x in (ours, theirs))
+        if not torch.equal(mine, new):
             raise Fault(f"generated {mine.tolist()}, natively {new.tolist()}")
 
 
