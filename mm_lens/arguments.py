@@ -149,11 +149,13 @@ def check_hooks(hooks: Any) -> list[tuple[Any, Callable[..., Any]]]:
     return pairs
 
 
-_BLOCK = re.compile(r"blocks\.(\d+)\.")
+_VIEW = re.compile(r"blocks\.(\d+)\.(visual|text)\.|blocks\.(\d+)\.hook_(visual|text)_")
 
 
 def check_reached(names: Iterable[Any], stop_at_layer: int | None, n_layers: int) -> None:
-    """Refuse hooks in blocks that a pass does not come to: they would do nothing.
+    """Refuse hooks per modality in blocks that a pass does not come to: they would do nothing.
+
+    Those of the full stream are TransformerLens's, which passes over them.
 
     Raises:
         HookError: naming the first.
@@ -162,8 +164,8 @@ def check_reached(names: Iterable[Any], stop_at_layer: int | None, n_layers: int
         return
     end = stop_at_layer if stop_at_layer >= 0 else stop_at_layer + n_layers
     for name in names:
-        block = _BLOCK.match(name) if isinstance(name, str) else None
-        if block and end <= int(block[1]) < n_layers:
+        view = _VIEW.match(name) if isinstance(name, str) else None
+        if view and end <= int(view[1] or view[3]) < n_layers:
             raise HookError(
                 f"{name} lies behind stop_at_layer={stop_at_layer}: the hook would do nothing."
             )
