@@ -180,10 +180,10 @@ def are_aligned(layout: TokenLayout, other: TokenLayout) -> bool:
     if not all(torch.equal(getattr(layout, f), getattr(other, f)) for f in fields):
         return False
     return all(
-        torch.equal(x.mask(name), y.mask(name))
+        name in y.segment_names and torch.equal(x.mask(name), y.mask(name))
         for x, y in ((layout, other), (other, layout))
         for name in x.segment_names
-        if name in y.segment_names or bool(x.mask(name).any())
+        if bool(x.mask(name).any())
     )
 
 

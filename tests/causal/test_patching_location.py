@@ -92,7 +92,7 @@ def located(model, n):
 
 
 @pytest.mark.parametrize("name", ["demo/llava-next", "demo/omnifusion"])
-@pytest.mark.parametrize("n", [10, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n", [4, pytest.param(200, marks=pytest.mark.slow)])
 def test_the_top_patch_lies_on_the_object(name, n):
     rate, chance = located(mm_lens.load(name, check=False), n)
     print(f"{name}: top patch on the object in {rate:.1%} of {n}, {chance:.1%} by chance")

@@ -321,6 +321,24 @@ def test_errors_are_read_from_the_replicates_where_there_are_any():
     np.testing.assert_allclose(other.rest, 1.5 / student_quantile(GROUPS - 1))
 
 
+@pytest.mark.parametrize("last", [0, 1, 4])
+def test_the_tower_has_a_depth_of_its_own(last):
+    """From its first state to the last that the model reads; other components are named."""
+    plain = planted(metrics=("dimension_mle",), streams=("residual",), modalities=("visual",))
+    states = plain.table
+    tower, mlp = (states[states.layer.between(low, last + low)].copy() for low in (0, 1))
+    tower["component"], mlp["component"] = "tower.resid_post", "mlp_out"
+    tower["hook"] = [f"vision_encoder.encoder_layers.{n}.hook_out" for n in tower.layer]
+    mlp["hook"] = [f"blocks.{n - 1}.hook_mlp_out" for n in mlp.layer]
+    table = pd.concat([states, tower, mlp])
+    found = curves("x", Profile(table, plain.provenance, plain.replicates))
+    key = ("residual", "visual", "dimension_mle")
+    assert {*found} == {key, (*key, "tower"), (*key, "mlp_out")}
+    assert [*found[key].depth] == pytest.approx([n / 9 for n in range(10)])
+    assert [*found[*key, "tower"].depth] == [n / max(last, 1) for n in range(last + 1)]
+    assert [*found[*key, "mlp_out"].depth] == pytest.approx([n / 9 for n in range(1, last + 2)])
+
+
 def test_curves_keep_the_order_of_the_table():
     names = ("dimension_mle", "anisotropy_trimmed", "anisotropy")
     profile = planted(metrics=names)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from typing import Any
 
 import pytest
@@ -202,6 +203,35 @@ def test_a_description_by_hand() -> None:
         "row 1: 12 positions, 0 visual, 10 text, 2 pad",
         "row 2: 12 positions, 2 visual, 7 text, 3 pad, "
         "image 0 of 2×9 px = 0 overview + 2 from 2 tile(s) + 0 newline",
+    ]
+
+
+def test_the_table_of_a_notebook_counts_every_group():
+    tokens = by_hand()
+    caption, *lines = re.findall(r"<caption>.*?</caption>|<tr>.*?</tr>", tokens._repr_html_())
+    assert caption == "<caption>positions of each group</caption>"
+    head, *rows = (re.findall(r">([^<>]+)</t[hd]>", line) for line in lines)
+    assert head == ["row", *(group for group in tokens.groups if group != "all")]
+    assert len(rows) == 3
+    for k, row in enumerate(rows):
+        assert row == [str(k), *(str(int(tokens.mask(group)[k].sum())) for group in head[1:])]
+
+
+def test_no_row_is_a_batch_too():
+    nothing = by_hand().take([])
+    assert nothing.shape == (0, 12)
+    assert nothing.image_sizes == ()
+
+
+def test_a_long_batch_is_shown_in_part():
+    tokens = by_hand()
+    assert repr(tokens) == f"TokenLayout(\n{tokens.describe()}\n)"
+    assert "more" not in repr(tokens)
+    many = TokenLayout.build(torch.full((10, 2), 5), image_token_id=IMG)
+    assert repr(many) == f"TokenLayout(\n{many.describe(most=8)}\n)"
+    assert repr(many).splitlines()[-3:-1] == [
+        "row 7: 2 positions, 0 visual, 2 text, 0 pad",
+        "… 2 more rows",
     ]
 
 

@@ -209,6 +209,9 @@ def test_a_region_that_moved_is_matched_in_its_boxes():
         [3, 4],
         [1, 2],
     ]
+    plain = find_regions(a, {"told": axis["told"], "group": "visual"})
+    there = find_counterparts(plain, a, a)  # positions are those that they are
+    assert [places(mask)[0] for mask in there.masks] == [[1, 2, 3, 4]] * 2
     two = laid_out([1, image(4, 16, *four), image(4, 16, *four)])
     second = find_regions(two, {"second": Box(0, 0, 8, 4, image=1, clean=(8, 0, 16, 4))})
     assert [there.tolist() for *_, there in match_regions(second, two, two)] == [[7, 8]]
@@ -268,6 +271,21 @@ def test_pixels_are_stretched_over_each_clean_image():
     for pixels, there in (([[True], [False]], [2]), ([[False], [True]], [3, 4])):
         found = find_counterparts({"half": np.array(pixels)}, up, down)
         assert places(found.masks[0]) == [there]
+
+
+def test_text_that_the_clean_input_has_not_is_counted():
+    """Whatever the family calls it: segments of the one need not be known to the other."""
+    one = strip(LEFT)
+    a, b = laid_out([1, one, 2, one]), laid_out([1, one, 2])
+    names = [n.replace("text between 0 and 1", "question") for n in a.segment_names]
+    a = replace(a, segment_names=tuple(names))
+    with pytest.raises(InputError) as error:
+        match_regions(find_regions(a, ["question"]), a, b)
+    assert str(error.value) == (
+        "Region 'question': in row 0, 'question' has 2 token(s) in the corrupted input and 0 in "
+        "the clean one, so its tokens do not match. Use prompts of one length, or patch the image "
+        "only."
+    )
 
 
 def test_masks_of_positions_stand_for_themselves_or_nothing():
@@ -342,6 +360,11 @@ def test_segments_of_other_names_are_not_aligned():
     assert not are_aligned(used, a)
     said = "position 0 of row 0 is 'text only' there and 'question' here"
     assert describe_difference(a, used) == said
+    alone = replace(used, segment_names=names[-1:], segment=torch.zeros_like(a.segment))
+    assert not are_aligned(a, alone)
+    assert not are_aligned(alone, a)
+    assert are_aligned(alone, used)
+    assert describe_difference(a, alone) == said
 
 
 def test_copies_of_rows_are_the_same_rows():

@@ -16,6 +16,8 @@ from mm_lens.metrics.intervals import (
     MIN_SAMPLES,
     Replicates,
     clustered_error,
+    effective_freedom,
+    error_of_sums,
     jackknife_error,
     left_out,
     margin,
@@ -134,3 +136,27 @@ def test_quantiles_are_students(freedom):
 def test_no_freedom_no_margin():
     assert math.isnan(margin(1.0, 0))
     assert margin(3.0, 1) == 3.0 * student_quantile(1)
+
+
+def test_a_mean_of_the_sums_is_no_spread():
+    """Sums that are all 5 larger, as influence of a shifted statistic: the same error."""
+    sums, sizes = torch.tensor([1.0, 2.0, 4.0, 9.0]).double(), torch.full((4,), 5)
+    pulled = [4 / 3 * s for s in (1, 2, 4, 9)]  # each is a quarter of the tokens
+    for moved in (sums, sums + 5):
+        error, freedom = error_of_sums(moved, sizes)
+        assert error == pytest.approx(math.sqrt(np.var(pulled) * 4 * 3 / 4), rel=1e-12)
+        assert freedom == pytest.approx(3)
+
+
+def test_one_sample_with_nearly_all_tokens_leaves_one_degree_of_freedom():
+    assert effective_freedom(torch.tensor([1000, 1, 1, 1])) == 1
+    assert effective_freedom(torch.tensor([7, 7, 7])) == pytest.approx(2)
+
+
+def test_replicates_lie_around_the_value():
+    samples = torch.arange(64) % 32
+    found = Replicates.of(3.0, 5 + normal(0, 64).double(), samples, rest=0.25)
+    assert math.fsum(found.values) / GROUPS == pytest.approx(3, abs=1e-12)
+    assert np.std(found.values) > 0.01
+    assert found.freedom == pytest.approx(GROUPS - 1)
+    assert found.rest == 0.25
