@@ -19,6 +19,7 @@ import torch
 from einops import rearrange
 from jaxtyping import Int, Shaped
 from torch import Tensor
+from torch.nn import functional
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from mm_lens._storage.checked import tensor_checksum
@@ -149,7 +150,7 @@ class Binding:
         if len({k for k, _ in found}) != 1:
             raise self._refusal(tokens, bool(found))
         k, rows = found[0]
-        filled = self.pixels(k, rows)
+        filled = self._lengthened(self.pixels(k, rows), tokens.shape[1])
         mask = self.bound[k].get("attention_mask")
         if mask is not None and not bool(mask[rows].all()) and not masked:
             source, padding = self.bound[k]["input_ids"][rows], mask[rows] == 0
@@ -160,6 +161,16 @@ class Binding:
                 )
             filled["attention_mask"] = mask[rows]
         return filled
+
+    def _lengthened(self, filled: dict[str, Any], length: int) -> dict[str, Any]:
+        """Tensors of kinds of tokens, for prompts that were written on: what is added is text."""
+        images, short = self.family.pixels(filled), self.layout.shape[1]
+        return {
+            name: functional.pad(value, (0, length - short))
+            if name not in images and value.ndim == 2 and value.shape[1] == short < length
+            else value
+            for name, value in filled.items()
+        }
 
     def _piece(self, k: int, tokens: Tensor) -> list[int]:
         """Rows of the k-th inputs that `tokens` is a view of; none if it is no view."""

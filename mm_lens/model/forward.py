@@ -354,11 +354,16 @@ class ForwardContext:
         return self._running[-1]
 
 
-def _refuse_videos(family: Family, inputs: Mapping[str, Any]) -> None:
-    """Raise if there is a video: its tokens would count as text."""
+def video_token(family: Family) -> int | None:
+    """Id of the placeholder of videos; None if the model knows none."""
     config = getattr(family, "config", None)
     found = [getattr(config, f"video_token_{end}", None) for end in ("id", "index")]
-    token = next((i for i in found if isinstance(i, int)), None)
+    return next((i for i in found if isinstance(i, int)), None)
+
+
+def _refuse_videos(family: Family, inputs: Mapping[str, Any]) -> None:
+    """Raise if there is a video: its tokens would count as text."""
+    token = video_token(family)
     tokens, past = inputs.get("input_ids"), inputs.get("past_key_values")
     written = token is not None and tokens is not None and bool((tokens == token).any())
     decoding = past is not None and past.get_seq_length() > 0  # a model may sample it

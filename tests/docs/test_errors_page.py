@@ -22,7 +22,7 @@ FOREIGN = {"ValueError", "IndexError"}
 
 # Texts of others, handed on: who says them, and so where they are found.
 HANDED_ON = {
-    ("check.py", "finding.message"): "Report.add, whose texts are looked for",
+    ("report.py", "finding.message"): "Report.add, whose texts are looked for",
     ("hub.py", "f'{repository}: {str(error).strip().splitlines()[0]}'"): "the hub's own answer",
     (
         "estimates.py",
