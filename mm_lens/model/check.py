@@ -34,7 +34,7 @@ from torch import Tensor
 from mm_lens.checkpoints.building import say
 from mm_lens.errors import InputError, MMLensError, lacks_memory
 from mm_lens.model.families import Family
-from mm_lens.model.forward import video_token
+from mm_lens.model.families.placeholders import video_token
 from mm_lens.model.hooks import PARENTS, names
 from mm_lens.model.inputs import Inputs, prepare
 from mm_lens.model.parts.guards import guard
