@@ -27,6 +27,7 @@ from mm_lens.errors import HookError, InputError, MMLensWarning
 from mm_lens.layout.layout import TokenLayout
 from mm_lens.layout.matching import describe_difference
 from mm_lens.model.families import Family, without_own
+from mm_lens.model.families.placeholders import check_images
 from mm_lens.model.inputs import is_text_only_meant
 from mm_lens.model.running.generation import with_answer
 
