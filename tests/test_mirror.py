@@ -73,6 +73,7 @@ TESTS_WITHOUT_MODULE = {
     "tests/families/test_conformance.py": "every family, by mm_lens/check/suite.py",
     "tests/docs/test_errors_page.py": "the page docs/errors.md",
     "tests/docs/test_metrics_pages.py": "the pages below docs/metrics and docs/adding_a_metric.md",
+    "tests/docs/test_security_page.py": "the limits in docs/security.md, against the code",
     "tests/docs/test_readme.py": "the code of README.md",
     "tests/docs/test_tutorials.py": "the notebooks below tutorials/",
     "tests/fuzz/test_fuzz.py": "a few cases of the fuzzer, over all that is read from files",
