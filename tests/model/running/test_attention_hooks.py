@@ -92,6 +92,8 @@ def test_scores_are_before_the_softmax(pair):
 def test_gradients_reach_patterns(pair):
     """The gradient that a backward hook gets is the change of the output with the pattern."""
     bridge, _ = pair
+    if "minimax" in bridge.cfg.model_name:
+        pytest.skip("chooses keys and experts, so that the output jumps")
     inputs, held = make_inputs(bridge, rows=(True,)), []
     name = "blocks.1.attn.hook_pattern"
     bridge.reset_hooks()
@@ -99,16 +101,15 @@ def test_gradients_reach_patterns(pair):
         bridge(inputs)[0, -1, 20].backward()
     (gradient,) = held
     assert gradient.shape[1] == bridge.cfg.n_heads
-    step = torch.zeros_like(gradient)
-    step[0, 1, -1, 2] = 1e-2
+    step = 1e-3 * gradient / gradient.norm()
 
     def value(sign):
         with torch.no_grad():
             hooks = [(name, lambda x, hook: x + sign * step)]
             return bridge.run_with_hooks(inputs, fwd_hooks=hooks)[0, -1, 20]
 
-    slope = (value(1) - value(-1)) / 2e-2
-    assert abs(slope - gradient[0, 1, -1, 2]) < 2e-2 * gradient.abs().max()
+    slope = (value(1) - value(-1)) / 2e-3
+    assert abs(slope - gradient.norm()) < 2e-2 * gradient.norm()
 
 
 def test_under_sdpa_they_raise():

@@ -57,8 +57,9 @@ def test_masks_are_where_native_weights_are(pair, side):
         seen = masks[layer].expand(pattern.shape)
         queries = real[:, None].expand(pattern.shape[:3])
         assert torch.equal(seen[queries], (pattern > 0)[queries]), layer
-    kinds = {mask.sum().item() for mask in masks.values()}
-    assert len(kinds) == {"gemma3": 2, "minimax-m3": 4}.get(bridge.cfg.model_name, 1)
+    first = next(iter(masks.values()))
+    alike = all(torch.equal(mask.any(1), first.any(1)) for mask in masks.values())
+    assert alike != (bridge.cfg.model_name in ("gemma3", "minimax-m3"))
 
 
 @contextlib.contextmanager
