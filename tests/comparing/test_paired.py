@@ -321,6 +321,48 @@ def test_errors_are_read_from_the_replicates_where_there_are_any():
     np.testing.assert_allclose(other.rest, 1.5 / student_quantile(GROUPS - 1))
 
 
+def test_errors_go_to_the_rows_they_were_made_for():
+    """Rows that differ in hook, in head or in source alone have replicates of their own."""
+    plain = planted(metrics=("dimension_mle",), streams=("residual",), modalities=("visual",))
+    mlp, attention = "blocks.0.hook_mlp_out", "blocks.0.hook_attn_out"
+    rows = [
+        ("mlp_out", mlp, -1, "", 0.01),
+        ("attn_out", attention, -1, "", 0.02),
+        ("mlp_out", mlp, 0, "", 0.03),
+        ("mlp_out", mlp, -1, attention, 0.04),
+    ]
+    table = pd.concat([plain.table[plain.table.layer == 1]] * 4, ignore_index=True)
+    table[["component", "hook", "head", "source"]] = [row[:4] for row in rows]
+    copies = table[["stream", "layer", "modality", "metric", "hook", "head", "source"]].assign(
+        rest=0.0
+    )
+    for g, z in enumerate(noise(0)):
+        copies[f"g{g}"] = [value + row[4] * z for value, row in zip(table.value, rows, strict=True)]
+    found = curves("x", Profile(table, plain.provenance, copies.iloc[::-1]))
+    errors = {key[3]: np.linalg.norm(curve.deviations) for key, curve in found.items()}
+    assert errors == pytest.approx(
+        {"mlp_out": 0.01, "attn_out": 0.02, "mlp_out head 0": 0.03, "attn_out → mlp_out": 0.04}
+    )
+
+
+def test_the_freedom_of_a_curve_is_the_least_of_its_layers():
+    plain = planted(metrics=("anisotropy",), streams=("main",), modalities=("text",), n_layers=3)
+
+    def freedom(replicates):
+        return curves("x", Profile(plain.table, plain.provenance, replicates))[
+            "main", "text", "anisotropy"
+        ].freedom
+
+    copies = plain.replicates
+    assert freedom(copies) == GROUPS - 1
+    assert freedom(None) == GROUPS - 1
+    few = copies.copy()
+    few.loc[few.layer == 2, [f"g{g}" for g in range(10, GROUPS)]] = math.nan
+    assert freedom(few) == 9
+    assert freedom(copies.assign(freedom=[6.0, 4.5, 40.0, math.nan])) == 4.5
+    assert freedom(few.assign(freedom=40.0)) == 9
+
+
 @pytest.mark.parametrize("last", [0, 1, 4])
 def test_the_tower_has_a_depth_of_its_own(last):
     """From its first state to the last that the model reads; other components are named."""
