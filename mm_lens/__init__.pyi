@@ -2,6 +2,7 @@ from . import (
     causal as causal,
 )
 from . import (
+    check as check,
     checkpoints as checkpoints,
 )
 from . import (
