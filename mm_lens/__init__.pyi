@@ -3,6 +3,8 @@ from . import (
 )
 from . import (
     check as check,
+)
+from . import (
     checkpoints as checkpoints,
 )
 from . import (
