@@ -269,7 +269,8 @@ def test_help_imports_nothing_slow_and_explains_every_option():
         "import sys, mm_lens.cli as cli; assert 'torch' not in sys.modules; cli.main(sys.argv[1:])"
     )
     command = [sys.executable, "-c", code, "profile", "--help"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    wide = {**os.environ, "COLUMNS": "120"}  # names of options are cut in a narrow terminal
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=wide)
     options = ["model", "data", "out", "samples", "split", "seed", "streams", "presets", "tokens"]
     options += ["batch-size", "attention", "device", "dtype", "on-error", "overwrite", "no-check"]
     options += ["states", "restart", "device-map", "metrics"]
