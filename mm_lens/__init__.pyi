@@ -1,6 +1,7 @@
 from . import (
     causal as causal,
 )
+from . import check as check
 from . import (
     check as check,
 )
