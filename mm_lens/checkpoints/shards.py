@@ -151,7 +151,8 @@ def check_names(plan: ConversionPlan) -> None:
         more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise MMLensError(
             "The files do not fit the model of their configuration: "
-            f"{'; '.join(problems[:5])}{more}. Fetch them again, all of one version."
+            f"{'; '.join(problems[:5])}{more}. Fetch them again, all of one version; "
+            f"weights are in {plan.parts[-1].file.path.parent}."
         )
 
 

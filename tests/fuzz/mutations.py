@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from typing import Any
@@ -71,7 +72,7 @@ def damage_json(found: Any, rng: random.Random) -> Any:
     for _ in range(rng.choice([1, 1, 1, 2, 3])):
         places = [*_places(found)]
         if not places:
-            return rng.choice(HOSTILE)
+            return copy.deepcopy(rng.choice(HOSTILE))
         holder, key = rng.choice(places)
         change = rng.choice(["remove", "replace", "replace", "replace", "nest", "rename", "scale"])
         value = holder[key]
@@ -84,7 +85,7 @@ def damage_json(found: Any, rng: random.Random) -> Any:
         elif change == "scale" and isinstance(value, (int, float)) and value == value:
             holder[key] = value * rng.choice([-1, 0, 2, 7, 1000, 10**6])
         else:
-            holder[key] = rng.choice(HOSTILE)
+            holder[key] = copy.deepcopy(rng.choice(HOSTILE))  # it may be damaged next
     return found
 
 
