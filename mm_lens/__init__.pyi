@@ -3,9 +3,6 @@ from . import (
 )
 from . import check as check
 from . import (
-    check as check,
-)
-from . import (
     checkpoints as checkpoints,
 )
 from . import (

@@ -7,6 +7,7 @@ show. See docs/adding_a_family.md.
 from __future__ import annotations
 
 import re
+import warnings
 from abc import ABC
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mm_lens.errors import InputError
+from mm_lens.errors import InputError, MMLensWarning
 from mm_lens.layout.geometry import ImageGeometry
 from mm_lens.layout.layout import TokenLayout
 from mm_lens.layout.tiles import Size, Tile, lay
@@ -144,6 +145,14 @@ class Family(ABC):
             raise InputError(
                 f"{self.sizes} is missing, so where image tokens lie is unknown. Pass all that "
                 "model.prepare(text, images) returns."
+            )
+        if told is None:
+            warnings.warn(
+                f"{self.sizes} is missing: places of image tokens are given in pixels of the "
+                "resized picture, not of the picture itself. Pass all that model.prepare(text, "
+                "images) returns.",
+                MMLensWarning,
+                stacklevel=2,
             )
         return [(int(height), int(width)) for height, width in found]
 

@@ -31,11 +31,14 @@ class Undeclared(Family):
         names = ("image_token_id", "image_token_index")
         found = [getattr(model.config, name, None) for name in names]
         token = next((i for i in found if isinstance(i, int)), None)
-        if token is None:
+        # Mllama names a token too: one for each picture, which its text looks at from outside.
+        crosses = getattr(model.config.get_text_config(), "cross_attention_layers", None)
+        if token is None or crosses:
             raise MMLensError(
-                f"{type(model).__name__} has no image tokens: its configuration names no "
-                "image_token_id. Models that see pictures by cross-attention have no visual "
-                "positions, and nothing here is of use for them."
+                f"{type(model).__name__} has no image tokens: its configuration names "
+                f"{'cross_attention_layers' if crosses else 'no image_token_id'}. Models that see "
+                "pictures by cross-attention have no visual positions, and nothing here is of use "
+                "for them."
             )
         self.config, self.processor, self.image_token_id = model.config, processor, token
 

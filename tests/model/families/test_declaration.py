@@ -6,9 +6,10 @@ import pytest
 import torch
 from tiny import random_image
 from tiny_families import CONFIGURATIONS, build
+from transformers import MllamaConfig, MllamaForConditionalGeneration
 
 import mm_lens
-from mm_lens import InputError, MMLensWarning
+from mm_lens import InputError, MMLensError, MMLensWarning
 from mm_lens.drawing.on_image import find_token_boxes
 from mm_lens.layout.groups import Box, group_mask
 from mm_lens.layout.matching import match_positions
@@ -89,7 +90,8 @@ def test_the_native_model_gets_nothing_of_ours():
 
 def test_without_the_pictures_sizes_boxes_are_of_what_is_shown_or_refused():
     inputs = (model := loaded("qwen2.5-vl")).prepare("What is it?", random_image(31, 57))
-    shown = model.family.layout(inputs.native)
+    with pytest.warns(MMLensWarning, match="pixels of the resized picture"):
+        shown = model.family.layout(inputs.native)
     rows, cols = inputs.image_grid_thw[0, 1:].tolist()
     assert shown.image_sizes == (((rows * 4, cols * 4),),)
     assert torch.equal(shown.row, inputs.layout.row)
@@ -149,6 +151,39 @@ def test_broken_up_images_of_an_undeclared_family_are_one_for_each_row():
     inputs = loaded("idefics3").prepare(TEXTS, PICTURES)
     with pytest.raises(InputError, match="which token is of which image is unknown"):
         Undeclared(native, processor).layout(inputs)
+
+
+def test_a_model_that_looks_at_pictures_from_outside_is_refused():
+    text = {"num_hidden_layers": 2, "cross_attention_layers": [1], "hidden_size": 32}
+    model = MllamaForConditionalGeneration(
+        MllamaConfig(
+            text_config={
+                **text,
+                "num_attention_heads": 2,
+                "num_key_value_heads": 1,
+                "intermediate_size": 32,
+                "vocab_size": 120,
+                "pad_token_id": 0,
+                "bos_token_id": 1,
+                "eos_token_id": 2,
+            },
+            vision_config={
+                "hidden_size": 16,
+                "num_hidden_layers": 1,
+                "num_global_layers": 1,
+                "image_size": 28,
+                "attention_heads": 2,
+                "intermediate_size": 16,
+                "vision_output_dim": 32,
+                "intermediate_layers_indices": [0],
+            },
+            image_token_index=119,
+        )
+    )
+    with pytest.raises(MMLensError, match=r"has no image tokens.*cross_attention_layers"):
+        mm_lens.load(hf_model=model, processor=build("llava-1.5")[1], geometry=False)
+    with pytest.raises(MMLensError, match="No family is installed for Mllama"):
+        mm_lens.load(hf_model=model, processor=build("llava-1.5")[1])
 
 
 @pytest.mark.filterwarnings("error::mm_lens.MMLensWarning")
