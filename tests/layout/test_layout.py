@@ -407,7 +407,7 @@ def test_row_of_is_the_layout_of_the_row_alone(batch: Any) -> None:
         ]
         assert names[0] == names[1]
     assert tokens.row_of(-1).image_sizes == (tuple(IMAGES[-1]),)
-    with pytest.raises(IndexError):
+    with pytest.raises(InputError, match="no row 4 in a batch of 4"):
         tokens.row_of(4)
 
 
