@@ -43,6 +43,7 @@ MODULES_WITHOUT_TESTS = {
     "mm_lens/profiling/points/lines.py": "what pictures show: tests/drawing/test_components.py",
     "mm_lens/profiling/points/probe.py": "refused names: tests/profiling/points/test_selection.py",
     "adapters/mm_lens_adapters/claims.py": "a table, read by tests/comparing/test_statements.py",
+    "adapters/mm_lens_adapters/deepseek_vl.py": "its declaration: tests/families",
     "adapters/mm_lens_adapters/fitting.py": "by wrong processors: tests/model/test_loading.py",
     "adapters/mm_lens_adapters/gemma3.py": "its declaration: tests/families",
     "adapters/mm_lens_adapters/glm4v.py": "its declaration: tests/families",

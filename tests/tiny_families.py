@@ -508,6 +508,26 @@ def _paligemma() -> Built:
     return finish(tf.PaliGemmaForConditionalGeneration, config, processor)
 
 
+@configuration("deepseek-vl")
+def _deepseek_vl() -> Built:
+    words = tokenizer(image_token="<image_placeholder>")
+    config = tf.DeepseekVLConfig(
+        vision_config=_siglip(),
+        text_config=tf.LlamaConfig(**TEXT),
+        image_token_id=words.image_token_id,
+        tie_word_embeddings=False,
+    )
+    processor = tf.DeepseekVLProcessor(
+        image_processor=tf.DeepseekVLImageProcessorPil(
+            size={"height": 24, "width": 24}, min_size=5
+        ),
+        tokenizer=words,
+        num_image_tokens=36,
+        chat_template=template("<image_placeholder>"),
+    )
+    return finish(tf.DeepseekVLForConditionalGeneration, config, processor)
+
+
 # ---- tiles ----
 
 
