@@ -182,7 +182,6 @@ def profile_command(
     flows = read_names(streams, ("residual", "main"))
     sets = read_names(presets, ("honest", "paper"))
     from mm_lens.data import datasets
-    from mm_lens.profiling import run_directory
     from mm_lens.profiling.result import PROVENANCE_FILE
 
     if processes.is_started_alone():
@@ -206,6 +205,8 @@ def profile_command(
     named = data in datasets.names()
     chosen = datasets.load(data, split=split, limit=samples, seed=seed)
     asked = hook_options.split_names(metrics, hook_options.known_metrics()) if metrics else None
+    from mm_lens.profiling import run_directory
+
     crew = processes.Processes()
     quiet = quiet or not crew.main
     if not quiet:

@@ -110,7 +110,7 @@ class Binding:
             positions = (mask.cumsum(-1) - 1).clamp(min=0)
             return {"position_ids": positions, **kwargs, "attention_mask": mask}
         sees, past = kwargs.get("pixel_values") is not None, kwargs.get("past_key_values")
-        if past is not None and past.get_seq_length() > 0:
+        if past is not None and past.get_seq_length() > 0 and start.shape[1] == 1:
             return kwargs  # a decoding step: the image is in the cache, a placeholder is sampled
         if sees or not bool((start == self.family.image_token_id).any()):
             return kwargs

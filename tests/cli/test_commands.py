@@ -72,7 +72,7 @@ def test_profile_writes_what_it_promises(profile, tmp_path, images):
     saved = Profile.load(out)
     pictures = [f"{metric}.png" for metric in set(saved.table.metric)]
     tables = {"profile.parquet", "replicates.parquet", "provenance.json"}
-    files = {*tables, "report.html", "overview.png", *pictures}
+    files = {*tables, "SHA256SUMS", "report.html", "overview.png", *pictures}
     assert {path.name for path in out.iterdir()} == files
     assert [path.name for path in out.parent.iterdir()] == ["one"]
     assert set(saved.table.stream) == {"residual", "main"}

@@ -209,9 +209,6 @@ def test_a_region_that_moved_is_matched_in_its_boxes():
         [3, 4],
         [1, 2],
     ]
-    plain = find_regions(a, {"told": axis["told"], "group": "visual"})
-    there = find_counterparts(plain, a, a)  # positions are those that they are
-    assert [places(mask)[0] for mask in there.masks] == [[1, 2, 3, 4]] * 2
     two = laid_out([1, image(4, 16, *four), image(4, 16, *four)])
     second = find_regions(two, {"second": Box(0, 0, 8, 4, image=1, clean=(8, 0, 16, 4))})
     assert [there.tolist() for *_, there in match_regions(second, two, two)] == [[7, 8]]

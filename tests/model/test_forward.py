@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import threading
+import time
 
 import pytest
 import torch
@@ -88,26 +89,27 @@ def test_a_block_alone_has_no_layout(model, one):
 
 
 def test_threads_keep_their_passes_apart(fresh):
-    """A pass begins inside of another thread's, and ends after it."""
+    """A pass that is called for inside of another thread's waits for its end, and is its own."""
     short = fresh.prepare("Eh", random_image(8, 12))
     long = fresh.prepare("What is it, in so many words?", [random_image(31, 57)])
     want = {id(x): x.layout.positions("visual") for x in (short, long)}
-    seen, begun, done = {}, threading.Event(), threading.Event()
+    seen, order, begun = {}, [], threading.Event()
 
     def look(rows, hook):
         seen[threading.get_ident()] = rows.shape[1]
 
-    def wait(tensor, hook):
-        if threading.get_ident() == main:
-            done.set()
-            thread.join(60)
-        else:
-            begun.set()
-            assert done.wait(60)
+    def begin(tensor, hook):
+        order.append(threading.get_ident())
+        begun.set()
+        time.sleep(0.2)  # time for the other one to come between, if it can
+
+    def end(tensor, hook):
+        order.append(threading.get_ident())
 
     main = threading.get_ident()
-    fresh.add_hook("blocks.0.hook_in", wait)
+    fresh.add_hook("blocks.0.hook_in", begin)
     fresh.add_hook("blocks.1.visual.hook_resid_post", look)
+    fresh.add_hook("blocks.2.hook_out", end)
 
     def run():
         with torch.no_grad(), fresh.bound(short):
@@ -120,6 +122,8 @@ def test_threads_keep_their_passes_apart(fresh):
     assert begun.wait(60)
     with torch.no_grad():
         _, cache = fresh.run_with_cache(long, names_filter="blocks.2.hook_out")
+    thread.join(60)
+    assert order == [thread.ident, thread.ident, main, main]
     assert fresh.context.bound is None
     assert seen == {
         main: want[id(long)].shape[1],

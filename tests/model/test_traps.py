@@ -292,12 +292,16 @@ def test_dead_hooks_raise(model, one, name):
     ):
         with pytest.raises(HookError, match=r"never fires.*(Use|eager)"):
             use()
+    with pytest.warns(mm_lens.MMLensWarning, match="never fire"):
+        model.run_with_cache(one, names_filter=lambda n: n == name)
     for sweep in (
-        lambda: model.run_with_cache(one, names_filter=lambda n: n == name),
         lambda: model.run_with_hooks(one, fwd_hooks=[(lambda n: n == name, lambda x, hook: x)]),
         lambda: model.add_hook(lambda n: n == name, lambda x, hook: x),
     ):
-        with pytest.warns(mm_lens.MMLensWarning, match="never fire"):
+        with (
+            pytest.warns(mm_lens.MMLensWarning, match="never fire"),
+            pytest.raises(HookError, match="matches no hook point"),
+        ):
             sweep()
     _, cache = model.run_with_cache(one, names_filter="hook_embed")
     with pytest.raises(KeyError, match="never fires"):
