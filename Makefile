@@ -79,6 +79,7 @@ lint: $(VENV)/.installed
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.installed
+	$(OFFLINE) $(BIN)/python benchmarks/blocks.py
 	$(OFFLINE) $(BIN)/python benchmarks/hooks.py
 	$(OFFLINE) $(BIN)/python benchmarks/metrics.py --full
 	$(OFFLINE) $(BIN)/python benchmarks/profile_time.py

@@ -1,0 +1,66 @@
+"""What a forward pass of the bridge costs over Hugging Face's: ratios from one interleaved run.
+
+    python benchmarks/blocks.py
+
+The demo model on easy-VQA, one thread, one row and eight. Beside the native model: the bridge as
+TransformerLens runs it (`parts.quiet.restore`), ours without a hook, and ours caching visual
+`resid_post`. Times are of the processor, and hold on a machine that is busy with other things;
+a ratio is the quotient of medians over rounds that run every variant once.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import AutoModelForImageTextToText
+
+import mm_lens
+from mm_lens import demo
+from mm_lens.data import datasets
+from mm_lens.model.parts.quiet import restore
+
+ROUNDS, FIRST = 25, 3
+GOALS = {1: 1.15, 8: 1.03}
+
+
+def main() -> None:
+    """Print a table for each number of rows."""
+    torch.set_num_threads(1)
+    path = demo.path("demo/llava-next")
+    native = AutoModelForImageTextToText.from_pretrained(path, attn_implementation="sdpa").eval()
+    model = mm_lens.load("demo/llava-next", check=False)
+    plain = copy.deepcopy(model)
+    restore(plain)
+    names = mm_lens.names("resid_post", modality="visual")
+    samples = list(datasets.load("easy-vqa", limit=max(GOALS)))
+    for rows, goal in GOALS.items():
+        inputs = model.prepare([s.text for s in samples[:rows]], [s.image for s in samples[:rows]])
+        variants: dict[str, Callable[[], Any]] = {
+            "native": lambda inputs=inputs: native(**inputs.native),
+            "TransformerLens's parts": lambda inputs=inputs: plain(inputs),
+            "bridge": lambda inputs=inputs: model(inputs),
+            "caching visual resid_post": lambda inputs=inputs: model.run_with_cache(
+                inputs, names_filter=names
+            ),
+        }
+        times: dict[str, list[float]] = {name: [] for name in variants}
+        with torch.no_grad():
+            assert torch.equal(plain(inputs), model(inputs))
+            for _ in range(ROUNDS):
+                for name, run in variants.items():
+                    start = time.process_time()
+                    run()
+                    times[name].append(time.process_time() - start)
+        medians = {name: statistics.median(spent[FIRST:]) for name, spent in times.items()}
+        print(f"{rows} row(s), goal {goal} for the bridge")
+        for name, median in medians.items():
+            print(f"  {name:26} {median * 1000:7.1f} ms {median / medians['native']:6.3f}")
+
+
+if __name__ == "__main__":
+    main()
