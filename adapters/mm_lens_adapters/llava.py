@@ -31,6 +31,11 @@ class LlavaFamily(CroppedFamily):
             super().require_fit()
             self.require_select()
 
+    def require_size(self, size: Size) -> None:
+        """A Pixtral tower bounds the longest edge."""
+        if not self.is_pixtral:
+            super().require_size(size)
+
     @classmethod
     def customise(cls, adapter: Any, attention: str) -> None:
         """TransformerLens takes every tower for CLIP or SigLIP."""

@@ -15,7 +15,7 @@ from transformer_lens.model_bridge.generalized_components.clip_vision_encoder im
 from mm_lens.errors import InputError
 from mm_lens.layout.tiles import Size, Tile, cropped
 from mm_lens.model.families import Family, TowerGrid
-from mm_lens_adapters.fitting import edge_sizes, require_equal
+from mm_lens_adapters.fitting import check_resized, edge_sizes, require_equal
 
 
 class VisionLayerBridge(CLIPVisionEncoderLayerBridge):
@@ -119,6 +119,10 @@ class CroppedFamily(LlavaStyleFamily, ABC):
                 f"The image processor crops to {crop} px, after resizing to {dict(size)}, but the "
                 f"vision tower takes {window}. Use the processor of the same checkpoint."
             )
+
+    def require_size(self, size: Size) -> None:
+        """Its shortest edge is resized, whatever becomes of the other."""
+        check_resized(size, edge_sizes(self.processor.image_processor.size).shortest_edge)
 
     def tiles(self, size: Size, inputs: Mapping[str, Any], k: int) -> list[Tile]:
         """What lies outside of the crop has no token."""

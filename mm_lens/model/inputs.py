@@ -222,6 +222,8 @@ def prepare(
     side = _padding_side(family, padding_side, len(prompts)) or tokenizer.padding_side
     _require_images(family, pictures)
     flat = [image for row in pictures for image in row]
+    for image in flat:
+        family.require_size((image.height, image.width))
     written, texts = _with_bos(tokenizer, [prompt.text for prompt in rendered])
     # Else a picture of one or three rows might be taken for channels.
     layout = {"input_data_format": "channels_last"} if flat else {}

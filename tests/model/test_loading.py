@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import FAMILIES, load_tiny
+from opened_families import open_family
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny import random_image, tiny_llava_next
 
@@ -91,6 +93,12 @@ def test_prepare_checks_its_arguments(tmp_path):
     broken.write_bytes(broken.read_bytes()[:150])
     with pytest.raises(InputError, match="cannot be read"):
         model.prepare("a", broken)
+
+
+def test_a_picture_that_would_be_made_enormous_is_refused_before_it_is_resized():
+    bridge, _ = open_family("llava-1.5")
+    with pytest.raises(InputError, match=r"would be resized to .* Crop the part that you mean"):
+        bridge.prepare("<image> what?", Image.new("RGB", (600_000, 1)))
 
 
 def test_prepare_forms():

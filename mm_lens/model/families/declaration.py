@@ -111,6 +111,16 @@ class Family(ABC):
             InputError: naming what differs, and what to mend.
         """
 
+    def require_size(self, size: Size) -> None:  # noqa: B027  most processors bound what they make
+        """Refuse a picture of which the processor would make an enormous one; by default none.
+
+        Args:
+            size: (height, width) of the picture as given.
+
+        Raises:
+            InputError: naming both sizes.
+        """
+
     # ---- where tokens lie ----
 
     def tiles(self, size: Size, inputs: Mapping[str, Any], k: int) -> Sequence[Tile]:

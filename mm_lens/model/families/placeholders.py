@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor
+
 from mm_lens.errors import InputError
 from mm_lens.model.families.declaration import Family
 
@@ -52,9 +54,30 @@ def check_images(family: Family, inputs: Mapping[str, Any]) -> None:
                 "takes only tokens, wrap it in `with model.bound(inputs): ...`."
             )
         return
+    _check_rows(family, inputs)
     if placeholders != sum(expected):
         raise InputError(
             f"The prompt holds {placeholders} image placeholders, but the {len(expected)} image(s) "
             f"make {sum(expected)} tokens ({expected}). Make tokens and pixels in one call: "
             "model.prepare(text, images)."
+        )
+
+
+def _check_rows(family: Family, inputs: Mapping[str, Any]) -> None:
+    """Raise if there are more or fewer tiles, or patches, than pictures of these sizes make."""
+    pixels = inputs["pixel_values"]
+    if inputs.get(family.sizes) is None or not isinstance(pixels, Tensor):
+        return
+    counts = family.rows_per_image("pixel_values", inputs)
+    held, kind = len(pixels), "rows"
+    if pixels.ndim == 5 and counts is not None and sum(counts) == held:  # tiles, padded to the most
+        grid = family.tower_grid(inputs)
+        counts = None if grid is None else list(grid.tiles)
+        held, kind = pixels.shape[1], "tiles of each image"
+        counts = [max(counts)] if counts else None
+    if counts is not None and sum(counts) != held:
+        sizes = ", ".join(f"{width}×{height}" for height, width in family.image_sizes(inputs))
+        raise InputError(
+            f"pixel_values holds {held} {kind}, but pictures of {sizes} px make {sum(counts)}: it "
+            "is of other pictures. Make tokens and pixels in one call: model.prepare(text, images)."
         )

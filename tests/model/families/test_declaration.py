@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conftest import load_tiny
+from keyword_inputs import keywords
 from tiny import random_image
 from tiny_families import CONFIGURATIONS, build
 from transformers import MllamaConfig, MllamaForConditionalGeneration
@@ -193,3 +195,18 @@ def test_the_check_at_load_is_clean(name):
     model = mm_lens.load(hf_model=native, processor=processor)
     assert not [f for f in model.report.findings if f.level != "note"], model.report
     assert MMLensWarning  # which would have been raised
+
+
+@pytest.mark.parametrize("name", ["llava-next", "internvl", "qwen2-vl"])
+def test_pixels_of_another_picture(name):
+    """Tokens and sizes of one, tiles of another: torch would fail somewhere inside the model."""
+    bridge = load_tiny() if name == "llava-next" else loaded(name)
+    token = bridge.processor.image_token
+    small, large = (
+        bridge.prepare(f"{token} what?", random_image(*size), chat_template=False)
+        for size in ((12, 12), (12, 60))
+    )
+    for one, other in ((large, small), (small, large)):
+        mixed = keywords(one) | {"pixel_values": other["pixel_values"]}
+        with pytest.raises(InputError, match="is of other pictures"):
+            bridge(one.input_ids, **mixed)
