@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import before_transformers  # noqa: F401  torchvision, where it is
 import pytest
 import torch
+import typecheck
 from tiny import random_image, tiny_llava_next
 from tiny_omnifusion import tiny_omnifusion
 
@@ -28,6 +29,12 @@ torch.set_num_threads(1)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest first: begun last, they would leave one of two workers idle."""
     items.sort(key=lambda item: "test_tutorial_runs" not in item.nodeid)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """The first calls of every test have their types checked."""
+    typecheck.check_anew()
 
 
 FAMILIES = {"llava-next": tiny_llava_next, "omnifusion": tiny_omnifusion}
