@@ -1,6 +1,6 @@
 """Prints docs/minimax_m3.md: MiniMax M3 in miniature, by kind of layer and length of context.
 
-    PYTHONPATH=tests python docs/minimax_m3.py   # about a minute
+PYTHONPATH=tests python docs/minimax_m3.py   # about a minute
 """
 
 from __future__ import annotations
@@ -64,7 +64,12 @@ def measure() -> pd.DataFrame:
         samples = make_samples(n_characters)
         seen = share_of_keys(model, samples)
         profile = mm_lens.profile(
-            model, samples, metrics=METRICS, modalities=["visual"], tokens=1000, progress=False,
+            model,
+            samples,
+            metrics=METRICS,
+            modalities=["visual"],
+            tokens=1000,
+            progress=False,
             chat_template=False,
         )
         table = profile.table[profile.table.stream == "residual"]

@@ -35,7 +35,8 @@ MODULES_WITHOUT_TESTS = {
     "mm_lens/model/report.py": "with the check that fills it: tests/model/test_check.py",
     "mm_lens/model/parts/guards.py": "by edits without effect: tests/model/test_traps.py",
     "mm_lens/model/naming.py": "spellings and filters: tests/model/test_hooks.py",
-    "mm_lens/model/families/placeholders.py": "in each pass: tests/model/test_forward.py, test_declaration.py",
+    "mm_lens/model/families/placeholders.py": "in each pass: tests/model/test_forward.py; of "
+    "pixels: tests/model/families/test_declaration.py",
     "mm_lens/model/native.py": "whatever load is given: tests/model/test_loading.py",
     "mm_lens/model/running/attention_calls.py": "by what reads and changes them: "
     "tests/model/running/test_masks.py and tests/model/running/test_attention_hooks.py",
