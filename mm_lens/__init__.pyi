@@ -21,6 +21,9 @@ from . import (
     errors as errors,
 )
 from . import (
+    evaluating as evaluating,
+)
+from . import (
     layout as layout,
 )
 from . import (
@@ -71,6 +74,8 @@ from .errors import (
 from .errors import (
     MMLensWarning as MMLensWarning,
 )
+from .evaluating import Scores as Scores
+from .evaluating import evaluate as evaluate
 from .layout import TokenLayout as TokenLayout
 from .layout import regions as regions
 from .looking import attention as attention

@@ -29,7 +29,8 @@ import torch
 from tqdm import tqdm
 
 from mm_lens.arguments import describe_value, require_number, require_whole
-from mm_lens.data.datasets import Samples
+from mm_lens.data.datasets import as_samples
+from mm_lens.data.samples import Samples
 from mm_lens.errors import DataError, InputError
 from mm_lens.metrics import METRICS, PRESETS, Estimate, Metric, preset
 from mm_lens.model.bridge import VisionLanguageBridge
@@ -64,7 +65,7 @@ T = TypeVar("T", bound=str)
 
 def profile(
     source: Any,
-    dataset: Samples | None = None,
+    dataset: Any = None,
     *,
     streams: Sequence[Literal["residual", "main"]] | None = None,
     modalities: Sequence[Literal["visual", "text", "all"]] | None = None,
@@ -95,7 +96,8 @@ def profile(
 
     Args:
         source: a `LayoutCache`, or a model from `mm_lens.load`.
-        dataset: the samples, for a model.
+        dataset: the samples, for a model: whatever `mm_lens.datasets.load` takes ("easy-vqa", a
+            path, dictionaries, …) or gives, or any sequence of `mm_lens.data.Sample`.
         streams: "residual", "main" (without skip connections); None profiles a model on both. For a
             cache it says what its states are; None stands for "residual".
         modalities: of "visual", "text", "all"; None takes all (a cache: all that it holds).
@@ -160,6 +162,7 @@ def profile(
         seconds = {"states": time.monotonic() - started}
         found = Evaluation(states, chosen, seed).estimates(progress)
     else:
+        dataset = as_samples(dataset)
         _check(source, dataset)
         if batch_size > 1:
             source.report.require(f"profile with batch_size={batch_size}", "batch")
@@ -327,8 +330,8 @@ def _check(model: Any, dataset: Samples) -> None:
         raise InputError("A data set needs a model to run: profile(mm_lens.load(…), dataset).")
     if not isinstance(dataset, Samples) or isinstance(dataset, str | Mapping):
         raise InputError(
-            "A data set is a sequence of mm_lens.data.Sample, as mm_lens.datasets.load(…) gives of "
-            f'"easy-vqa", a folder or a table; not {describe_value(dataset)}.'
+            "A data set is what mm_lens.datasets.load(…) takes or gives: a name, a path, a "
+            f"sequence of samples or dictionaries; not {describe_value(dataset)}."
         )
     if not len(dataset):
         raise DataError("The data set holds no samples.")
