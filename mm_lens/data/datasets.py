@@ -57,7 +57,7 @@ class ImageFolder(DataSet):
     def __init__(
         self,
         path: str | Path,
-        question: str = QUESTION,
+        question: str | None = None,
         columns: Columns | None = None,
         separator: str | None = None,
     ) -> None:
@@ -68,16 +68,23 @@ class ImageFolder(DataSet):
         if len(tables) > 1:
             names = ", ".join(table.name for table in tables)
             raise DataError(f"{path} holds several tables ({names}). Give the path of one of them.")
+        if tables and question is not None:
+            raise DataError(
+                f"{tables[0]} has questions of its own: leave out question={question!r}."
+            )
+        if not tables and columns not in (None, Columns()):
+            raise DataError(f"{path} holds no table: leave out names of columns.")
         if tables:
             super().__init__(read_table(tables[0], columns, separator), path.name)
             return
         files = _with_suffix(path.rglob("*"), IMAGE_SUFFIXES)
+        asked = QUESTION if question is None else question
         rows = [
             Row(
                 make_encodable(str(file.relative_to(path))),
-                question,
+                asked,
                 (File(file),),
-                about={"question": question},
+                about={"question": asked},
             )
             for file in files
         ]
@@ -216,7 +223,7 @@ def _open(
         return DataSet(hugging_face.read_rows(found, columns), path.name, split or "")
     if split is not None:
         raise DataError(f"{path} has no splits: leave out split={split!r} (--split).")
-    return ImageFolder(path, QUESTION if question is None else question, columns, separator)
+    return ImageFolder(path, question, columns, separator)
 
 
 def _of_objects(source: Any, split: str | None, columns: Columns) -> DataSet:

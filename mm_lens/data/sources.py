@@ -18,8 +18,8 @@ from urllib.request import urlopen
 
 from PIL import Image
 
-from mm_lens.data.pictures import open_picture, read_picture
-from mm_lens.errors import DataError, InputError
+from mm_lens.data.pictures import read_picture
+from mm_lens.errors import DataError
 
 ADDRESSES = ("http://", "https://", "data:")
 MAX_FETCHED = 2**28
@@ -130,10 +130,7 @@ class Given:
         Raises:
             DataError: it is none.
         """
-        try:
-            return (open_picture(self.picture, name=f"The image {name}"),)
-        except InputError as error:
-            raise DataError(f"{error}") from error
+        return (read_picture(self.picture, name=name),)
 
     def outline(self) -> Outline:
         """A digest of its pixels."""

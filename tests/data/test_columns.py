@@ -168,6 +168,13 @@ def test_a_tuple_of_another_form_is_refused(item):
         datasets.load([item])
 
 
+def test_what_would_have_no_effect_is_refused(tmp_path, pictures):
+    with pytest.raises(DataError, match="holds no table: leave out names of columns"):
+        datasets.load(tmp_path, text_column="q")
+    with pytest.raises(DataError, match="has questions of its own"):
+        datasets.load(write(tmp_path, [{"image": "", "text": "?"}], ".csv"), question="What?")
+
+
 def test_columns_of_a_set_that_has_its_own_are_refused():
     with pytest.raises(DataError, match="easy-vqa has columns of its own"):
         datasets.load("easy-vqa", text_column="q")

@@ -67,7 +67,7 @@ def test_data_addresses(server):
 
 
 def test_a_picture_in_memory_that_is_none_is_named():
-    with pytest.raises(DataError, match="The image of 0 cannot be used"):
+    with pytest.raises(DataError, match="Image of 0 cannot be used"):
         load(np.zeros((5, 5, 9), np.uint8))[0]
 
 
