@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, TypeAlias
 from urllib.error import URLError
 from urllib.parse import unquote_to_bytes
 from urllib.request import urlopen
@@ -31,21 +31,20 @@ Outline: TypeAlias = tuple[str, int, int]
 """What tells a picture from others, undecoded: a name, a size in bytes, the time of a change."""
 
 
-@runtime_checkable
-class Source(Protocol):
-    """Where pictures are; equal ones are the same pictures."""
-
-    def __hash__(self) -> int: ...
+class Source:
+    """Where pictures are; equal ones are the same pictures. The classes below are all there are."""
 
     def read(self, name: str) -> tuple[Image.Image, ...]:
         """The pictures, decoded; `name` is what error messages call them."""
+        raise NotImplementedError
 
     def outline(self) -> Outline:
         """What tells them from others."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class File:
+class File(Source):
     """A file."""
 
     path: Path
@@ -63,7 +62,7 @@ class File:
 
 
 @dataclass(frozen=True)
-class Content:
+class Content(Source):
     """The bytes of a file."""
 
     content: bytes
@@ -78,7 +77,7 @@ class Content:
 
 
 @dataclass(frozen=True)
-class Address:
+class Address(Source):
     """An address, fetched whenever its sample is taken: only for those who asked for it."""
 
     url: str
@@ -119,7 +118,7 @@ def _fetch(url: str) -> bytes:
 
 
 @dataclass(frozen=True, eq=False)
-class Given:
+class Given(Source):
     """A picture in memory: whatever `open_picture` takes."""
 
     picture: Any
@@ -140,7 +139,7 @@ class Given:
 
 
 @dataclass(frozen=True)
-class Stored:
+class Stored(Source):
     """A cell of a data set that reads its rows when they are asked for.
 
     Attributes:

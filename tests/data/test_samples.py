@@ -24,9 +24,9 @@ def test_samples_that_share_something_are_drawn_one_after_another():
 
 
 def test_split_and_name_stay():
-    samples = datasets.load("easy-vqa", "train", limit=4)
-    assert (samples.split, samples[1:3].split) == ("train", "train")
-    assert samples[1:3].name == "easy-vqa train"
+    samples = datasets.load("easy-vqa", limit=4)
+    assert (samples.split, samples[1:3].split) == ("test", "test")
+    assert samples[1:3].name == "easy-vqa test"
 
 
 def test_texts_may_be_written_anew():
