@@ -128,7 +128,12 @@ def _answer(
     protocol = questions.protocol
     if protocol.candidates is None:
         written = model.generate(
-            inputs, max_new_tokens=tokens, do_sample=False, return_type="tokens", verbose=False
+            inputs,
+            max_new_tokens=tokens,
+            do_sample=False,
+            eos_token_id=_find_stops(model),
+            return_type="tokens",
+            verbose=False,
         )
         new = written[:, inputs.input_ids.shape[1] :]
         texts = model.tokenizer.batch_decode(new, skip_special_tokens=True)
@@ -137,6 +142,19 @@ def _answer(
     scores = score_answers(model, inputs, choices, protocol.mean)
     best = [max(range(len(row)), key=row.__getitem__) for row in scores]
     return [(row[k], logs) for row, k, logs in zip(choices, best, scores, strict=True)]
+
+
+def _find_stops(model: Any) -> int | list[int] | None:
+    """Tokens that end an answer: those of the checkpoint, which may end a turn otherwise than the
+    tokenizer ends a text."""
+    config = getattr(model.original_model, "generation_config", None)
+    stops = getattr(config, "eos_token_id", None)
+    found = {
+        *(stops if isinstance(stops, (list, tuple)) else [stops]),
+        model.tokenizer.eos_token_id,
+    }
+    tokens = sorted(token for token in found if token is not None)
+    return tokens[0] if len(tokens) == 1 else tokens or None
 
 
 def _record(

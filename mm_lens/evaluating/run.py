@@ -269,7 +269,12 @@ def _answer_unit(
         content["answers"] += answer_batch(
             model, batch, questions, about["max_tokens"], tuple(about["by"])
         )
-        content["skipped"] += batch.skipped
+        for entry in batch.skipped:
+            index = questions.indices[entry["index"]]
+            unknown = entry["sample"] == f"#{entry['index']}"
+            content["skipped"].append(
+                {**entry, "index": index, "sample": f"#{index}" if unknown else entry["sample"]}
+            )
     return content
 
 

@@ -57,7 +57,7 @@ class Scores:
 
     @property
     def accuracy(self) -> float:
-        """Share of right answers among all questions, as they were given."""
+        """Share of right answers among all questions, under the first condition."""
         return float(self.table.accuracy.iloc[0])
 
     @property

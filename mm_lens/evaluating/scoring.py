@@ -6,6 +6,7 @@ answers of one token; each longer one costs a pass of its own.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,25 +38,50 @@ def score_answers(
 ) -> list[list[float]]:
     """Log-probability of each answer behind its prompt, in nats: of all its tokens together.
 
-    An answer is tokenised alone, as the tokenizer has it at the beginning of a text. Its end is not
-    scored.
+    Whether a model begins its answer with a space is a matter of its template and its tokenizer. So
+    an answer is tokenised alone and with a space before it, and the probabilities of the two are
+    added. Its end is not scored.
 
     Args:
         model: from `mm_lens.load`.
         inputs: one prompt for each row, padded on the left.
         answers: those of each row.
-        mean: divide by the number of tokens.
+        mean: divide by the number of tokens of the more probable way to write it.
 
     Raises:
         InputError: an answer has no tokens.
     """
-    tokenizer = model.tokenizer
-    tokens = [
-        [tokenizer(text, add_special_tokens=False)["input_ids"] for text in row] for row in answers
+    tokens = [[_spell(model.tokenizer, text) for text in row] for row in answers]
+    flat = [[ids for ways in row for ids in ways] for row in tokens]
+    logs = [iter(values) for values in _score(model, inputs, flat)]
+    return [
+        [_join([next(values) for _ in ways], ways, mean) for ways in row]
+        for values, row in zip(logs, tokens, strict=True)
     ]
-    for row, texts in zip(tokens, answers, strict=True):
-        if [] in row:
-            raise InputError(f"The answer {texts[row.index([])]!r} has no tokens to be scored.")
+
+
+def _spell(tokenizer: Any, text: str) -> list[list[int]]:
+    """The ways to write an answer."""
+    ways = [
+        tokenizer(f"{space}{text}", add_special_tokens=False)["input_ids"] for space in ("", " ")
+    ]
+    if not ways[0]:
+        raise InputError(f"The answer {text!r} has no tokens to be scored.")
+    return ways if ways[1] != ways[0] else ways[:1]
+
+
+def _join(logs: list[float], ways: list[list[int]], mean: bool) -> float:
+    best = max(range(len(logs)), key=logs.__getitem__)
+    if not math.isfinite(logs[best]):
+        return logs[best]
+    total = logs[best] + math.log(math.fsum(math.exp(value - logs[best]) for value in logs))
+    return total / len(ways[best]) if mean else total
+
+
+def _score(
+    model: Any, inputs: Inputs, tokens: Sequence[Sequence[Sequence[int]]]
+) -> list[list[float]]:
+    """Log-probability of each list of tokens behind the prompt of its row."""
     first = _write(model, inputs, [[0]] * len(tokens))[:, 0]
     found = [[float(first[i, ids[0]]) for ids in row] for i, row in enumerate(tokens)]
     for k in range(max(map(len, tokens), default=0)):
@@ -65,13 +91,8 @@ def score_answers(
         logs = _write(model, inputs, dictated)
         for i, ids in enumerate(dictated):
             if k < len(tokens[i]) and len(ids) > 1:
-                found[i][k] = sum(float(logs[i, step, token]) for step, token in enumerate(ids))
-    if not mean:
-        return found
-    return [
-        [value / len(ids) for value, ids in zip(values, row, strict=True)]
-        for values, row in zip(found, tokens, strict=True)
-    ]
+                found[i][k] = math.fsum(float(logs[i, step, t]) for step, t in enumerate(ids))
+    return found
 
 
 def _write(

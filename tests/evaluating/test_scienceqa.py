@@ -60,7 +60,7 @@ def test_llava_asks(asked, expected):
         ("The answer is B\nindeed", ""),
         ("The answer is b.", ""),
         ("The answer is A. No: The answer is B.", ""),
-        ("The answer is Because.", ""),
+        ("The answer is Because.", "B"),  # so its expression has it
         ("south", ""),
     ],
 )

@@ -73,8 +73,6 @@ def test_saved_scores_are_read_back(scores, tmp_path):
         Scores.load(tmp_path / "one")
     with pytest.raises(DataError, match="holds no readable scores"):
         Scores.load(tmp_path)
-    with pytest.raises(DataError, match="Scores are read from a directory"):
-        Scores.load(5)
 
 
 def test_shown_with_interval_and_chance(scores):
