@@ -56,6 +56,7 @@ from .causal import (
 from .checkpoints import convert as convert
 from .comparing import Comparison as Comparison
 from .comparing import compare as compare
+from .comparing import relate as relate
 from .data import corruptions as corruptions
 from .data import datasets as datasets
 from .drawing import overlay as overlay

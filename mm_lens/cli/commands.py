@@ -21,7 +21,7 @@ import typer
 import mm_lens
 from mm_lens import demo
 from mm_lens._storage.files import check_ahead, whole_directory
-from mm_lens.cli import checking, evaluating, failures, hook_options, left_over
+from mm_lens.cli import checking, evaluating, failures, hook_options, left_over, relating
 from mm_lens.cli.data import options, show
 from mm_lens.cli.models import load_model, silence_libraries
 from mm_lens.cli.stopping import Stopped, heed_sigterm
@@ -129,6 +129,7 @@ def profile_command(
     pairs: hook_options.Pairs = None,
     heads: hook_options.Heads = None,
     budget: hook_options.Budget = None,
+    per_sample: hook_options.PerSample = False,
     batch_size: Annotated[
         int, typer.Option(min=1, help="Samples per forward pass: memory against speed.")
     ] = 16,
@@ -234,6 +235,7 @@ def profile_command(
             metrics=asked,
             **which,
             budget=budget,
+            per_sample=per_sample,
             tokens=tokens,
             batch_size=batch_size,
             seed=seed,
@@ -264,6 +266,7 @@ def profile_command(
 
 app.command(name="check")(checking.check_command)
 app.command(name="evaluate")(evaluating.evaluate_command)
+app.command(name="relate")(relating.relate_command)
 app.add_typer(show.app, name="data")
 
 

@@ -45,6 +45,7 @@ from mm_lens.profiling.evaluation import (
     tabulate,
 )
 from mm_lens.profiling.identity import manifest
+from mm_lens.profiling.per_sample.collecting import describe_samples as describe_each
 from mm_lens.profiling.points.budget import Holding, hold, honest_number, restrict
 from mm_lens.profiling.points.pairs import Pairs, known_pairs, plan_spots, resolve_pairs
 from mm_lens.profiling.points.point import Point, Spot
@@ -85,6 +86,7 @@ def profile(
     pairs: Pairs = None,
     heads: Heads = False,
     budget: float | None = None,
+    per_sample: bool = False,
 ) -> Profile:
     """Measure how a model treats its visual and text tokens, hook by hook.
 
@@ -132,6 +134,8 @@ def profile(
         budget: GiB of memory for states, by default 80 % of the machine's. What does not fit is
             measured in several passes over the data, or with fewer tokens if `tokens` is None; the
             provenance says so. With `run_dir`, states are in files.
+        per_sample: describe the tokens of each sample alone as well, in `Profile.samples`
+            (`mm_lens.profiling.per_sample.quantities`): one more pass over the data per stream.
 
     Raises:
         InputError: an argument is wrong, the cache does not hold what is needed, or `run_dir` holds
@@ -151,8 +155,10 @@ def profile(
         require_number("budget", budget, 0)
     chosen = choose_metrics(metrics, presets)
 
-    started, begun = time.monotonic(), provenance.now()
+    started, begun, alone = time.monotonic(), provenance.now(), None
     if dataset is None:
+        if per_sample:
+            raise InputError("per_sample=True describes the samples of data: profile(model, data).")
         if run_dir is not None:
             raise InputError("A cache is in memory already: run_dir is for a model and data.")
         flow = _only_stream(source, streams)
@@ -200,6 +206,8 @@ def profile(
                 seconds["states"] += time.monotonic() - now
                 found += Evaluation(states, chosen, seed, device, directory).estimates(shown)
             found = _in_order(found, plan)
+            if per_sample:
+                alone = describe_each(model, dataset, plan, progress=shown, run=directory)
     seconds["metrics"] = time.monotonic() - started - seconds["states"]
     about = provenance.describe_model(model)
     return Profile(
@@ -232,6 +240,7 @@ def profile(
             },
         },
         collect_replicates(found),
+        alone,
     )
 
 
