@@ -180,7 +180,7 @@ def _confounders(
     geometry: pd.DataFrame, told: pd.DataFrame, over: Sequence[str]
 ) -> Float[np.ndarray, "n c"]:
     """An intercept, and what is known without geometry."""
-    parts = [np.ones(len(told))]
+    parts: list[np.ndarray] = [np.ones(len(told))]
     common = told["wanted"].map(told["wanted"].value_counts())
     parts += [common.to_numpy(float), told["asked"].str.len().to_numpy(float)]
     for _, rows in geometry.groupby("modality"):

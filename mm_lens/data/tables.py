@@ -201,7 +201,8 @@ def _is_plain(kind: Any) -> bool:
 
     inner = kind.value_type if types.is_dictionary(kind) else kind
     texts = types.is_string(inner) or types.is_large_string(inner)
-    return texts or types.is_integer(inner) or types.is_floating(inner) or types.is_boolean(inner)
+    numbers = types.is_integer(inner) or types.is_floating(inner) or types.is_boolean(inner)
+    return bool(texts or numbers)
 
 
 def _count_bytes(cell: Any) -> int:

@@ -282,7 +282,8 @@ def _collect(
     found: dict[str, Any], conditions: Sequence[Condition]
 ) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
     """All answers in order, and the samples that were left out."""
-    answers, skipped = [], {}
+    answers: list[dict[str, Any]] = []
+    skipped: dict[int, dict[str, Any]] = {}
     for condition in conditions:
         for name in sorted(name for name in found if name.startswith(f"answers.{condition}.")):
             answers += found[name]["answers"]

@@ -71,19 +71,19 @@ class Scores:
 
     def _repr_html_(self) -> str:
         shown = self._shown()
-        return make_table(list(shown), shown.itertuples(index=False), self.title)
+        return make_table([str(name) for name in shown], shown.itertuples(index=False), self.title)
 
     def _shown(self) -> pd.DataFrame:
         rows = []
-        for row in self.table.itertuples():
+        for row in self.table.to_dict("records"):
             rows.append(
                 {
-                    "condition": row.condition,
-                    "questions": f"{row.group}: {row.value}" if row.value else row.group,
-                    "n": f"{row.n:,}",
-                    "right": _percent(row.accuracy),
-                    "95 %": f"[{_percent(row.low)}, {_percent(row.high)}]",
-                    "chance": _percent(row.chance),
+                    "condition": row["condition"],
+                    "questions": row["group"] + (f": {row['value']}" if row["value"] else ""),
+                    "n": f"{row['n']:,}",
+                    "right": _percent(row["accuracy"]),
+                    "95 %": f"[{_percent(row['low'])}, {_percent(row['high'])}]",
+                    "chance": _percent(row["chance"]),
                 }
             )
         return pd.DataFrame(rows)

@@ -96,7 +96,7 @@ def _of_original(place: Path, split: str) -> list[Row]:
     problems, splits = (_read(place / name) for name in (PROBLEMS, SPLITS))
     if split not in splits:
         raise DataError(f"scienceqa has no split {split!r}. Available: {', '.join(splits)}.")
-    rows = []
+    rows: list[Row] = []
     for number in splits[split]:
         where = f"Question {number} of {place / PROBLEMS}"
         problem = problems.get(str(number))
