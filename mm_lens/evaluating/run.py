@@ -7,6 +7,7 @@ goes on, and several processes share the work. Every answer stays.
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ from tqdm import tqdm
 from mm_lens.arguments import require_whole
 from mm_lens.data.datasets import as_samples
 from mm_lens.data.samples import DataSet, Samples
-from mm_lens.errors import DataError, InputError
+from mm_lens.errors import DataError, InputError, MMLensWarning
 from mm_lens.evaluating.asking import CONDITIONS, Condition, Questions, answer_batch
 from mm_lens.evaluating.protocols import Protocol, find_protocol
 from mm_lens.evaluating.scores import ANSWERS, Scores, tabulate
@@ -33,6 +34,10 @@ from mm_lens.profiling.run_directory import RunDirectory, open_run
 Unit = tuple[Condition, int]
 """Work that is done and kept as a whole: some batches under one condition."""
 
+OPTIONS_OF_EXACT = (
+    "The data have options, and the protocol exact counts only the text of one as right: a letter "
+    "is wrong. Take llava, lmms-eval, letters or options if letters are meant."
+)
 MAX_UNITS = 9_999
 """Most units under one condition: their names have four digits."""
 MOST_OPTIONS = 64
@@ -113,6 +118,8 @@ def evaluate(
     ):
         if count is not None:
             require_whole(name, count, 1)
+    if chosen.name == "exact" and isinstance(given, DataSet) and given._rows[0].options:
+        warnings.warn(OPTIONS_OF_EXACT, MMLensWarning, stacklevel=2)
     started, begun = time.monotonic(), provenance.now()
     groups = _groups(given, by)
     choices = _choices(given, chosen, options)

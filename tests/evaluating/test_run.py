@@ -15,7 +15,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import mm_lens
 from demo_training import evaluate as plain
-from mm_lens import DataError, InputError
+from mm_lens import DataError, InputError, MMLensWarning
 from mm_lens.data.samples import Sample
 from mm_lens.evaluating import asking, run
 from mm_lens.profiling.processes import Processes
@@ -185,6 +185,8 @@ def test_scienceqa_by_subject_and_grade(model, tmp_path):
     for row in found.answers.itertuples():
         assert row.asked.endswith("directly.")
         assert row.wanted == "ABCDE"[samples[row.index].right]
+    with pytest.warns(MMLensWarning, match="the protocol exact counts only the text"):
+        ask(model, where, samples=1, conditions=["given"])
     scored = ask(model, where, protocol="letters", samples=4, conditions=["given"]).answers
     for row in scored.itertuples():
         logs = [*row.log_probabilities]
