@@ -21,6 +21,9 @@ from . import (
     errors as errors,
 )
 from . import (
+    evaluating as evaluating,
+)
+from . import (
     layout as layout,
 )
 from . import (
@@ -53,6 +56,7 @@ from .causal import (
 from .checkpoints import convert as convert
 from .comparing import Comparison as Comparison
 from .comparing import compare as compare
+from .comparing import relate as relate
 from .data import corruptions as corruptions
 from .data import datasets as datasets
 from .drawing import overlay as overlay
@@ -71,6 +75,8 @@ from .errors import (
 from .errors import (
     MMLensWarning as MMLensWarning,
 )
+from .evaluating import Scores as Scores
+from .evaluating import evaluate as evaluate
 from .layout import TokenLayout as TokenLayout
 from .layout import regions as regions
 from .looking import attention as attention

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from importlib.metadata import entry_points
 from typing import Any
 
-from mm_lens.errors import MMLensWarning
+from mm_lens.errors import MMLensError, MMLensWarning
 
 
 def plugin_names(group: str) -> list[str]:
@@ -29,3 +29,16 @@ def plugins(group: str, kind: str) -> Iterator[Any]:
             warnings.warn(message, MMLensWarning, stacklevel=3)
             continue
         yield loaded
+
+
+def plugin(group: str, name: str, kind: str) -> Any:
+    """The object that an installed package adds under this name.
+
+    Raises:
+        MMLensError: its package cannot be loaded.
+    """
+    (point, *_) = entry_points(group=group, name=name)
+    try:
+        return point.load()
+    except Exception as error:  # whatever the code of somebody else raises
+        raise MMLensError(f"{kind} {point.value} cannot be loaded: {error}") from error

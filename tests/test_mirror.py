@@ -25,6 +25,9 @@ MODULES_WITHOUT_TESTS = {
     "mm_lens/model/parts/copying.py": "by copies and pickles: tests/test_wrong_uses.py",
     "mm_lens/cli/models.py": "what commands say of models: tests/cli/test_commands.py",
     "mm_lens/cli/hook_options.py": "options of the command: tests/cli/test_commands.py",
+    "mm_lens/cli/data/options.py": "options of commands: tests/cli/data/test_show.py and "
+    "tests/cli/test_evaluating.py",
+    "mm_lens/evaluating/asking.py": "what is asked and answered: tests/evaluating/test_run.py",
     "mm_lens/data/pixels.py": "with the pictures that hold them: tests/data/test_pictures.py",
     "mm_lens/data/prompts.py": "rendered by real processors: tests/model/test_inputs.py",
     "mm_lens/metrics/estimates.py": "what every metric returns: tests/metrics/test_core.py",
@@ -76,6 +79,7 @@ TESTS_WITHOUT_MODULE = {
     "tests/docs/test_errors_page.py": "the page docs/errors.md",
     "tests/docs/test_metrics_pages.py": "the pages below docs/metrics and docs/adding_a_metric.md",
     "tests/docs/test_security_page.py": "the limits in docs/security.md, against the code",
+    "tests/docs/test_data_pages.py": "the pages docs/data.md and docs/evaluating.md",
     "tests/docs/test_readme.py": "the code of README.md",
     "tests/docs/test_tutorials.py": "the notebooks below tutorials/",
     "tests/fuzz/test_fuzz.py": "a few cases of the fuzzer, over all that is read from files",

@@ -544,9 +544,9 @@ USES: dict[str, Use] = {
     ),
     "much noise": says("strength is", lambda c: corruptions.noise(c.image, "much")),
     # ---- profiles, data, loading ----
-    "a data set by name": says("A data set is", lambda c: profile(c.model, "easy-vqa")),
+    "a data set by a wrong name": says("neither a data set", lambda c: profile(c.model, "easy")),
     "pictures as data": says("has no id", lambda c: profile(c.model, [c.image])),
-    "tuples as data": says("has no id", lambda c: profile(c.model, [("What?", c.image)])),
+    "tuples as data": says("A tuple is", lambda c: profile(c.model, [("What?", c.image)])),
     "inputs as data": says("A data set is", lambda c: profile(c.model, c.x)),
     "an iterator as data": says("A data set is", lambda c: profile(c.model, iter(c.samples))),
     "a number as an id": says(
@@ -588,7 +588,7 @@ USES: dict[str, Use] = {
     "a number as a data set": says("is a name", lambda c: datasets.load(5)),
     "half a limit": says("whole number", lambda c: datasets.load("easy-vqa", limit=2.5)),
     "a table without columns": says(
-        "needs the columns", lambda c: datasets.load(file(b"a,b\n1,2\n", "a.csv"))
+        "has no column", lambda c: datasets.load(file(b"a,b\n1,2\n", "a.csv"))
     ),
     "a table in another encoding": says(
         "cannot be read",

@@ -16,7 +16,7 @@ from torch import Tensor
 from mm_lens.causal.patching import generic_activation_patch
 from mm_lens.check import native as plain
 from mm_lens.check.painting import SIZES, check_places
-from mm_lens.data.datasets import Sample
+from mm_lens.data.samples import Sample
 from mm_lens.looking.logit_lens import visual_logit_lens
 from mm_lens.model.binding import take_rows
 from mm_lens.model.bridge import VisionLanguageBridge

@@ -1,4 +1,4 @@
-"""The command line: `mm-lens profile`, `compare`, `check`, `convert`. Same words as in Python.
+"""The command line: `profile`, `evaluate`, `data show`, `compare`, … Same words as in Python.
 
 Progress goes to stderr, results to stdout. Every failure that a user can cause is one line on
 stderr and an exit code: 2 for a wrong command line, 130 for Ctrl-C, 1 for the rest.
@@ -21,7 +21,8 @@ import typer
 import mm_lens
 from mm_lens import demo
 from mm_lens._storage.files import check_ahead, whole_directory
-from mm_lens.cli import checking, failures, hook_options, left_over
+from mm_lens.cli import checking, evaluating, failures, hook_options, left_over, relating
+from mm_lens.cli.data import options, show
 from mm_lens.cli.models import load_model, silence_libraries
 from mm_lens.cli.stopping import Stopped, heed_sigterm
 from mm_lens.errors import MMLensError
@@ -88,17 +89,22 @@ def profile_command(
         str,
         typer.Option(help="Hub id, local directory, or a demo model, e.g. demo/llava-next."),
     ],
-    data: Annotated[
-        str,
-        typer.Option(help="Data set (easy-vqa), or a folder of images, or a csv, jsonl, parquet."),
-    ],
+    data: options.Data,
     out: Annotated[Path, typer.Option(help="Directory for table, provenance and pictures.")],
     samples: Annotated[
         int, typer.Option(min=1, help="Most samples, drawn at random with the seed.")
     ] = 500,
-    split: Annotated[
-        Literal["train", "test"], typer.Option(help="Part of a named data set.")
-    ] = "test",
+    split: options.Split = None,
+    image_column: options.ImageColumn = "image",
+    text_column: options.TextColumn = "text",
+    answer_column: options.AnswerColumn = None,
+    options_column: options.OptionsColumn = None,
+    id_column: options.IdColumn = None,
+    prompt: options.Prompt = None,
+    question: options.Question = None,
+    image_folder: options.ImageFolder = None,
+    separator: options.Separator = None,
+    fetch: options.Fetch = False,
     seed: Annotated[
         int, typer.Option(help="Of the samples, the tokens and all chance in the metrics.")
     ] = 0,
@@ -123,6 +129,7 @@ def profile_command(
     pairs: hook_options.Pairs = None,
     heads: hook_options.Heads = None,
     budget: hook_options.Budget = None,
+    per_sample: hook_options.PerSample = False,
     batch_size: Annotated[
         int, typer.Option(min=1, help="Samples per forward pass: memory against speed.")
     ] = 16,
@@ -202,8 +209,8 @@ def profile_command(
         )
     if model.startswith("demo/"):
         demo.path(model)
-    named = data in datasets.names()
-    chosen = datasets.load(data, split=split, limit=samples, seed=seed)
+    columns = options.read(locals())
+    chosen = datasets.load(data, split, samples, seed, **columns)
     asked = hook_options.split_names(metrics, hook_options.known_metrics()) if metrics else None
     from mm_lens.profiling import run_directory
 
@@ -228,12 +235,13 @@ def profile_command(
             metrics=asked,
             **which,
             budget=budget,
+            per_sample=per_sample,
             tokens=tokens,
             batch_size=batch_size,
             seed=seed,
             progress=not quiet,
             on_error=on_error,
-            data_name=f"{data}/{split}" if named else data,
+            data_name=f"{data}/{chosen.split}" if chosen.split else data,
             run_dir=run_dir,
             restart=restart,
             chat_template=chat_template,
@@ -257,6 +265,9 @@ def profile_command(
 
 
 app.command(name="check")(checking.check_command)
+app.command(name="evaluate")(evaluating.evaluate_command)
+app.command(name="relate")(relating.relate_command)
+app.add_typer(show.app, name="data")
 
 
 @app.command(name="convert")

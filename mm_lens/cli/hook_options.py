@@ -41,6 +41,12 @@ Budget = Annotated[
         show_default="80 % of the machine's",
     ),
 ]
+PerSample = Annotated[
+    bool,
+    typer.Option(
+        "--per-sample", help="Describe the tokens of each sample alone as well: samples.parquet."
+    ),
+]
 
 
 def split_names(text: str, valid: Sequence[str]) -> list[str]:

@@ -1,210 +1,93 @@
-"""Image-text samples: the demo data (easy-VQA), local files and folders.
+"""Image-text samples from wherever they are: a named data set, files, a table, objects in memory.
 
-A `DataSet` is a plain sequence of `Sample`; images are decoded only when a sample is taken, so a
-large set costs little memory.
+`load` is the one way in, for Python and the command line; `as_samples` takes what `profile` and
+`evaluate` are given. What goes in, with an example of each: docs/data.md.
 """
 
-import random
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
-from hashlib import blake2b
-from html import escape
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, overload, runtime_checkable
+from typing import Any
 
-from PIL import Image
-
-from mm_lens._notebook import Html, make_table, make_thumbnails
 from mm_lens._storage.texts import make_encodable
 from mm_lens.arguments import describe_value, require_whole
-from mm_lens.data.pictures import read_picture
-from mm_lens.data.tables import SUFFIXES as TABLE_SUFFIXES
-from mm_lens.data.tables import TableRow, read_table
+from mm_lens.data import sets
+from mm_lens.data.asking import apply_prompt
+from mm_lens.data.columns import Columns, read_row
+from mm_lens.data.samples import SHOWN, DataSet, Row, Sample, Samples
+from mm_lens.data.sets import hugging_face
+from mm_lens.data.sets.easy_vqa import EasyVQA
+from mm_lens.data.sources import File, Given
+from mm_lens.data.tables import SUFFIXES, read_table
 from mm_lens.errors import DataError
 
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "QUESTION",
+    "SHOWN",
+    "DataSet",
+    "EasyVQA",
+    "ImageFolder",
+    "Sample",
+    "Samples",
+    "as_samples",
+    "load",
+    "names",
+]
+
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
-
-
-SHOWN = 5
-"""Samples that a notebook shows of a data set."""
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One question about at most one image.
-
-    Attributes:
-        id: Names the sample within its data set; stable between runs.
-        text: The question.
-        image: Fully decoded RGB image, or None for a text-only sample.
-        answer: The expected answer, or None where it is not known.
-    """
-
-    id: str
-    text: str
-    image: Image.Image | None
-    answer: str | None
-
-
-@runtime_checkable
-class Samples(Protocol):
-    """A data set: any sequence of samples; one is read when it is taken."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int, /) -> Sample: ...
-
-
-class _Row(TableRow):
-    """A sample whose image has not been decoded yet."""
-
-    def read(self) -> Sample:
-        name = f"of {self.id}" + (f" in {self.table}" if self.table else "")
-        image = None if self.image is None else read_picture(self.image, name=name)
-        return Sample(self.id, self.text, image, self.answer)
-
-    def outline(self) -> tuple[str, str, str, int, int]:
-        if isinstance(self.image, bytes):
-            return self.id, self.text, blake2b(self.image).hexdigest(), len(self.image), 0
-        if self.image is None:
-            return self.id, self.text, "", 0, 0
-        if not self.image.is_file():
-            return self.id, self.text, str(self.image), -1, 0
-        about = self.image.stat()
-        return self.id, self.text, str(self.image), about.st_size, about.st_mtime_ns
-
-
-if TYPE_CHECKING:
-    _Samples = Sequence[Sample]
-else:
-    # A run-time type checker takes an item of what is annotated as Sequence[Sample]: it would
-    # decode an image, perhaps a damaged one, at every call.
-    _Samples = Sequence
-
-
-class DataSet(_Samples):
-    """Sequence of samples that decodes each image when its sample is taken.
-
-    `name` says in provenance and titles where the samples come from.
-    """
-
-    def __init__(self, rows: Sequence[_Row], name: str = "") -> None:
-        self._rows, self.name = rows, name
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __repr__(self) -> str:
-        images = len({row.image for row in self._rows if row.image is not None})
-        answers = sum(row.answer is not None for row in self._rows)
-        return (
-            f"{type(self).__name__}({self.name!r}: {len(self):,} samples, {images:,} images, "
-            f"{answers:,} answers)"
-        )
-
-    def _repr_html_(self) -> str:
-        """The first samples."""
-        rows = []
-        for row in self._rows[:SHOWN]:
-            try:
-                sample = row.read()
-                picture = make_thumbnails([sample.image] if sample.image else [])
-            except DataError as error:  # a notebook shows what can be shown
-                picture = Html(escape(str(error)))
-            rows.append((row.id, row.text, row.answer or "", picture))
-        return make_table(["id", "text", "answer", "image"], rows, repr(self))
-
-    @overload
-    def __getitem__(self, index: int) -> Sample: ...
-    @overload
-    def __getitem__(self, index: slice) -> "DataSet": ...
-    def __getitem__(self, index: int | slice) -> "Sample | DataSet":
-        if isinstance(index, slice):
-            return DataSet(self._rows[index], self.name)
-        return self._rows[index].read()
-
-    def outline(self) -> list[tuple[str, str, str, int, int]]:
-        """Id, text, file, its size in bytes and the time of its last change, of every sample.
-
-        What tells two sets apart, undecoded. An image given as bytes stands there with their
-        digest; -1 is the size of a missing file.
-        """
-        return [row.outline() for row in self._rows]
-
-    def select(self, indices: Sequence[int]) -> "DataSet":
-        """The samples at `indices`, in that order, still undecoded."""
-        return DataSet([self._rows[i] for i in indices], self.name)
-
-    def draw(self, n: int, seed: int) -> "DataSet":
-        """`n` samples without replacement, each image once before any is taken again.
-
-        In a causal model questions about one image share its tokens to the last bit, so a second
-        question adds copies rather than data.
-        """
-        order = random.Random(seed).sample(range(len(self)), len(self))
-        taken: Counter[Path | bytes | int] = Counter()
-        turn = {}
-        for i in order:
-            image = self._rows[i].image
-            key = i if image is None else image
-            turn[i] = taken[key]
-            taken[key] += 1
-        return self.select(sorted(order, key=turn.__getitem__)[:n])
-
-
-class EasyVQA(DataSet):
-    """easy-VQA (Victor Zhou, MIT licence): questions about one coloured shape per 64 x 64 image.
-
-    train: 38,575 questions about 4,000 images; test: 9,673 questions about 1,000 other images;
-    13 answers (yes, no, 3 shapes, 8 colours). Order is that of the package `easy-vqa`.
-    """
-
-    def __init__(self, split: str = "test") -> None:
-        import easy_vqa
-
-        readers = {
-            "train": (easy_vqa.get_train_questions, easy_vqa.get_train_image_paths),
-            "test": (easy_vqa.get_test_questions, easy_vqa.get_test_image_paths),
-        }
-        if split not in readers:
-            raise DataError(f"easy-vqa has no split {split!r}. Available: {', '.join(readers)}.")
-        read_questions, read_paths = readers[split]
-        paths = read_paths()
-        super().__init__(
-            [
-                _Row(f"{split}/{image}/{i}", question, Path(paths[image]), answer)
-                for i, (question, answer, image) in enumerate(zip(*read_questions(), strict=True))
-            ],
-            f"easy-vqa {split}",
-        )
+QUESTION = "What is shown in this image?"
+"""What every image of a folder is asked, where nothing else is said."""
+IN_FOLDERS = SUFFIXES - {".json"}
+"""Tables that a folder is searched for: a .json beside images may be about anything."""
 
 
 class ImageFolder(DataSet):
     """Local images: a table of images and questions, or a folder of image files.
 
-    A table (`.csv`, `.jsonl`, `.parquet`) has the columns `image` (a path, relative to
-    the table, or the bytes of a file; may be empty), `text` and optionally `answer`. A folder
-    is searched for such a table first; without one, every image file in it (recursively, sorted)
-    is asked `question`.
+    A table (`.csv`, `.tsv`, `.json`, `.jsonl`, `.parquet`) has the columns `image` (a path,
+    relative to the table, or the bytes of a file; may be empty), `text` and optionally `answer`,
+    `options` and `id`; `columns` says other names. A folder is searched for such a table first, but
+    for `.json`; without one, every image file in it (recursively, sorted) is asked `question`.
     """
 
-    def __init__(self, path: str | Path, question: str = "What is shown in this image?") -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        question: str | None = None,
+        columns: Columns | None = None,
+        separator: str | None = None,
+    ) -> None:
         path = Path(path)
         if not path.exists():
             raise DataError(f"{path} does not exist. Give a folder of images or a table file.")
-        if not path.is_dir():
-            super().__init__(_table_rows(path), path.name)
-            return
-        tables = _with_suffix(path.iterdir(), TABLE_SUFFIXES)
+        tables = _with_suffix(path.iterdir(), IN_FOLDERS) if path.is_dir() else [path]
         if len(tables) > 1:
             names = ", ".join(table.name for table in tables)
             raise DataError(f"{path} holds several tables ({names}). Give the path of one of them.")
+        if tables and question is not None:
+            raise DataError(
+                f"{tables[0]} has questions of its own: leave out question={question!r}."
+            )
+        if not tables and columns not in (None, Columns()):
+            raise DataError(f"{path} holds no table: leave out names of columns.")
         if tables:
-            super().__init__(_table_rows(tables[0]), path.name)
+            super().__init__(read_table(tables[0], columns, separator), path.name)
             return
         files = _with_suffix(path.rglob("*"), IMAGE_SUFFIXES)
-        rows = [_Row(make_encodable(str(f.relative_to(path))), question, f, None) for f in files]
+        asked = QUESTION if question is None else question
+        rows = [
+            Row(
+                make_encodable(str(file.relative_to(path))),
+                asked,
+                (File(file),),
+                about={"question": asked},
+            )
+            for file in files
+        ]
         super().__init__(rows, path.name)
 
 
@@ -220,54 +103,177 @@ def _with_suffix(paths: Iterable[Path], suffixes: Collection[str]) -> list[Path]
     )
 
 
-def _table_rows(path: Path) -> list[_Row]:
-    return [_Row(**vars(row)) for row in read_table(path)]
-
-
-_NAMED: dict[str, Callable[[str], DataSet]] = {"easy-vqa": EasyVQA}
-
-
 def names() -> list[str]:
-    """Names that `load` knows."""
-    return sorted(_NAMED)
+    """Names that `load` knows; installed packages may add some."""
+    return sets.names()
 
 
 def load(
-    name_or_path: str | Path, split: str = "test", limit: int | None = None, seed: int = 0
+    source: Any,
+    split: str | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    *,
+    image_column: str | Sequence[str] | None = "image",
+    text_column: str = "text",
+    answer_column: str | None = None,
+    options_column: str | Sequence[str] | None = None,
+    id_column: str | None = None,
+    prompt: str | None = None,
+    question: str | None = None,
+    image_folder: str | PathLike[str] | None = None,
+    separator: str | None = None,
+    fetch: bool = False,
 ) -> DataSet:
-    """A named data set or a local folder or table, as a sequence of samples.
+    r"""A data set, from whatever it is in, as a sequence of samples.
+
+    ```python
+    load("easy-vqa", limit=100)
+    load("questions.tsv", image_column="picture", text_column="q", answer_column="a")
+    load("llava_v1_5_mix665k.json", image_folder="images")
+    load("scienceqa:ScienceQA/data/scienceqa", prompt="{hint}\n{question}\n{choices}")
+    load([{"image": "a.png", "text": "What is this?"}])
+    ```
 
     Args:
-        name_or_path: One of `names()`, else a path for `ImageFolder`.
-        split: Of a named data set; local files have none.
-        limit: At most this many samples, drawn without replacement, spread over the images; None
+        source: one of `names()`, as "easy-vqa", with a place behind a colon where it needs one
+            ("scienceqa:DIR"); a folder of images; a table (csv, tsv, json, jsonl, parquet); records
+            of LLaVA (`conversations`); a `datasets.Dataset`, or the directory that it was saved to;
+            a data frame; a sequence of dictionaries, of tuples (image, text, answer), or of
+            samples.
+        split: of a set that has several; None takes its usual one.
+        limit: at most this many samples, drawn without replacement, spread over the images; None
             takes all, in order.
-        seed: Of the draw. The same seed gives the same samples in the same order.
+        seed: of the draw. The same seed gives the same samples in the same order.
+        image_column: column of images: paths, bytes, structs of the two, pictures; a list in a cell
+            where a sample has several. Several columns, if each has one. None: no images.
+        text_column: column of the question.
+        answer_column: column of the answer. None takes "answer" if it is there.
+        options_column: column of the options: a list, or a text with `|` between them; or several
+            columns, one for each. None takes "options" if it is there.
+        id_column: column of ids. None takes "id" if it is there; else rows are numbered.
+        prompt: template of what is asked, with columns in braces: `{question}`, `{choices}`.
+        question: what every image of a folder without a table is asked.
+        image_folder: where relative paths begin; None takes the folder of the table.
+        separator: between the cells of a csv; None finds it out.
+        fetch: fetch images whose column holds an address, each time that a sample is taken.
 
     Raises:
-        DataError: Unknown name or path, unreadable table, or no sample at all.
+        DataError: unknown name or path, unreadable table, wrong column, or no sample at all.
+        InputError: the prompt is no template of these columns.
     """
-    if not isinstance(name_or_path, str | PathLike):
-        raise DataError(
-            f"A data set is a name ({', '.join(names())}) or a path, not "
-            f"{describe_value(name_or_path)}. Samples of your own need no load: profile takes any "
-            "sequence of mm_lens.data.Sample."
-        )
+    columns = Columns(
+        image=_as_names(image_column),
+        text=text_column,
+        answer=answer_column,
+        options=_as_names(options_column),
+        id=id_column,
+        folder=None if image_folder is None else Path(image_folder),
+        fetch=fetch,
+    )
     if limit is not None and require_whole("limit", limit) < 1:
         raise DataError(
             f"limit={limit} leaves no samples. Give a positive number, or None for all."
         )
-    if str(name_or_path) in _NAMED:
-        samples: DataSet = _NAMED[str(name_or_path)](split)
-    elif Path(name_or_path).exists():
-        samples = ImageFolder(name_or_path)
+    if separator is not None and len(separator) != 1:
+        raise DataError(f"separator is one character, as ';', not {separator!r}.")
+    if isinstance(source, str | PathLike):
+        samples = _open(source, split, columns, question, separator)
     else:
-        raise DataError(
-            f"{str(name_or_path)!r} is neither a data set ({', '.join(names())}) nor an existing "
-            "folder or table. Correct the name or the path."
-        )
+        samples = _of_objects(source, split, columns)
     if not len(samples):
-        raise DataError(f"{name_or_path} holds no samples. Put images or table rows into it.")
+        name = source if isinstance(source, str | PathLike) else "The data set"
+        raise DataError(f"{name} holds no samples. Put images or table rows into it.")
+    if prompt is not None:
+        samples = apply_prompt(samples, prompt)
     if limit is None or limit >= len(samples):
         return samples
     return samples.draw(limit, seed)
+
+
+def _as_names(columns: str | Sequence[str] | None) -> tuple[str, ...]:
+    if columns is None:
+        return ()
+    return (columns,) if isinstance(columns, str) else tuple(columns)
+
+
+def _open(
+    source: str | PathLike[str],
+    split: str | None,
+    columns: Columns,
+    question: str | None,
+    separator: str | None,
+) -> DataSet:
+    """A data set by its name or path."""
+    path = Path(source)
+    name, _, where = str(source).partition(":")
+    if name in names() and not (where and path.exists()):
+        if name == "hf":
+            return hugging_face.open_set(where, split, columns)
+        if replace(columns, fetch=False) != Columns():
+            raise DataError(f"{name} has columns of its own: leave out names of columns.")
+        return sets.opener(name)(where, split)
+    if not path.exists():
+        raise DataError(
+            f"{str(source)!r} is neither a data set ({', '.join(names())}) nor an existing "
+            "folder or table. Correct the name or the path."
+        )
+    if path.is_dir() and hugging_face.is_saved(path):
+        found = hugging_face.choose_split(hugging_face.open_saved(path), split)
+        return DataSet(hugging_face.read_rows(found, columns), path.name, split or "")
+    if split is not None:
+        raise DataError(f"{path} has no splits: leave out split={split!r} (--split).")
+    return ImageFolder(path, question, columns, separator)
+
+
+def _of_objects(source: Any, split: str | None, columns: Columns) -> DataSet:
+    """A data set of objects in memory."""
+    if isinstance(source, DataSet):
+        return source
+    if hugging_face.is_dataset(source):
+        found = hugging_face.choose_split(source, split)
+        name = str(
+            getattr(getattr(found, "info", None), "dataset_name", None) or "datasets.Dataset"
+        )
+        return DataSet(hugging_face.read_rows(found, columns), name, split or "")
+    if type(source).__name__ == "DataFrame" and hasattr(source, "to_dict"):
+        source = source.to_dict("records")
+    if isinstance(source, Mapping) or not isinstance(source, Samples) or isinstance(source, bytes):
+        raise DataError(
+            f"A data set is a name ({', '.join(names())}), a path, a datasets.Dataset, or a "
+            f"sequence of dictionaries, tuples or samples, not {describe_value(source)}."
+        )
+    return DataSet([_object_row(source[i], i, columns) for i in range(len(source))], "samples")
+
+
+def _object_row(item: Any, index: int, columns: Columns) -> Row:
+    if isinstance(item, Sample):
+        images = tuple(Given(image) for image in item.images)
+        about = {"question": item.text, **item.about}
+        return Row(item.id, item.text, images, item.answer, item.options, item.right, about)
+    where = f"Item {index}"
+    if isinstance(item, (tuple, list)):
+        texts = [part for part in item[1:] if isinstance(part, (str, type(None)))]
+        if not 2 <= len(item) <= 3 or len(texts) < len(item) - 1:
+            raise DataError(
+                f"{where} is {describe_value(item)}. A tuple is (image, text) or (image, text, "
+                "answer); or give dictionaries."
+            )
+        names = (*columns.image[:1], columns.text, columns.answer or "answer")
+        item = dict(zip(names, item, strict=False))
+    return read_row(item, columns, where, index, Path())
+
+
+def as_samples(data: Any) -> Samples:
+    """What a function is given for data, as samples: see `load`.
+
+    A sequence that gives samples one by one is taken as it is: none of them is looked at.
+    """
+    if isinstance(data, str | PathLike) or hugging_face.is_dataset(data):
+        return load(data)
+    if type(data).__name__ == "DataFrame":
+        return load(data)
+    if isinstance(data, (list, tuple)) and data and isinstance(data[0], (Mapping, tuple, list)):
+        return load(data)
+    found: Samples = data
+    return found

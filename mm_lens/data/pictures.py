@@ -87,12 +87,12 @@ def open_picture(
         raise InputError(f"{name} cannot be read: {told}. Check or leave out the file.") from error
 
 
-def read_picture(source: Path | bytes, name: str = "") -> Image.Image:
+def read_picture(source: Any, name: str = "") -> Image.Image:
     """The picture of a sample of a data set; see `open_picture`.
 
     Args:
-        source: a file, or the bytes of one.
-        name: what error messages call an image given as bytes.
+        source: a file, the bytes of one, or whatever `open_picture` takes.
+        name: what error messages call an image that is no file.
 
     Raises:
         DataError: the file is missing, not an image, truncated, too large, or of an unknown range.

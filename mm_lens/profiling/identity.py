@@ -17,7 +17,7 @@ from torch import Tensor
 from mm_lens._storage.checked import tensor_checksum
 from mm_lens._storage.fingerprint import weights_digest
 from mm_lens._storage.hashing import digest_entries
-from mm_lens.data.datasets import Samples
+from mm_lens.data.samples import Samples
 from mm_lens.model.check import PROMPT
 from mm_lens.profiling.provenance import describe_model, versions
 from mm_lens.profiling.reading import Item

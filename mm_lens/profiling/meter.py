@@ -31,7 +31,7 @@ from transformer_lens.hook_points import LensHandle
 from mm_lens._storage.checked import read_file, write_file
 from mm_lens._storage.fingerprint import weights_digest
 from mm_lens._storage.hashing import digest
-from mm_lens.data.datasets import Sample
+from mm_lens.data.samples import Sample
 from mm_lens.errors import InputError, MMLensWarning
 from mm_lens.metrics import Metric
 from mm_lens.model.bridge import VisionLanguageBridge

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mm_lens._storage.hashing import digest
 from mm_lens.arguments import describe_value
-from mm_lens.data.datasets import Sample, Samples
+from mm_lens.data.samples import Sample, Samples
 from mm_lens.errors import InputError, MMLensError, lacks_memory
 from mm_lens.model.binding import identify_documents, identify_pictures, identify_texts
 from mm_lens.model.forward import Frame
@@ -58,12 +58,9 @@ class Item:
     @staticmethod
     def of(index: int, sample: Sample) -> Item:
         """What is needed of a sample besides its inputs."""
-        image = sample.image
-        content = (
-            sample.text
-            if image is None
-            else repr((image.mode, image.size)).encode() + image.tobytes()
-        )
+        images = sample.image if isinstance(sample.image, tuple) else (sample.image,)
+        pixels = [repr((i.mode, i.size)).encode() + i.tobytes() for i in images if i is not None]
+        content = b"".join(pixels) if pixels else sample.text
         return Item(index, sample.id, sample.text, digest(content))
 
 
@@ -110,6 +107,7 @@ class Reader:
         batch_size: samples in a batch.
         on_error: what happens with a sample that cannot be read or prepared.
         chat_template: as `prepare` takes it.
+        padding_side: as `prepare` takes it.
     """
 
     def __init__(
@@ -120,9 +118,10 @@ class Reader:
         batch_size: int,
         on_error: OnError,
         chat_template: bool | None = None,
+        padding_side: Literal["left", "right"] | None = None,
     ) -> None:
         self.model, self.dataset, self.on_error = model, dataset, on_error
-        self.chat_template = chat_template
+        self.chat_template, self.padding_side = chat_template, padding_side
         starts = range(0, n_samples, batch_size)
         self.ranges = [range(start, min(start + batch_size, n_samples)) for start in starts]
 
@@ -153,6 +152,7 @@ class Reader:
                 [s.text for _, s in samples],
                 [s.image for _, s in samples],
                 chat_template=self.chat_template,
+                padding_side=self.padding_side,
             )
         except MMLensError as error:
             if len(samples) > 1:  # one of them spoils the batch: find it

@@ -43,6 +43,7 @@ COLUMNS = (
 PLACE = ("stream", "layer", "modality", "metric", "hook", "head", "source")
 """What tells the values of a profile apart."""
 TABLE_FILE, REPLICATES_FILE = "profile.parquet", "replicates.parquet"
+SAMPLES_FILE = "samples.parquet"
 PROVENANCE_FILE = "provenance.json"
 MAX_LAYERS = 100_000
 """Most layers of a model in a profile that is read."""
@@ -65,11 +66,14 @@ class Profile:
             without each of up to 16 groups of documents (`g0`, …); and `rest`, the standard error
             that these do not show. What `mm_lens.compare` takes the intervals of differences from;
             None in profiles of earlier versions.
+        samples: with `per_sample=True`, a row for each sample, stream, state and modality: what its
+            tokens are like (`mm_lens.profiling.per_sample.quantities`); else None.
     """
 
     table: pd.DataFrame
     provenance: dict[str, Any]
     replicates: pd.DataFrame | None = None
+    samples: pd.DataFrame | None = None
 
     @property
     def title(self) -> str:
@@ -135,6 +139,9 @@ class Profile:
         if self.replicates is not None:
             names.append(REPLICATES_FILE)
             (directory / REPLICATES_FILE).write_bytes(self.replicates.to_parquet(index=False))
+        if self.samples is not None:
+            names.append(SAMPLES_FILE)
+            (directory / SAMPLES_FILE).write_bytes(self.samples.to_parquet(index=False))
         text = json.dumps(self.provenance, indent=2, ensure_ascii=False)
         (directory / PROVENANCE_FILE).write_text(
             text + "\n", encoding="utf-8", errors="backslashreplace"
@@ -170,7 +177,8 @@ class Profile:
             copies = path / REPLICATES_FILE
             replicates = read_frame(copies) if copies.exists() else None
             check_content(table, provenance, replicates)
-            return Profile(_with_hooks(table), provenance, replicates)
+            samples = read_samples(path / SAMPLES_FILE)
+            return Profile(_with_hooks(table), provenance, replicates, samples)
         except DataError:
             raise
         except (OSError, ValueError) as error:
@@ -178,6 +186,23 @@ class Profile:
                 f"{path} holds no readable profile ({error}). Give a directory that "
                 "Profile.save or mm-lens profile wrote."
             ) from error
+
+
+def read_samples(path: Path) -> pd.DataFrame | None:
+    """What is known of each sample; None where that was not asked for.
+
+    Raises:
+        ValueError: it is no such table.
+        OSError: it cannot be read.
+    """
+    if not path.exists():
+        return None
+    found = read_frame(path)
+    texts = dict.fromkeys(("id", "shared", "stream", "modality"), str)
+    kinds = {**texts, **dict.fromkeys(("index", "layer", "n_tokens"), int)}
+    numbers = [str(name) for name in found if name not in kinds]
+    require_columns(path.name, found, {**kinds, **dict.fromkeys(numbers, float)})
+    return found
 
 
 def _thirds(curve: pd.DataFrame) -> str:

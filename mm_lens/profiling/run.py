@@ -29,7 +29,8 @@ import torch
 from tqdm import tqdm
 
 from mm_lens.arguments import describe_value, require_number, require_whole
-from mm_lens.data.datasets import Samples
+from mm_lens.data.datasets import as_samples
+from mm_lens.data.samples import Samples
 from mm_lens.errors import DataError, InputError
 from mm_lens.metrics import METRICS, PRESETS, Estimate, Metric, preset
 from mm_lens.model.bridge import VisionLanguageBridge
@@ -44,6 +45,7 @@ from mm_lens.profiling.evaluation import (
     tabulate,
 )
 from mm_lens.profiling.identity import manifest
+from mm_lens.profiling.per_sample.collecting import describe_samples as describe_each
 from mm_lens.profiling.points.budget import Holding, hold, honest_number, restrict
 from mm_lens.profiling.points.pairs import Pairs, known_pairs, plan_spots, resolve_pairs
 from mm_lens.profiling.points.point import Point, Spot
@@ -64,7 +66,7 @@ T = TypeVar("T", bound=str)
 
 def profile(
     source: Any,
-    dataset: Samples | None = None,
+    dataset: Any = None,
     *,
     streams: Sequence[Literal["residual", "main"]] | None = None,
     modalities: Sequence[Literal["visual", "text", "all"]] | None = None,
@@ -84,6 +86,7 @@ def profile(
     pairs: Pairs = None,
     heads: Heads = False,
     budget: float | None = None,
+    per_sample: bool = False,
 ) -> Profile:
     """Measure how a model treats its visual and text tokens, hook by hook.
 
@@ -95,7 +98,8 @@ def profile(
 
     Args:
         source: a `LayoutCache`, or a model from `mm_lens.load`.
-        dataset: the samples, for a model.
+        dataset: the samples, for a model: whatever `mm_lens.datasets.load` takes ("easy-vqa", a
+            path, dictionaries, …) or gives, or any sequence of `mm_lens.data.Sample`.
         streams: "residual", "main" (without skip connections); None profiles a model on both. For a
             cache it says what its states are; None stands for "residual".
         modalities: of "visual", "text", "all"; None takes all (a cache: all that it holds).
@@ -130,6 +134,8 @@ def profile(
         budget: GiB of memory for states, by default 80 % of the machine's. What does not fit is
             measured in several passes over the data, or with fewer tokens if `tokens` is None; the
             provenance says so. With `run_dir`, states are in files.
+        per_sample: describe the tokens of each sample alone as well, in `Profile.samples`
+            (`mm_lens.profiling.per_sample.quantities`): one more pass over the data per stream.
 
     Raises:
         InputError: an argument is wrong, the cache does not hold what is needed, or `run_dir` holds
@@ -149,8 +155,10 @@ def profile(
         require_number("budget", budget, 0)
     chosen = choose_metrics(metrics, presets)
 
-    started, begun = time.monotonic(), provenance.now()
+    started, begun, alone = time.monotonic(), provenance.now(), None
     if dataset is None:
+        if per_sample:
+            raise InputError("per_sample=True describes the samples of data: profile(model, data).")
         if run_dir is not None:
             raise InputError("A cache is in memory already: run_dir is for a model and data.")
         flow = _only_stream(source, streams)
@@ -160,6 +168,7 @@ def profile(
         seconds = {"states": time.monotonic() - started}
         found = Evaluation(states, chosen, seed).estimates(progress)
     else:
+        dataset = as_samples(dataset)
         _check(source, dataset)
         if batch_size > 1:
             source.report.require(f"profile with batch_size={batch_size}", "batch")
@@ -197,6 +206,8 @@ def profile(
                 seconds["states"] += time.monotonic() - now
                 found += Evaluation(states, chosen, seed, device, directory).estimates(shown)
             found = _in_order(found, plan)
+            if per_sample:
+                alone = describe_each(model, dataset, plan, progress=shown, run=directory)
     seconds["metrics"] = time.monotonic() - started - seconds["states"]
     about = provenance.describe_model(model)
     return Profile(
@@ -229,6 +240,7 @@ def profile(
             },
         },
         collect_replicates(found),
+        alone,
     )
 
 
@@ -327,8 +339,8 @@ def _check(model: Any, dataset: Samples) -> None:
         raise InputError("A data set needs a model to run: profile(mm_lens.load(…), dataset).")
     if not isinstance(dataset, Samples) or isinstance(dataset, str | Mapping):
         raise InputError(
-            "A data set is a sequence of mm_lens.data.Sample, as mm_lens.datasets.load(…) gives of "
-            f'"easy-vqa", a folder or a table; not {describe_value(dataset)}.'
+            "A data set is what mm_lens.datasets.load(…) takes or gives: a name, a path, a "
+            f"sequence of samples or dictionaries; not {describe_value(dataset)}."
         )
     if not len(dataset):
         raise DataError("The data set holds no samples.")

@@ -287,7 +287,8 @@ def _acquire(lock: FileLock, path: Path) -> None:
 
 def note(path: Path) -> str:
     """What to tell whose run has failed: what it has left, or "" if that is nothing."""
-    if not any(path.glob(f"part-*/{INDEX}")):
+    sites = (file for file in (path / SITES).glob("*") if file.suffix != ".new")
+    if not any(path.glob(f"part-*/{INDEX}")) and not any(sites):
         return ""
     return f"What was done is in {path}: run the same again to resume."
 

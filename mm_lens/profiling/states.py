@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from mm_lens._storage.checked import REMEDY
 from mm_lens._storage.hashing import digest
-from mm_lens.data.datasets import Samples
+from mm_lens.data.samples import Samples
 from mm_lens.errors import DataError, InputError
 from mm_lens.model.binding import identify_documents
 from mm_lens.model.cache import LayoutCache

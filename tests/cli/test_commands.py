@@ -129,7 +129,9 @@ def test_existing_directory_is_replaced_only_when_asked(no_pictures, profile, tm
         ({}, ("--samples", "0"), 2, "--samples"),
         ({}, ("--tokens", "some"), 2, "--tokens"),
         ({}, ("--streams", "residual,stray"), 2, "residual, main"),
-        ({}, ("--split", "dev"), 2, "--split"),
+        ({}, ("--split", "dev"), 1, "--split"),
+        ({}, ("--prompt", "{nope}"), 1, "names the column 'nope'"),
+        ({}, ("--image-column", "pic"), 1, "holds no table"),
         ({}, ("--metrics", "anisotropy,stray"), 2, "stray"),
         ({}, ("--sampels", "3"), 2, "--samples"),
     ],
@@ -293,7 +295,7 @@ def test_options_have_the_defaults_of_the_function():
     assert shared == {
         *("streams", "presets", "metrics", "tokens", "batch_size", "samples", "seed"),
         *("on_error", "restart", "hooks", "pairs", "heads", "budget"),
-        "chat_template",
+        *("chat_template", "per_sample"),
     }
     assert ours["hooks"].default == "states"  # what None stands for
     for name in shared - {

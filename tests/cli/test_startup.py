@@ -44,7 +44,7 @@ PROFILE = ["profile", "--model", "demo/llava-next", "--data", "easy-vqa", "--out
 CASES = [
     ([*PROFILE, "--streams", "middle"], "residual, main"),
     ([*PROFILE, "--presets", "best"], "honest, paper"),
-    ([*PROFILE, "--split", "all"], "'train', 'test'"),
+    ([*PROFILE, "--split", "all"], "Available: train, test"),
     ([*PROFILE, "--attention", "flash"], "'sdpa', 'eager'"),
     ([*PROFILE, "--dtype", "float8"], "float32"),
     ([*PROFILE, "--on-error", "ignore"], "'raise', 'skip'"),
@@ -55,6 +55,9 @@ CASES = [
     (["profile", "--model", "demo/nope", *PROFILE[3:]], "demo/llava-next"),
     ([*PROFILE[:4], "nope.csv", *PROFILE[5:]], "neither a data set"),
     ([*PROFILE[:4], "FILE", *PROFILE[5:]], "Known endings"),
+    (["evaluate", *PROFILE[1:4], "scienceqa:NOPE", *PROFILE[5:]], "no such directory or file"),
+    (["evaluate", *PROFILE[1:], "--protocol", "best"], "'lmms-eval'"),
+    (["data", "show", "NOPE"], "neither a data set"),
     ([*PROFILE, "--states", "OUT"], "lies in --out"),
     (["profile"], "Missing option"),
     (["compare", "FULL", "--out", "OUT"], "two or more"),

@@ -158,7 +158,7 @@ def test_missing_image_is_named(tmp_path: Path) -> None:
 
 
 def _bad_sources(folder: Path) -> Iterator[tuple[Path | str, str]]:
-    yield "easy-vqs", "neither a data set .easy-vqa. nor"
+    yield "easy-vqs", "neither a data set .easy-vqa, .* nor"
     yield folder / "absent", "neither"
     (folder / "empty").mkdir()
     yield folder / "empty", "holds no samples"
@@ -171,9 +171,12 @@ def _bad_sources(folder: Path) -> Iterator[tuple[Path | str, str]]:
     (folder / "broken.parquet").write_text("x")
     yield folder / "broken.parquet", "broken.parquet cannot be read"
     (folder / "columns.csv").write_text("picture,question\na.png,b\n")
-    yield folder / "columns.csv", "Row 0 .* needs the columns"
+    yield (
+        folder / "columns.csv",
+        "Row 0 .* no column 'image'. .*: picture, question. .*--image-column",
+    )
     (folder / "list.jsonl").write_text("[1]\n")
-    yield folder / "list.jsonl", "Row 0 .* needs the columns"
+    yield folder / "list.jsonl", "Row 0 .* is a list, not an object of columns"
     (folder / "number.jsonl").write_text('{"image": 3, "text": "?"}\n')
     yield folder / "number.jsonl", "'image' is a int"
     (folder / "two").mkdir()
@@ -203,7 +206,7 @@ def test_sample_cannot_be_changed() -> None:
 
 def test_a_draw_takes_every_image_once_before_any_twice() -> None:
     pixels = [sample.image.tobytes() for sample in datasets.load("easy-vqa", limit=40, seed=1)]
-    paths = [row.image for row in datasets.load("easy-vqa", limit=1300, seed=1)._rows]
+    paths = [row.images for row in datasets.load("easy-vqa", limit=1300, seed=1)._rows]
     assert len(set(paths[:1000])) == 1000
     assert len(set(pixels)) > 36  # different files may show the same shape
     assert max(paths.count(p) for p in set(paths)) == 2

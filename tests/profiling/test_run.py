@@ -134,3 +134,18 @@ def test_model_and_data_go_together(model):
         quick(model)
     with pytest.raises(InputError, match="needs a model"):
         quick("demo/llava-next", make_data(2))
+
+
+def test_whatever_load_takes_can_be_profiled(model):
+    """Names, dictionaries and tuples, as samples of the same ids would be."""
+    pictures = [random_image(20 + i, 30, i) for i in range(4)]
+    samples = [mm_lens.data.Sample(str(i), "What?", p, None) for i, p in enumerate(pictures)]
+    expected = quick(model, samples, streams=["residual"])
+    for data in (
+        [{"image": picture, "text": "What?"} for picture in pictures],
+        [(picture, "What?") for picture in pictures],
+    ):
+        found = quick(model, data, streams=["residual"])
+        pd.testing.assert_frame_equal(found.table, expected.table, check_exact=True)
+    named = quick(model, "easy-vqa", streams=["residual"], samples=2).provenance["data"]
+    assert (named["name"], named["n_samples"]) == ("easy-vqa test", 2)

@@ -1,0 +1,1 @@
+"""Commands and options about data: which samples, from where, by which columns."""
