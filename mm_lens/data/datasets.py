@@ -4,6 +4,7 @@ A `DataSet` is a plain sequence of `Sample`; images are decoded only when a samp
 large set costs little memory.
 """
 
+import inspect
 import random
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -18,7 +19,7 @@ from PIL import Image
 
 from mm_lens._notebook import Html, make_table, make_thumbnails
 from mm_lens._storage.texts import make_encodable
-from mm_lens.arguments import describe_value, require_whole
+from mm_lens.arguments import describe_value, require_whole, suggest
 from mm_lens.data.pictures import read_picture
 from mm_lens.data.tables import SUFFIXES as TABLE_SUFFIXES
 from mm_lens.data.tables import TableRow, read_table
@@ -232,10 +233,21 @@ def names() -> list[str]:
     return sorted(_NAMED)
 
 
+def describe(name: str) -> str:
+    """What a named data set is, in words."""
+    return inspect.getdoc(_NAMED[name]) or ""
+
+
 def load(
     name_or_path: str | Path, split: str = "test", limit: int | None = None, seed: int = 0
 ) -> DataSet:
     """A named data set or a local folder or table, as a sequence of samples.
+
+    ```python
+    data = datasets.load("easy-vqa", limit=100)
+    mine = datasets.load("my-pictures/")       # a folder, or a .csv, .jsonl, .parquet
+    data[0].image, data[0].text, data[0].answer
+    ```
 
     Args:
         name_or_path: One of `names()`, else a path for `ImageFolder`.
@@ -264,7 +276,7 @@ def load(
     else:
         raise DataError(
             f"{str(name_or_path)!r} is neither a data set ({', '.join(names())}) nor an existing "
-            "folder or table. Correct the name or the path."
+            f"folder or table. Correct the name or the path.{suggest(name_or_path, names())}"
         )
     if not len(samples):
         raise DataError(f"{name_or_path} holds no samples. Put images or table rows into it.")
