@@ -208,9 +208,8 @@ def _make_sweep(activation_name: str, what: str, heads: bool = False) -> Any:
     """`generic_activation_patch` for one activation, with a docstring and arguments of its own."""
 
     def sweep(*arguments: Any, **options: Any) -> RegionPatching:
-        return generic_activation_patch(
-            *arguments, activation_name=activation_name, heads=heads, **options
-        )
+        fixed: dict[str, Any] = {"activation_name": activation_name, "heads": heads}
+        return generic_activation_patch(*arguments, **fixed, **options)
 
     whole = inspect.signature(generic_activation_patch)
     kept = [p for name, p in whole.parameters.items() if name not in ("activation_name", "heads")]

@@ -157,7 +157,7 @@ def _draw_table(
     drawn = axis.imshow(values, cmap=scale.colours, norm=scale.norm, aspect="auto")
     axis.set_yticks(range(len(labels)), labels)
     step = max(1, len(numbers) // 16)
-    axis.set_xticks(range(0, len(numbers), step), numbers[::step])
+    axis.set_xticks(range(0, len(numbers), step), [str(n) for n in numbers[::step]])
     axis.set_xlabel("layer")
     axis.set_title(title, fontsize=10)
     figure.colorbar(drawn, ax=axis, label=label)

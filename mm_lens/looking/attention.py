@@ -35,7 +35,7 @@ def attention_map(
     query: Where = "last",
     key: Where = "visual",
     layers: Sequence[int] | None = None,
-) -> Float32[Tensor, "layers heads batch pos"]:
+) -> Float32[TokenValues, "layers heads batch pos"]:
     """Attention that the tokens of `query` pay to each token of `key`, by block and head.
 
     Of several queries the mean is taken. The pattern is read while the model runs, and only the

@@ -24,7 +24,7 @@ class TokenValues(Tensor):
     """Values `[layers, batch, pos]`, or with heads behind the layers, that draw themselves."""
 
     # Operations give plain tensors: a slice is of other layers, rows and positions.
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     inputs: Inputs
     label: str

@@ -43,7 +43,7 @@ def norms(
     inputs: Inputs,
     where: Where = "all",
     layers: Sequence[int] | None = None,
-) -> Float32[Tensor, "layers batch pos"]:
+) -> Float32[TokenValues, "layers batch pos"]:
     """Euclidean norm of the state of each token.
 
     ```python
@@ -78,7 +78,7 @@ def cosine_to_mean(
     where: Where = "visual",
     mean_of: Where | None = None,
     layers: Sequence[int] | None = None,
-) -> Float32[Tensor, "layers batch pos"]:
+) -> Float32[TokenValues, "layers batch pos"]:
     """Cosine of the state of each token to the mean state of a modality, or of any other group.
 
     The mean is over all tokens of the group in the batch. Where states share a large common part
@@ -123,7 +123,7 @@ def linearity_error(
     *,
     target: Target = "state",
     seed: int = 0,
-) -> Float32[Tensor, "layers batch pos"]:
+) -> Float32[TokenValues, "layers batch pos"]:
     """Which tokens a linear map from the state before does not reach: their held-out squared error.
 
     The error of each token by the map that was fitted to *other rows of the batch*, over the mean

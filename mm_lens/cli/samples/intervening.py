@@ -70,13 +70,15 @@ def patch_command(
                 f"The answers to both pictures begin with the same token ({right[0]!r}), so no "
                 "patch could bring one back. Take pictures with different answers."
             )
-        words, tokens = zip(right, wrong, strict=True)
-        answers = mm_lens.Answers(bridge, corrupted, words, *words, tokens=tokens)
+        words = [right[0], wrong[0]]
+        tokens = [right[1], wrong[1]]
+        answers = mm_lens.Answers(bridge, corrupted, words, words[0], words[1], tokens=tokens)
         _, cache = bridge.run_with_cache(clean, names_filter=mm_lens.names(hook))
-        swept = {"axis": axis, "layers": numbers, "progress": not as_json}
+        swept: dict[str, Any] = {"axis": axis, "layers": numbers, "progress": not as_json}
         result = patching.generic_activation_patch(
             bridge, corrupted, cache, answers.logit_diff, hook, **swept
         )
+        assert result.baseline is not None  # every sweep by region knows it
         effects = result.index_df.assign(
             value=result.values.flatten().tolist(), effect=result.effect().flatten().tolist()
         )

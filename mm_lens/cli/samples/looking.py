@@ -63,9 +63,10 @@ def lens_command(
                 )
             rows.append(row)
             lines.append(line)
-        parts = {f"“{word}” on the picture": partial(lens.explore, word) for word in wanted} or {
-            "The top word on the picture": lens.explore
+        parts: dict[str, Any] = {
+            f"“{word}” on the picture": partial(lens.explore, word) for word in wanted
         }
+        parts = parts or {"The top word on the picture": lens.explore}
         request.present({"layers": rows}, lines, f"Logit lens: {question}", parts)
 
 
