@@ -170,8 +170,8 @@ def profile_command(
     """
     given = dict(locals())
     read_names = hook_options.split_names
-    flows = read_names(streams, ("residual", "main"))
-    sets = read_names(presets, ("honest", "paper"))
+    flows = read_names(streams, ("residual", "main"), "--streams")
+    sets = read_names(presets, ("honest", "paper"), "--presets")
     from mm_lens.data import datasets
     from mm_lens.profiling.result import PROVENANCE_FILE
 

@@ -49,13 +49,18 @@ Budget = Annotated[
 ]
 
 
-def split_names(text: str, valid: Sequence[str]) -> list[str]:
-    """The names in a comma-separated option."""
+def split_names(text: str, valid: Sequence[str], option: str) -> list[str]:
+    """The names in a comma-separated option.
+
+    Raises:
+        BadParameter: one is not valid, or is named twice.
+    """
     names = [name.strip() for name in text.split(",") if name.strip()]
     if not names or not set(names) <= set(valid) or len(set(names)) < len(names):
         raise typer.BadParameter(
             f"{text!r} is not a comma-separated list out of: {', '.join(valid)}."
-            + "".join(suggest(name, valid) for name in names if name not in valid)
+            + "".join(suggest(name, valid) for name in names if name not in valid),
+            param_hint=f"'{option}'",
         )
     return names
 
@@ -73,10 +78,11 @@ def read_metrics(text: str | None) -> list[str] | None:
         return None
     named = [name.strip() for name in text.split(",") if name.strip()]
     if not plugin_names("mm_lens.metrics") and not all(map(is_registered, named)):
-        split_names(text, [name for name in registered() if "{" not in name])
+        known = dict.fromkeys(name for name in registered() if "{" not in name)
+        split_names(text, [*known], "--metrics")
     from mm_lens.metrics import METRICS
 
-    return split_names(text, [*METRICS])
+    return split_names(text, [*METRICS], "--metrics")
 
 
 _REGISTERS = re.compile(r"\.metric\(\s*f?\"([\w{}]+)\"")
@@ -129,5 +135,7 @@ def _heads(text: str | None) -> bool | list[int]:
         return text is not None
     numbers = _split(text)
     if not numbers or not all(number.isdigit() for number in numbers):
-        raise typer.BadParameter(f"{text!r} is neither all nor numbers of heads with commas.")
+        raise typer.BadParameter(
+            f"{text!r} is neither all nor numbers of heads with commas.", param_hint="'--heads'"
+        )
     return [int(number) for number in numbers]
