@@ -160,6 +160,15 @@ def test_metrics_by_name(profile, tmp_path, no_pictures):
     assert {*table.metric} == {"anisotropy", "mean_cosine"}
 
 
+def test_json(no_pictures, profile, tmp_path):
+    code, stdout, _ = profile("--json", "--metrics", "anisotropy", "--streams", "residual")
+    found, saved = json.loads(stdout), Profile.load(tmp_path / "runs" / "one")
+    assert (code, found["samples"], found["values"]) == (0, 4, len(saved.table))
+    assert {"profile.csv", "config.yaml"} <= {*found["files"]}
+    want = saved.table[saved.table.metric == "anisotropy"]
+    assert [row["value"] for row in found["headline"]] == pytest.approx(want.value.tolist())
+
+
 @pytest.mark.parametrize("kind", ["truncated", "not an image", "empty folder", "broken weights"])
 def test_unusable_files(profile, model, images, tmp_path, kind):
     changed = {}
