@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from typing import Any, overload
@@ -207,20 +207,21 @@ def spell_options(tokenizer: Any, options: Any) -> dict[str, list[int]]:
     Raises:
         InputError: there are fewer than two, one makes no token, or two make the same.
     """
-    if isinstance(options, str) or not isinstance(options, Sequence) or len(options) < 2:
+    words = [] if isinstance(options, str) or not isinstance(options, Iterable) else [*options]
+    if len(words) < 2 or not all(isinstance(word, str) for word in words):
         raise InputError("Options are a list of at least two words.")
     spellings = [
-        [list(tokenizer(prefix + o, add_special_tokens=False)["input_ids"]) for o in options]
+        [list(tokenizer(prefix + o, add_special_tokens=False)["input_ids"]) for o in words]
         for prefix in ("", " ")
     ]
     single = [ids for ids in spellings if all(len(tokens) == 1 for tokens in ids)]
     ids = single[0] if single else spellings[0]
-    if empty := [o for o, tokens in zip(options, ids, strict=True) if not tokens]:
+    if empty := [o for o, tokens in zip(words, ids, strict=True) if not tokens]:
         raise InputError(f"The option {empty[0]!r} makes no token. Leave it out.")
-    if same := [o for o, tokens in zip(options, ids, strict=True) if ids.count(tokens) > 1]:
+    if same := [o for o, tokens in zip(words, ids, strict=True) if ids.count(tokens) > 1]:
         kind = "token" if single else "tokens"
         raise InputError(f"The options {same} are the same {kind}: they cannot be told apart.")
-    return dict(zip(options, ids, strict=True))
+    return dict(zip(words, ids, strict=True))
 
 
 def _spoken(prompt: Any) -> str:
