@@ -30,11 +30,19 @@ SOURCES := mm_lens adapters/mm_lens_adapters
 .PHONY: demo test suite test-oldest test-latest test-families test-loaded test-slow fuzz mutants test-upstream lint bench constraints release clean
 
 demo: $(VENV)/.installed
-	for model in llava-next omnifusion; do \
+	@echo "Profiles two small models on $(SAMPLES) questions of easy-VQA, then compares them: about five"
+	@echo "minutes on two cores with 500 questions. Ctrl-C is safe: make demo goes on where it was."
+	@for model in llava-next omnifusion; do \
+		echo "== Profile of demo/$$model"; \
 		$(OFFLINE) $(BIN)/mm-lens profile --model demo/$$model --data easy-vqa --samples $(SAMPLES) \
 			--out runs/$$model --overwrite || exit; \
 	done
-	$(OFFLINE) $(BIN)/mm-lens compare runs/llava-next runs/omnifusion --out runs/compare --overwrite
+	@echo "== Comparison"
+	@$(OFFLINE) $(BIN)/mm-lens compare runs/llava-next runs/omnifusion --out runs/compare --overwrite
+	@echo
+	@echo "Open runs/compare/compare.html ($(BIN)/mm-lens open runs/compare): the models side by side."
+	@echo "Then runs/llava-next/report.html and runs/omnifusion/report.html: every curve of each model."
+	@echo "What the findings mean: docs/findings.md. Next: tutorials/01_hook_points_and_profiles.ipynb"
 
 test: lint suite
 

@@ -24,6 +24,6 @@ mm_lens.drawing.draw_layout(inputs).savefig(IMAGES / "layout.png")
 
 inputs = model.prepare("what color is the triangle?", picture)
 red = visual_logit_lens(model, inputs, targets=["red"]).targets["red"][:, 0].log10()
-drawing.draw_values(
+mm_lens.drawing.draw_values(
     picture, inputs.layout, red, layers=[0, 2, 4, 6, 8], label="log₁₀ probability of “red”"
 ).savefig(IMAGES / "overlay.png")

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Sequence
 from html import escape
 from io import BytesIO
+from typing import Any
 
 from PIL import Image
 
@@ -31,6 +32,18 @@ def make_thumbnails(pictures: Iterable[Image.Image]) -> Html:
     return Html(" ".join(map(_thumbnail, pictures)))
 
 
+def embed_figure(figure: Any, about: str) -> Html:
+    """A matplotlib figure as a picture in a page, with what it shows in words.
+
+    Args:
+        figure: with `savefig`.
+        about: for those who cannot see it.
+    """
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png")
+    return Html(_picture(buffer.getvalue(), about, 'style="max-width:100%"'))
+
+
 def embed_json(data: object) -> str:
     """JSON to stand inside a script: no text in it can end the script or begin a comment."""
     return json.dumps(data).replace("<", "\\u003c")
@@ -46,6 +59,10 @@ def _thumbnail(picture: Image.Image) -> str:
     small.thumbnail((THUMBNAIL, THUMBNAIL))
     buffer = BytesIO()
     small.save(buffer, format="png")
-    encoded = base64.b64encode(buffer.getvalue()).decode()
     about = f"picture of {picture.width}×{picture.height} pixels"
-    return f'<img alt="{about}" title="{about}" src="data:image/png;base64,{encoded}">'
+    return _picture(buffer.getvalue(), about, f'title="{about}"')
+
+
+def _picture(png: bytes, about: str, rest: str) -> str:
+    encoded = base64.b64encode(png).decode()
+    return f'<img alt="{escape(about)}" {rest} src="data:image/png;base64,{encoded}">'

@@ -3,10 +3,13 @@ Python's own says what went wrong further down."""
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import re
 from collections.abc import Callable, Iterable
 from operator import index
+from os import PathLike, fspath
+from pathlib import Path
 from typing import Any
 
 from mm_lens.errors import HookError, InputError
@@ -20,6 +23,12 @@ def describe_value(value: Any) -> str:
     shown = repr(value)
     cut = shown if len(shown) <= SHOWN else shown[: SHOWN - 3] + "…"
     return f"{type(value).__name__} {cut}"
+
+
+def suggest(name: Any, known: Iterable[str]) -> str:
+    """The end of a message about a name that there is not: which is meant, if one is like it."""
+    near = difflib.get_close_matches(str(name), [*known], 1, 0.6)
+    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def require_kind(name: str, value: Any, kinds: type | tuple[type, ...], meant: str) -> None:
@@ -197,3 +206,20 @@ def require_number(name: str, value: Any, low: float, high: float = float("inf")
     if not fits:
         most = "" if high == float("inf") else f" to {high:g}"
         raise InputError(f"{name} is a number from {low:g}{most}, not {describe_value(value)}.")
+
+
+def check_name(name: Any) -> None:
+    """Refuse what can be neither a directory nor a name of the hub.
+
+    Raises:
+        InputError: naming it.
+    """
+    if not isinstance(name, str | PathLike) or not fspath(name):
+        raise InputError(
+            f"name_or_path is a hub id, a directory or a demo model, not {describe_value(name)}. A "
+            "loaded model is passed as hf_model=."
+        )
+    text = fspath(name)
+    looks_local = isinstance(name, PathLike) or text[0] in "/.~" or text.count("/") > 1
+    if looks_local and not Path(text).is_dir():
+        raise InputError(f"There is no directory {text}, and it is no hub id (organisation/model).")

@@ -17,6 +17,14 @@ class HookError(MMLensError, ValueError):
     """A hook point does not exist, cannot fire, or cannot take the edit."""
 
 
+class UnknownHookError(HookError, KeyError):
+    """A hook point does not exist: a `KeyError`, too, as TransformerLens raises it."""
+
+    def __str__(self) -> str:
+        """The message, which a `KeyError` would put into quotes."""
+        return show_safely(str(self.args[0]))
+
+
 class DataError(MMLensError, ValueError):
     """A data set or an image could not be found or read, or holds nothing."""
 

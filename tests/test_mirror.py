@@ -23,6 +23,9 @@ MODULES_WITHOUT_TESTS = {
     "mm_lens/check/painting.py": "by wrong places: tests/check/test_suite.py",
     "mm_lens/arguments.py": "by wrong uses of every function: tests/test_wrong_uses.py",
     "mm_lens/model/parts/copying.py": "by copies and pickles: tests/test_wrong_uses.py",
+    "mm_lens/cli/runs/comparing.py": "the command compare: tests/comparing/test_comparison.py",
+    "mm_lens/cli/options.py": "by what every command refuses: tests/cli/samples/test_opened.py",
+    "mm_lens/drawing/sample_page.py": "what commands write: tests/cli/samples/test_asking.py",
     "mm_lens/cli/models.py": "what commands say of models: tests/cli/test_commands.py",
     "mm_lens/cli/hook_options.py": "options of the command: tests/cli/test_commands.py",
     "mm_lens/cli/data/options.py": "options of commands: tests/cli/data/test_show.py and "
@@ -80,7 +83,9 @@ TESTS_WITHOUT_MODULE = {
     "tests/docs/test_metrics_pages.py": "the pages below docs/metrics and docs/adding_a_metric.md",
     "tests/docs/test_security_page.py": "the limits in docs/security.md, against the code",
     "tests/docs/test_data_pages.py": "the pages docs/data.md and docs/evaluating.md",
+    "tests/docs/test_docstrings.py": "docstrings of what users call, over all packages",
     "tests/docs/test_readme.py": "the code of README.md",
+    "tests/docs/test_code.py": "the code of the pages below docs/",
     "tests/docs/test_tutorials.py": "the notebooks below tutorials/",
     "tests/fuzz/test_fuzz.py": "a few cases of the fuzzer, over all that is read from files",
     "tests/metrics/numerics/test_held_out_error.py": "errors of held-out scores, where models are "

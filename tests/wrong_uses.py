@@ -329,7 +329,38 @@ USES: dict[str, Use] = {
         "out of range", lambda c: c.model(torch.randn(1, 5, 24), start_at_layer=99)
     ),
     # ---- hooks and caches ----
-    "a hook name misspelt": names("does not exist", lambda c: c.hooked(("blocks.0.hok", zero))),
+    "a hook name misspelt": says(
+        "mean 'blocks.0.visual.hook_resid_post'",
+        lambda c: c.hooked(("blocks.0.vsual.hook_resid_post", zero)),
+    ),
+    "a hook that is none": says("hook_dict holds", lambda c: c.hooked(("nothing.of.ours", zero))),
+    "a short name misspelt": says("mean 'resid_post'", lambda c: mm_lens.names("residpost")),
+    "images in two lists": says("one list", lambda c: c.model.prepare("What?", [[c.image]])),
+    "a prompt in the place of the picture": says(
+        "swapped", lambda c: c.model.prepare(c.image, "What is it?")
+    ),
+    "an address as a path": says(
+        "not fetched", lambda c: c.model.prepare("What?", Path("https://a.org/b.png"))
+    ),
+    "a question to no picture": says("cannot be read", lambda c: c.model.ask("What?", "no.png")),
+    "one option": says("at least two", lambda c: c.model.ask("What?", c.image, options=["a"])),
+    "a picture of a row that has none": says("no image 0", lambda c: c.text.plot()),
+    "a head of no heads": says("leave head=", lambda c: norms(c.model, c.x).plot(head=1)),
+    "a word that was not asked for": says(
+        "not among the words", lambda c: visual_logit_lens(c.model, c.x).plot("red")
+    ),
+    "a metric of no table": says("no metric 'bogus'", lambda c: c.table().plot("bogus")),
+    "a layer that was not swept": says(
+        "was not swept", lambda c: c.sweep(axis="cell").plot(layers=[9])
+    ),
+    "a metric in place of a list": says(
+        "Did you mean 'linearity_paper'", lambda c: profile(c.model, c.samples, metrics="linearity")
+    ),
+    "one metric in place of a list": says(
+        r"As a list: \['anisotropy'\]", lambda c: profile(c.model, c.samples, metrics="anisotropy")
+    ),
+    "a directory that is not there": says("no directory ./nope", lambda c: mm_lens.load("./nope")),
+    "a run twice in one place": says("overwrite=True", lambda c: saved_twice(c)),
     "a filter that matches nothing": says(
         "matches no hook point", lambda c: c.hooked((mm_lens.names("z", layers=[99]), zero))
     ),
@@ -377,8 +408,9 @@ USES: dict[str, Use] = {
     "a tuple of names": right(
         lambda c: len(c.model.run_with_cache(c.x, names_filter=(VIEW,))[1].cache_dict) == 1
     ),
-    "a name of no hook": names(
-        "matched no hook", lambda c: c.model.run_with_cache(c.x, names_filter="resid_post")
+    "a name of no hook": says(
+        r'mm_lens.names\("resid_post"\) names it',
+        lambda c: c.model.run_with_cache(c.x, names_filter="resid_post"),
     ),
     "a layer that is no list": says("list of layers", lambda c: mm_lens.names("z", layers=3)),
     "a layer that is a text": says("whole number", lambda c: mm_lens.names("z", layers=["3"])),
@@ -619,6 +651,12 @@ USES: dict[str, Use] = {
         "no device", lambda c: mm_lens.load("demo/llava-next", device="cuda:7")
     ),
 }
+
+
+def saved_twice(c: Case) -> None:
+    where = tempfile.mkdtemp()
+    for _ in range(2):
+        c.profile.save(where)
 
 
 def hooked_copy(c: Case) -> Any:

@@ -245,4 +245,7 @@ def check_free(path: Path, mark: str, overwrite: bool) -> None:
             "Name another directory."
         )
     if not overwrite and not (path / JOURNAL).is_file():  # its writer was killed in its last step
-        raise InputError(f"{path} exists already. Name another directory, or overwrite it.")
+        raise InputError(
+            f"{path} exists already. Name another directory, or replace it: overwrite=True "
+            "(--overwrite)."
+        )

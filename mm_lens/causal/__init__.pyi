@@ -17,3 +17,4 @@ from .ablation import (
 from .answers import Answers as Answers
 from .effects import EffectTable as EffectTable
 from .knockout import knockout_table as knockout_table
+from .region_result import RegionPatching as RegionPatching

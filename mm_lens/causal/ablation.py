@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.utilities.components_utils import get_act_name
 
+from mm_lens.arguments import suggest
 from mm_lens.causal.effects import EffectTable, check_samples, effect_table, make_windows
 from mm_lens.causal.knockout import describe_group, group_name, name_apart
 from mm_lens.causal.logit_metrics import LogitMetrics
@@ -56,6 +57,11 @@ def ablation_hooks(
     donor: LayoutCache | None = None,
 ) -> list[NamedHook]:
     """Forward hooks that ablate a group in a forward pass of `inputs`, or of copies of them.
+
+    ```python
+    hooks = ablation_hooks(model, inputs, "visual", layers=range(4), how="zero")
+    model.run_with_hooks(inputs, fwd_hooks=hooks)
+    ```
 
     Args:
         model: the model.
@@ -120,7 +126,8 @@ def plan_edits(
 
 def _check_hook(hook: str) -> None:
     if hook not in PARENTS:
-        raise HookError(f"No hook point is called {hook!r}. Use: {', '.join(PARENTS)}.")
+        known = f"Use: {', '.join(PARENTS)}.{suggest(hook, PARENTS)}"
+        raise HookError(f"No hook point is called {hook!r}. {known}")
 
 
 def make_edit_hook(each: Sequence[Edit], layout: TokenLayout) -> Callable[..., Tensor]:
@@ -162,6 +169,11 @@ def mean_activation(
     """Mean of a group's activations over all its tokens in `samples`, for each layer.
 
     Memory does not grow with the samples.
+
+    ```python
+    means = mean_activation(model, [inputs, …], "visual", layers=[3])      # {3: [d_model]}
+    ablation_hooks(model, inputs, "visual", layers=[3], how="mean", means=means)
+    ```
 
     Raises:
         InputError: no sample has a token of the group, or no layer is named.
@@ -219,6 +231,11 @@ def ablation_table(
     **options: Any,
 ) -> EffectTable:
     """Effect of ablating each group in each window of layers, over samples, as a tidy table.
+
+    ```python
+    table = ablation_table(model, [(inputs, answers.metrics), …], ["visual", "newline"], how="mean")
+    table.plot("accuracy")
+    ```
 
     Args:
         model: in evaluation mode.

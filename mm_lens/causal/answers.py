@@ -23,6 +23,7 @@ from mm_lens.arguments import require_kind, require_whole
 from mm_lens.errors import InputError
 from mm_lens.layout.groups import last_index
 from mm_lens.model.inputs import Inputs
+from mm_lens.model.running.asking import spell_options
 
 
 def option_tokens(tokenizer: Any, options: Sequence[str]) -> Int[Tensor, " option"]:
@@ -31,24 +32,15 @@ def option_tokens(tokenizer: Any, options: Sequence[str]) -> Int[Tensor, " optio
     Raises:
         InputError: an option is several tokens either way, or two options are the same token.
     """
-    if isinstance(options, str) or len(options) < 2:
-        raise InputError("Options are a list of at least two words.")
-    for prefix in ("", " "):
-        ids = [tokenizer(prefix + o, add_special_tokens=False)["input_ids"] for o in options]
-        if all(len(tokens) == 1 for tokens in ids):
-            break
-    else:
-        long = next(o for o, tokens in zip(options, ids, strict=True) if len(tokens) != 1)
-        pieces = tokenizer.convert_ids_to_tokens(
-            tokenizer(long, add_special_tokens=False)["input_ids"]
-        )
+    spelled = spell_options(tokenizer, options)
+    if long := next((o for o, tokens in spelled.items() if len(tokens) != 1), ""):
+        pieces = tokenizer.convert_ids_to_tokens(spelled[long])
         raise InputError(
             f"The option {long!r} is not one token but {pieces}: a metric at one position would "
             "compare beginnings of words. Choose other words, or pass token ids of your choice to "
             "Answers(tokens=...)."
         )
-    found = torch.tensor([tokens[0] for tokens in ids])
-    return _check_different(found, options)
+    return torch.tensor([tokens[0] for tokens in spelled.values()])
 
 
 def _check_different(tokens: Tensor, options: Sequence[Any]) -> Tensor:

@@ -82,6 +82,22 @@ class EffectTable(pd.DataFrame):
         left = len(self) - self.SHOWN
         return f"… {left} more rows" if left > 0 else ""
 
+    def plot(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        """Effects over the layers with their intervals, as a matplotlib figure.
+
+        `table.plot()` draws each metric, `table.plot("accuracy")` one. Other arguments, and tables
+        without effects, are pandas's: `pd.DataFrame(table).plot`.
+
+        Raises:
+            InputError: the table has no such metric.
+        """
+        own = {"metric", "effect", "low", "high", "first_layer", "n"} <= {*self.columns}
+        if not own or kwargs.keys() - {"metric"} or len(args) > 1:
+            return pd.DataFrame(self).plot(*args, **kwargs)
+        from mm_lens.drawing.effects import draw_effects
+
+        return draw_effects(pd.DataFrame(self), *args, **kwargs)
+
     def __repr__(self) -> str:
         return "\n".join(
             filter(None, [self._shown().to_string(index=False, float_format="%.3g"), self._rest()])

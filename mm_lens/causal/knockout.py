@@ -178,17 +178,19 @@ def knockout_table(
 ) -> EffectTable:
     """Effect of knocking out each edge in each window of layers, over samples, as a tidy table.
 
+    ```python
+    knockout_table(model, [(inputs, answers.metrics), …], [("visual", "last")], window=3).plot()
+    ```
+
     Args:
         model: in evaluation mode.
         samples: inputs and their metric (or named metrics), see `mm_lens.answers`.
         edges: pairs (key, query), from where information comes to where it goes, as
             `("visual", "last")`; or a mapping from names to such pairs, which masks need.
-        window: layers knocked out together; `stride`: from the start of one window to the next.
-        stride: see `window`.
+        window, stride: layers knocked out together, and from the start of one window to the next.
         heads: heads knocked out together; None takes all.
         keep_self: leave each query the key of its own position.
-        options: `batch_size`, `save`, `progress`, `confidence`, `n_resamples` and `seed` of
-            `mm_lens.causal.effects.effect_table`.
+        options: those of `mm_lens.causal.effects.effect_table`.
 
     Returns:
         One row for each window, edge and metric: first_layer, last_layer, edge, key, query, metric,

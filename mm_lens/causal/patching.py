@@ -27,6 +27,8 @@ TransformerLens's own functions do that, under `with model.bound(corrupted, clea
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from os import PathLike
@@ -41,6 +43,7 @@ from transformer_lens.utilities.components_utils import get_act_name
 
 from mm_lens._storage.fingerprint import weights_digest
 from mm_lens.causal.logit_metrics import LogitMetrics, evaluate_metrics, name_metrics
+from mm_lens.causal.region_result import RegionPatching
 from mm_lens.causal.sweep import fingerprint, probe_metrics, split_trials, sweep
 from mm_lens.causal.transfer import Move, average_sources, patch, read_clean
 from mm_lens.errors import HookError, InputError
@@ -61,6 +64,7 @@ __all__ = [
     "Box",
     "Grid",
     "PatchingResult",
+    "RegionPatching",
     "Regions",
     "find_regions",
     "generic_activation_patch",
@@ -92,8 +96,16 @@ def generic_activation_patch(
     batch_size: int = 8,
     save: str | PathLike[str] | None = None,
     progress: bool = True,
-) -> PatchingResult:
+) -> RegionPatching:
     """Metric of the corrupted run with one region of it patched, for every layer and region.
+
+    ```python
+    _, clean_cache = model.run_with_cache(clean, names_filter=mm_lens.names("attn_out"))
+    result = generic_activation_patch(
+        model, corrupted, clean_cache, answers.logit_diff, "attn_out", axis="cell"
+    )
+    result.plot()                # on the picture
+    ```
 
     Args:
         model: in evaluation mode.
@@ -117,9 +129,9 @@ def generic_activation_patch(
         progress: show a progress bar on stderr.
 
     Returns:
-        TransformerLens's result. `values` is [metric?, layer, region, head?, batch?]; `baseline` is
-        the metric of the unpatched corrupted run. `index_df` has the region's name in the column
-        named like the axis, and what is known of it: tile, row, col, pixel box.
+        TransformerLens's result, with `plot`: `values` is [metric?, layer, region, head?, batch?],
+        `baseline` the metric of the unpatched corrupted run. `index_df` has the region's name in
+        the column named like the axis, and what is known of it: tile, row, col, pixel box.
 
     Raises:
         InputError: a region has no position in some row, or the clean input none that matches.
@@ -179,7 +191,7 @@ def generic_activation_patch(
         region=len(found),
     )
     several = isinstance(patching_metric, Mapping)
-    return PatchingResult(
+    return RegionPatching(
         values=values if several else values[0],
         axis_names=axes,
         index_df=_make_index(trials, found, heads),
@@ -187,17 +199,39 @@ def generic_activation_patch(
         reduced=baseline.ndim == 1,
         baseline=baseline if several else baseline[0],
         has_metric_axis=several,
+        regions=found,
+        inputs=corrupted,
     )
 
 
 def _make_sweep(activation_name: str, what: str, heads: bool = False) -> Any:
-    made = partial(generic_activation_patch, activation_name=activation_name, heads=heads)
-    made.__doc__ = (
-        f"Patch {what} by region: `(model, corrupted, clean_cache, patching_metric, *, axis, …)`."
-        " See `generic_activation_patch`."
-    )
-    return made
+    """`generic_activation_patch` for one activation, with a docstring and arguments of its own."""
 
+    def sweep(*arguments: Any, **options: Any) -> RegionPatching:
+        fixed: dict[str, Any] = {"activation_name": activation_name, "heads": heads}
+        return generic_activation_patch(*arguments, **fixed, **options)
+
+    whole = inspect.signature(generic_activation_patch)
+    kept = [p for name, p in whole.parameters.items() if name not in ("activation_name", "heads")]
+    vars(sweep)["__signature__"] = whole.replace(parameters=kept)
+    told = inspect.getdoc(generic_activation_patch) or ""
+    rest = re.sub(
+        r"    (activation_name|heads): .*(\n        .*)*\n", "", told[told.find("Args:") :]
+    )
+    name = f"get_act_patch_{_NAMES.get(activation_name, activation_name)}"
+    sweep.__name__ = sweep.__qualname__ = name
+    sweep.__doc__ = f"""Patch {what} by region, for every layer and region.
+
+```python
+_, clean_cache = model.run_with_cache(clean, names_filter=mm_lens.names("{activation_name}"))
+{name}(model, corrupted, clean_cache, answers.logit_diff, axis="cell").plot()
+```
+
+{rest}"""
+    return sweep
+
+
+_NAMES = {"z": "attn_head_out_by_pos", **{x: f"attn_head_{x}_by_pos" for x in "qkv"}}
 
 get_act_patch_resid_pre = _make_sweep("resid_pre", "the residual stream at the start of each block")
 get_act_patch_resid_mid = _make_sweep("resid_mid", "the residual stream between attention and MLP")
@@ -210,10 +244,15 @@ get_act_patch_attn_head_k_by_pos = _make_sweep("k", "the keys of each key-value 
 get_act_patch_attn_head_v_by_pos = _make_sweep("v", "the values of each key-value head", True)
 
 
-def stack(results: Sequence[PatchingResult]) -> PatchingResult:
+def stack(results: Sequence[PatchingResult]) -> RegionPatching:
     """One result over the examples of several, for intervals over images.
 
     The results must be of the same sweep: layers, regions (by name), heads and metrics.
+
+    ```python
+    both = stack([get_act_patch_resid_pre(…, axis="modality") for image in images])
+    low, high = both.bootstrap_ci(of_effect=True)
+    ```
 
     Raises:
         InputError: they are not, or hold no value for each example.
@@ -239,7 +278,7 @@ def stack(results: Sequence[PatchingResult]) -> PatchingResult:
                 "returns [batch]; for images of different sizes sweep Grid(rows, cols)."
             )
     baselines = [result.baseline for result in results if result.baseline is not None]
-    return PatchingResult(
+    return RegionPatching(
         values=torch.cat([result.values for result in results], -1),
         axis_names=list(first.axis_names),
         index_df=first.index_df[names],

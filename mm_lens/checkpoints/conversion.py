@@ -40,6 +40,11 @@ def convert(
     Files are written one by one next to `out`, in `out.partial`, and get their place at the end:
     an interrupted conversion is continued by the same call. No pickle in the source is executed.
 
+    ```python
+    mm_lens.convert("omnifusion", "downloads/OmniFusion", "omnifusion")
+    model = mm_lens.load("omnifusion")
+    ```
+
     Args:
         format: the layout of the source, e.g. the name of its model.
         source: a directory in that layout.

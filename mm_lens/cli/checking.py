@@ -3,10 +3,13 @@
 # torch and transformers are imported inside the command: `--help` is instant.
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import json
+from dataclasses import asdict
+from typing import Annotated, Any
 
 import typer
 
+from mm_lens.cli import options
 from mm_lens.cli.models import load_model, silence_libraries
 
 
@@ -16,10 +19,8 @@ def check_command(
         str, typer.Option(help="Names of checks, with commas.", show_default="all")
     ] = "",
     sample: Annotated[bool, typer.Option("--sample", help="Fewer tokens and blocks.")] = False,
-    dtype: Annotated[
-        Literal["float32", "bfloat16", "float16"] | None,
-        typer.Option(help="Of the weights.", show_default="as stored"),
-    ] = None,
+    dtype: options.Dtype = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Run a checkpoint through the suite that its family passed, and print what holds.
 
@@ -28,6 +29,7 @@ def check_command(
 
     Example: mm-lens check demo/llava-next --sample
     """
+    options.check_model(model)
     from mm_lens.check import run_suite
 
     with silence_libraries():
@@ -39,6 +41,10 @@ def check_command(
         native.to(wrapped.device).eval()
         names = [name.strip() for name in only.split(",") if name.strip()]
         table = run_suite(native, bridge, names, sample)
-    typer.echo(repr(table))
+    if as_json:
+        outcomes = [asdict(outcome) for outcome in table.outcomes]
+        print(json.dumps({"model": table.model, "ok": table.ok, "checks": outcomes}))
+    else:
+        typer.echo(repr(table))
     if not table.ok:
         raise typer.Exit(1)

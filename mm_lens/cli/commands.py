@@ -1,4 +1,4 @@
-"""The command line: `profile`, `evaluate`, `data show`, `compare`, … Same words as in Python.
+"""The command line. Same words as in Python.
 
 Progress goes to stderr, results to stdout. Every failure that a user can cause is one line on
 stderr and an exit code: 2 for a wrong command line, 130 for Ctrl-C, 1 for the rest.
@@ -14,16 +14,27 @@ from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
 import mm_lens
-from mm_lens import demo
 from mm_lens._storage.files import check_ahead, whole_directory
-from mm_lens.cli import checking, evaluating, failures, hook_options, left_over, relating
-from mm_lens.cli.data import options, show
+from mm_lens.cli import (
+    checking,
+    evaluating,
+    failures,
+    hook_options,
+    left_over,
+    listing,
+    options,
+    relating,
+)
+from mm_lens.cli.data import options as data_options
+from mm_lens.cli.data import show
 from mm_lens.cli.models import load_model, silence_libraries
+from mm_lens.cli.runs import comparing, configs, opening
+from mm_lens.cli.samples import asking, intervening, looking
 from mm_lens.cli.stopping import Stopped, heed_sigterm
 from mm_lens.errors import MMLensError
 from mm_lens.plugins import plugin_names
@@ -32,10 +43,14 @@ from mm_lens.profiling import processes
 if TYPE_CHECKING:
     from mm_lens.profiling.result import Profile
 
+CSV_FILE = "profile.csv"
+"""The table once more, for whom parquet is no file."""
+
 app = typer.Typer(
-    add_completion=False,
     rich_markup_mode=None,  # frames around the options take as long to import as the rest
     help="TransformerLens for vision-language models.",
+    epilog="Ends with 0; with 1 where something fails, 2 where the command line is wrong, 130 "
+    "after Ctrl-C, 143 after SIGTERM. With --json, results are JSON on stdout.",
 )
 
 
@@ -85,26 +100,23 @@ def _options(
 
 @app.command(name="profile")
 def profile_command(
-    model: Annotated[
-        str,
-        typer.Option(help="Hub id, local directory, or a demo model, e.g. demo/llava-next."),
-    ],
-    data: options.Data,
+    model: options.Model,
+    data: data_options.Data,
     out: Annotated[Path, typer.Option(help="Directory for table, provenance and pictures.")],
     samples: Annotated[
         int, typer.Option(min=1, help="Most samples, drawn at random with the seed.")
     ] = 500,
-    split: options.Split = None,
-    image_column: options.ImageColumn = "image",
-    text_column: options.TextColumn = "text",
-    answer_column: options.AnswerColumn = None,
-    options_column: options.OptionsColumn = None,
-    id_column: options.IdColumn = None,
-    prompt: options.Prompt = None,
-    question: options.Question = None,
-    image_folder: options.ImageFolder = None,
-    separator: options.Separator = None,
-    fetch: options.Fetch = False,
+    split: data_options.Split = None,
+    image_column: data_options.ImageColumn = "image",
+    text_column: data_options.TextColumn = "text",
+    answer_column: data_options.AnswerColumn = None,
+    options_column: data_options.OptionsColumn = None,
+    id_column: data_options.IdColumn = None,
+    prompt: data_options.Prompt = None,
+    question: data_options.Question = None,
+    image_folder: data_options.ImageFolder = None,
+    separator: data_options.Separator = None,
+    fetch: data_options.Fetch = False,
     seed: Annotated[
         int, typer.Option(help="Of the samples, the tokens and all chance in the metrics.")
     ] = 0,
@@ -133,33 +145,15 @@ def profile_command(
     batch_size: Annotated[
         int, typer.Option(min=1, help="Samples per forward pass: memory against speed.")
     ] = 16,
-    attention: Annotated[
-        Literal["sdpa", "eager"], typer.Option(help="Attention implementation; sdpa is faster.")
-    ] = "sdpa",
-    device: Annotated[
-        str | None,
-        typer.Option(help="cpu, cuda, cuda:1, …", show_default="the GPU if there is one"),
-    ] = None,
-    dtype: Annotated[
-        Literal["float32", "bfloat16", "float16"] | None,
-        typer.Option(help="Of the weights.", show_default="as stored"),
-    ] = None,
-    device_map: Annotated[
-        str | None,
-        typer.Option(help="auto: spread a model over GPUs that is too large for one."),
-    ] = None,
+    attention: options.Attention = "sdpa",
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    device_map: options.DeviceMap = None,
     on_error: Annotated[
         Literal["raise", "skip"],
         typer.Option(help="A sample that cannot be read ends the run, or is left out and listed."),
     ] = "raise",
-    chat_template: Annotated[
-        bool | None,
-        typer.Option(
-            "--chat-template/--no-chat-template",
-            help="Apply the model's chat template to the questions.",
-            show_default="unless they hold image placeholders",
-        ),
-    ] = None,
+    chat_template: options.ChatTemplate = None,
     states: Annotated[
         str | None,
         typer.Option(
@@ -174,9 +168,8 @@ def profile_command(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an earlier profile at --out.")
     ] = False,
-    no_check: Annotated[
-        bool, typer.Option("--no-check", help="Skip the check of the loaded model.")
-    ] = False,
+    no_check: options.NoCheck = False,
+    as_json: options.AsJson = False,
     quiet: Annotated[
         bool, typer.Option("--quiet", help="No progress bars and no table, only errors.")
     ] = False,
@@ -185,9 +178,10 @@ def profile_command(
 
     Example: mm-lens profile --model demo/llava-next --data easy-vqa --out runs/llava-next
     """
+    given = dict(locals())
     read_names = hook_options.split_names
-    flows = read_names(streams, ("residual", "main"))
-    sets = read_names(presets, ("honest", "paper"))
+    flows = read_names(streams, ("residual", "main"), "--streams")
+    sets = read_names(presets, ("honest", "paper"), "--presets")
     from mm_lens.data import datasets
     from mm_lens.profiling.result import PROVENANCE_FILE
 
@@ -207,15 +201,16 @@ def profile_command(
             f"--states {run_dir} lies in --out, which is written as a whole at the end. Name a "
             "directory beside it."
         )
-    if model.startswith("demo/"):
-        demo.path(model)
-    columns = options.read(locals())
+    options.check_model(model)
+    options.check_device(device)
+    columns = data_options.read(locals())
     chosen = datasets.load(data, split, samples, seed, **columns)
-    asked = hook_options.split_names(metrics, hook_options.known_metrics()) if metrics else None
+    asked = hook_options.read_metrics(metrics)
     from mm_lens.profiling import run_directory
 
     crew = processes.Processes()
     quiet = quiet or not crew.main
+    bars = not (quiet or as_json)
     if not quiet:
         print(f"Loading {model} …", file=sys.stderr)
     with silence_libraries(speak=crew.main), failures.note_kept(run_dir):
@@ -239,7 +234,7 @@ def profile_command(
             tokens=tokens,
             batch_size=batch_size,
             seed=seed,
-            progress=not quiet,
+            progress=bars,
             on_error=on_error,
             data_name=f"{data}/{chosen.split}" if chosen.split else data,
             run_dir=run_dir,
@@ -250,7 +245,10 @@ def profile_command(
             about = {"command": left_over.command(), **result.provenance}
             result = replace(result, provenance=about)
             with whole_directory(out, PROVENANCE_FILE, overwrite) as new:
-                files = _write(result, new, progress=not quiet)
+                files = [
+                    *_write(result, new, bars),
+                    configs.write_config(_find("profile"), given, new),
+                ]
                 if run_dir is not None:
                     run_directory.note_written(run_dir, new / PROVENANCE_FILE)
         crew.finish()
@@ -258,16 +256,44 @@ def profile_command(
         return
     if run_dir is not None:
         run_directory.remove_run(run_dir)
-    if not quiet:
-        from mm_lens.cli import summary
+    from mm_lens.cli import summary
 
+    if as_json:
+        summary.show_json(result, out, files)
+    elif not quiet:
         summary.show(result, out, files)
 
 
+app.command(name="ask")(asking.ask_command)
+app.command(name="generate")(asking.generate_command)
+app.command(name="layout")(asking.layout_command)
+app.command(name="lens")(looking.lens_command)
+app.command(name="attention")(looking.attention_command)
+app.command(name="patch")(intervening.patch_command)
+app.command(name="knockout")(intervening.knockout_command)
 app.command(name="check")(checking.check_command)
 app.command(name="evaluate")(evaluating.evaluate_command)
 app.command(name="relate")(relating.relate_command)
 app.add_typer(show.app, name="data")
+app.command(name="list")(listing.list_command)
+app.command(name="open")(opening.open_command)
+
+
+@app.command(name="run", context_settings={"ignore_unknown_options": True})
+def run_command(
+    config: Annotated[Path, typer.Argument(help="File with a command and its options.")],
+    overruling: Annotated[
+        list[str] | None, typer.Argument(help="Options that overrule those of the file.")
+    ] = None,
+) -> None:
+    """Run a command whose options are in a file.
+
+    Example: mm-lens run runs/llava-next/config.yaml --out runs/again
+    """
+    group: Any = typer.main.get_command(app)
+    arguments = [*configs.read_config(config, group.commands), *(overruling or ())]
+    if code := group.main(arguments, prog_name="mm-lens", standalone_mode=False):
+        raise typer.Exit(code)
 
 
 @app.command(name="convert")
@@ -282,10 +308,7 @@ def convert_command(
             show_default="the published one",
         ),
     ] = None,
-    dtype: Annotated[
-        Literal["float32", "bfloat16", "float16"] | None,
-        typer.Option(help="Of the weights.", show_default="as stored"),
-    ] = None,
+    dtype: options.Dtype = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an earlier conversion at OUT.")
     ] = False,
@@ -323,58 +346,13 @@ def convert_command(
         print(f"Converted to {out}")
 
 
-@app.command(name="compare")
-def compare_command(
-    profiles: Annotated[
-        list[Path], typer.Argument(help="Two or more directories that mm-lens profile wrote.")
-    ],
-    out: Annotated[Path, typer.Option(help="Directory for tables, pictures and a page.")],
-    labels: Annotated[
-        str | None,
-        typer.Option(
-            help="Names to show, with commas, in the order of the profiles.",
-            show_default="the models' own",
-        ),
-    ] = None,
-    unpaired: Annotated[
-        bool, typer.Option("--unpaired", help="Profiles of different data: do not pair samples.")
-    ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an earlier comparison at --out.")
-    ] = False,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", help="No progress bars and no table, only errors.")
-    ] = False,
-) -> None:
-    """Put models side by side: differences, the findings of the paper, pictures and an HTML page.
+app.command(name="compare")(comparing.compare_command)
 
-    Example: mm-lens compare runs/one runs/other --out runs/compare
-    """
-    from tqdm import tqdm
 
-    from mm_lens.comparing.comparison import COMPARISON_FILE
-
-    named = None if labels is None else [label.strip() for label in labels.split(",")]
-    with whole_directory(out, COMPARISON_FILE, overwrite) as new:
-        comparison = mm_lens.compare(*profiles, labels=named, paired=not unpaired)
-        from mm_lens.drawing import comparison as drawing
-
-        comparison.write(new)
-        for _ in tqdm(
-            drawing.write(comparison, new),
-            total=len(drawing.metrics(comparison)) + 2,
-            desc="pictures",
-            unit="file",
-            disable=quiet,
-        ):
-            pass
-        written = sorted(path.name for path in new.iterdir())
-    if not quiet:
-        print(f"\n{comparison}")
-        tables = [name for name in written if not name.endswith(".png")]
-        print(
-            f"Wrote {', '.join(tables)} and {len(written) - len(tables)} pictures (.png) to {out}"
-        )
+def _find(name: str) -> Any:
+    """A command with its parameters."""
+    group: Any = typer.main.get_command(app)
+    return group.commands[name]
 
 
 def _write(result: Profile, directory: Path, progress: bool) -> list[str]:
@@ -385,6 +363,7 @@ def _write(result: Profile, directory: Path, progress: bool) -> list[str]:
     from mm_lens.profiling.result import PROVENANCE_FILE, TABLE_FILE
 
     result.write(directory)
+    result.table.to_csv(directory / CSV_FILE, index=False)
     pictures = tqdm(
         report.write(result, directory),
         total=len(curves.metrics(result)) + 2 + components.count(result),
@@ -393,4 +372,4 @@ def _write(result: Profile, directory: Path, progress: bool) -> list[str]:
         disable=not progress,
     )
     names = [path.name for path in pictures]
-    return [PROVENANCE_FILE, TABLE_FILE, *names]
+    return [PROVENANCE_FILE, TABLE_FILE, CSV_FILE, *names]

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -33,7 +34,10 @@ def explain(error: BaseException) -> tuple[int, str] | None:
     None if it is none that a user can cause.
     """
     if isinstance(error, UsageError):
-        return 2, f"{_line(error).rstrip('.')}. See mm-lens --help."
+        text = (_missing(error) or _line(error)).removesuffix(".")
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "mm-lens"
+        return 2, f"{text}{'' if text.endswith('?') else '.'} See {command} --help."
     if isinstance(error, typer.Abort | KeyboardInterrupt):
         return 130, INTERRUPTED
     if isinstance(error, stopping.Stopped):
@@ -50,6 +54,21 @@ def explain(error: BaseException) -> tuple[int, str] | None:
         )
         return 1, f"The GPU is out of memory. {advice} {_notes(error)}".strip()
     return None
+
+
+def _missing(error: Any) -> str:
+    """All that is missing on a command line; "" where something else is wrong.
+
+    typer names the first only. It has looked at everything that was given before.
+    """
+    context, parameter = getattr(error, "ctx", None), getattr(error, "param", None)
+    if context is None or parameter is None or not type(error).__name__.startswith("Missing"):
+        return ""
+    missing = [p for p in context.command.params if p.required and not context.params.get(p.name)]
+    kinds = {p.param_type_name for p in missing}
+    names = [p.opts[0] if p.param_type_name == "option" else p.name.upper() for p in missing]
+    kind = " and ".join(f"{kind}{'s' * (len(names) > 1)}" for kind in sorted(kinds))
+    return f"The command line lacks the {kind} {', '.join(map(repr, names))}"
 
 
 def _is_of_gpu(error: BaseException) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,6 +33,23 @@ def show(profile: Profile, directory: Path, files: Sequence[str]) -> None:
     console.print(f"Wrote {', '.join(rest)} and {len(pictures)} pictures (.png) to", end=" ")
     console.print(str(directory), style="bold", soft_wrap=True, markup=False)
     _show_warnings(profile, console)
+
+
+def show_json(profile: Profile, directory: Path, files: Sequence[str]) -> None:
+    """Print where everything is, and the headline values, as JSON."""
+    table = take_first(profile.table)
+    chosen = [m for m in curves.headline(profile) if "honest" in METRICS[m].headline]
+    rows = table[table.metric.isin(chosen or curves.headline(profile))]
+    columns = ["stream", "modality", "layer", "metric", "value", "low", "high", "warning"]
+    found = {
+        "out": str(directory),
+        "files": [*files],
+        "samples": profile.provenance["data"]["n_samples"],
+        "values": len(profile.table),
+        "warnings": profile.warnings(),
+        "headline": json.loads(rows[columns].to_json(orient="records")),
+    }
+    print(json.dumps(found, ensure_ascii=False))
 
 
 def headline(profile: Profile, preset: str) -> Table | None:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mm_lens._storage.texts import make_encodable
-from mm_lens.arguments import describe_value, require_whole
+from mm_lens.arguments import describe_value, require_whole, suggest
 from mm_lens.data import sets
 from mm_lens.data.asking import apply_prompt
 from mm_lens.data.columns import Columns, read_row
@@ -34,6 +35,7 @@ __all__ = [
     "Sample",
     "Samples",
     "as_samples",
+    "describe",
     "load",
     "names",
 ]
@@ -108,6 +110,11 @@ def names() -> list[str]:
     return sets.names()
 
 
+def describe(name: str) -> str:
+    """What a named data set is, in words."""
+    return inspect.getdoc(inspect.getmodule(sets.opener(name))) or ""
+
+
 def load(
     source: Any,
     split: str | None = None,
@@ -133,6 +140,12 @@ def load(
     load("llava_v1_5_mix665k.json", image_folder="images")
     load("scienceqa:ScienceQA/data/scienceqa", prompt="{hint}\n{question}\n{choices}")
     load([{"image": "a.png", "text": "What is this?"}])
+    ```
+
+    ```python
+    data = datasets.load("easy-vqa", limit=100)
+    mine = datasets.load("my-pictures/")       # a folder, or a .csv, .jsonl, .parquet
+    data[0].image, data[0].text, data[0].answer
     ```
 
     Args:
@@ -216,7 +229,7 @@ def _open(
     if not path.exists():
         raise DataError(
             f"{str(source)!r} is neither a data set ({', '.join(names())}) nor an existing "
-            "folder or table. Correct the name or the path."
+            f"folder or table. Correct the name or the path.{suggest(source, names())}"
         )
     if path.is_dir() and hugging_face.is_saved(path):
         found = hugging_face.choose_split(hugging_face.open_saved(path), split)

@@ -63,6 +63,10 @@ def open_picture(
 ) -> Image.Image:
     """A picture, read to its last pixel, upright, in RGB.
 
+    ```python
+    picture = open_picture("photo.jpg")        # upright RGB; or bytes, an array, a tensor
+    ```
+
     Args:
         source: a PIL image of any mode; a NumPy array [height, width] or [height, width, channels]
             (channels first where the last axis can be none); a torch tensor, either way round; the
@@ -144,7 +148,8 @@ def _file(source: Any) -> Path | bytes:
             "a picture is a PIL image, a NumPy array, a torch tensor, or a file: its path, its "
             f"bytes, or the open file; not {type(source).__name__}"
         )
-    if isinstance(source, str) and source.startswith(("http://", "https://", "data:")):
+    # As a path `https://` is `https:/`.
+    if str(source).lower().startswith(("http:/", "https:/", "data:")):
         raise InputError("addresses are not fetched: download the file and give its path")
     path = Path(fspath(source))
     if path.exists() and not path.is_file():  # a pipe would be waited for

@@ -11,6 +11,7 @@ import base64
 import binascii
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from os import PathLike
 from typing import Any, TypeAlias
 
 from mm_lens.arguments import describe_value
@@ -51,7 +52,9 @@ def list_prompts(prompts: Any) -> tuple[bool, list[str | list[Message]]]:
         _check_characters(prompts)
         return True, [prompts]
     if isinstance(prompts, (Mapping, bytes)) or not isinstance(prompts, Iterable):
-        raise InputError(f"{KINDS}; not {describe_value(prompts)}.")
+        is_picture = hasattr(prompts, "size") or isinstance(prompts, PathLike)
+        swapped = " Are prompt and picture swapped? The prompt comes first." * is_picture
+        raise InputError(f"{KINDS}; not {describe_value(prompts)}.{swapped}")
     found = list(prompts)
     if not found:
         raise InputError("There is no prompt. Pass at least one.")

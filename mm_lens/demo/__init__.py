@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from mm_lens.arguments import suggest
 from mm_lens.errors import InputError
 
 __all__ = ["available", "path"]
@@ -27,6 +28,7 @@ def path(name: str) -> Path:
     if name not in available():
         raise InputError(
             f"No demo model {name!r} ships with mm_lens. Available: {', '.join(available())}."
+            f"{suggest(name, available())}"
         )
     return Path(__file__).parent / name.removeprefix(_PREFIX)
 

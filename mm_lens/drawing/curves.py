@@ -227,10 +227,29 @@ def compose(
     return figure
 
 
+LOG_TICKS = [base * 10**power for power in range(-3, 7) for base in (1, 2, 5)]
+
+
+def find_log_ticks(low: float, high: float) -> list[float]:
+    """Round numbers from `low` to `high`, at least two: on short log axes, evenly spread ones."""
+    found = [tick for tick in LOG_TICKS if low <= tick <= high]
+    if len(found) >= 2:
+        return found
+    return [float(tick) for tick in MaxNLocator(5).tick_values(low, high) if low <= tick <= high]
+
+
+class LogTicks(LogLocator):
+    """Ticks of `find_log_ticks`: matplotlib's own may leave a short axis without any."""
+
+    def tick_values(self, vmin: float, vmax: float) -> Any:
+        """The ticks of an axis from `vmin` to `vmax`."""
+        return np.array(find_log_ticks(min(vmin, vmax), max(vmin, vmax)))
+
+
 def scale_log(axes: Axes) -> None:
     """A log scale with plain numbers at its ticks."""
     axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_locator(LogTicks())
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
     axes.yaxis.set_minor_locator(NullLocator())
 

@@ -164,6 +164,10 @@ def explore(
 ) -> Explorer:
     """As `overlay`, with a slider over the layers and what there is to know of a token on hover.
 
+    ```python
+    explore(image, inputs.layout, norms(model, inputs)[:, 0], label="norm").save("norms.html")
+    ```
+
     Args:
         image: the picture that was prepared, in any of the forms that `prepare` takes.
         layout: `inputs.layout`.

@@ -184,6 +184,13 @@ def panel_names(table: Any, layers: Sequence[int] | None, names: Sequence[str]) 
     return found
 
 
+def spread_out(n: int, most: int = 5) -> list[int]:
+    """Up to `most` of `n` places, evenly spread, the first and the last among them."""
+    if n <= most:
+        return [*range(n)]
+    return sorted({round(k * (n - 1) / (most - 1)) for k in range(most)})
+
+
 def relief(image: Image.Image) -> Image.Image:
     """The picture as it lies over the values: black or white at its edges, transparent elsewhere.
 

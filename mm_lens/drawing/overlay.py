@@ -46,6 +46,10 @@ def draw_layout(inputs: Inputs, row: int = 0, image: int = 0) -> InlineFigure:
     carry their position in the sequence. Each tile has a colour of its own. A tick at the end of a
     row stands for the newline token that follows it.
 
+    ```python
+    draw_layout(model.prepare("what is it?", image)).savefig("tokens.png")
+    ```
+
     Args:
         inputs: what `model.prepare` returned.
         row: row of the batch.
@@ -143,6 +147,10 @@ def draw_values(
     of a centre crop. Colours are told apart with any colour vision (cividis; a diverging map
     around zero where values have both signs). Over them lie the edges of the picture, light and
     dark; where it is flat, the colours are those of the colour bar.
+
+    ```python
+    draw_values(image, inputs.layout, norms(model, inputs)[:, 0], layers=[0, 4, 8], label="norm")
+    ```
 
     Args:
         image: the picture that was prepared, in any of the forms that `prepare` takes.

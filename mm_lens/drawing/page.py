@@ -12,7 +12,7 @@ from typing import Any
 from plotly.offline import get_plotlyjs
 
 from mm_lens._notebook import embed_json
-from mm_lens.drawing.curves import DrawnCurve, Look, Panel
+from mm_lens.drawing.curves import LOG_TICKS, DrawnCurve, Look, Panel, find_log_ticks
 from mm_lens.metrics import METRICS
 
 DASHES = {"-": "solid", "--": "dash", "-.": "dashdot"}
@@ -31,9 +31,6 @@ td.number, th.number { text-align: right; } .note { font-weight: normal; color: 
 summary { cursor: pointer; font-weight: 600; }
 p.note { color: #555; margin: .2em 0 0; } pre { font-size: .85em; overflow-x: auto; }
 """
-
-# Of logarithmic axes: plotly's own between powers of ten show their first digit only.
-TICKS = [base * 10**power for power in range(-3, 7) for base in (1, 2, 5)]
 
 
 def document(title: str, body: str) -> str:
@@ -87,7 +84,8 @@ def side_by_side(style: Look, panels: Sequence[Panel]) -> dict[str, Any]:
             "anchor": f"x{suffix}",
             "title": {"text": "" if i else style.unit or style.title},
             **({"matches": "y"} if i else {}),
-            **({"type": "log", "tickvals": TICKS} if style.log else {}),
+            # Plotly's own ticks between powers of ten show their first digit only.
+            **({"type": "log", "tickvals": _log_ticks(style)} if style.log else {}),
             **({"range": _range(style)} if style.limits else {"showticklabels": False}),
             **LINES,
         }
@@ -111,6 +109,10 @@ def side_by_side(style: Look, panels: Sequence[Panel]) -> dict[str, Any]:
         trace["showlegend"] = "name" in trace and trace["name"] not in named
         named.add(trace.get("name", ""))
     return {"data": data, "layout": layout, "config": {"displaylogo": False, "responsive": True}}
+
+
+def _log_ticks(style: Look) -> list[float]:
+    return find_log_ticks(*(style.limits or (LOG_TICKS[0], LOG_TICKS[-1])))
 
 
 def _range(style: Look) -> list[float]:

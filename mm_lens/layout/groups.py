@@ -61,6 +61,10 @@ def group_mask(
 ) -> Bool[Tensor, "batch pos"]:
     """Positions of a group, `"last"`, a `Box`, or a mask of pixels or of positions.
 
+    ```python
+    group_mask(inputs.layout, Box(0, 0, 32, 32))       # [batch, pos]
+    ```
+
     Args:
         layout: what every position is.
         what: the group, the box, or a mask [height, width] or [batch, pos].

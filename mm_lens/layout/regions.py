@@ -34,7 +34,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mm_lens.arguments import describe_value
+from mm_lens.arguments import describe_value, suggest
 from mm_lens.errors import InputError
 from mm_lens.layout.groups import LAST, Box, find_in_box, group_mask, which_image
 from mm_lens.layout.layout import VISUAL, TokenLayout
@@ -98,6 +98,11 @@ class Regions:
 def find_regions(layout: TokenLayout, axis: Axis) -> Regions:
     """The regions of `layout` along `axis` (see the module's table).
 
+    ```python
+    cells = find_regions(inputs.layout, "cell")
+    cells.paint(torch.arange(len(cells)).float())      # per position, to draw
+    ```
+
     Raises:
         InputError: unknown axis or group, or a region without a token in some row.
     """
@@ -150,7 +155,7 @@ def _regions(layout: TokenLayout, axis: Any) -> Regions:
         return _by_overview(layout, axis)
     raise InputError(
         f"No axis is called {axis!r}. Use one of: {', '.join(AXES)}, Grid(rows, cols), a list of "
-        "groups, or a mapping from names to groups, boxes or masks."
+        f"groups, or a mapping from names to groups, boxes or masks.{suggest(axis, AXES)}"
     )
 
 

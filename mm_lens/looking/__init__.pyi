@@ -4,6 +4,7 @@ from . import token_values as token_values
 from .attention import attention_map as attention_map
 from .logit_lens import Readout as Readout
 from .logit_lens import visual_logit_lens as visual_logit_lens
+from .token_tensor import TokenValues as TokenValues
 from .token_values import (
     cosine_to_mean as cosine_to_mean,
 )

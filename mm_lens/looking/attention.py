@@ -21,6 +21,7 @@ from torch import Tensor
 
 from mm_lens.errors import InputError
 from mm_lens.layout.groups import group_mask
+from mm_lens.looking.token_tensor import TokenValues, name_layers
 from mm_lens.looking.token_values import Where
 from mm_lens.model.bridge import VisionLanguageBridge
 from mm_lens.model.inputs import Inputs, check_inputs
@@ -34,11 +35,17 @@ def attention_map(
     query: Where = "last",
     key: Where = "visual",
     layers: Sequence[int] | None = None,
-) -> Float32[Tensor, "layers heads batch pos"]:
+) -> Float32[TokenValues, "layers heads batch pos"]:
     """Attention that the tokens of `query` pay to each token of `key`, by block and head.
 
     Of several queries the mean is taken. The pattern is read while the model runs, and only the
     rows of the queries are kept.
+
+    ```python
+    weights = attention_map(model, model.prepare("what color is it?", image))
+    weights[5, 3].nansum()      # share of head 3 of block 5 that goes from the end to the picture
+    weights.plot(head=3)        # on the picture, as .explore() with a slider over the blocks
+    ```
 
     Args:
         model: the model, loaded with `attention="eager"`.
@@ -50,7 +57,8 @@ def attention_map(
 
     Returns:
         A share of each head's attention: summed over all attended positions it is 1, so over the
-        keys at most 1. On the CPU; NaN off the keys, and in rows without a query.
+        keys at most 1. A tensor with `plot` and `explore`. On the CPU; NaN off the keys, and in
+        rows without a query.
 
     Raises:
         InputError: the model has no patterns; there is no such group or block; no query or no key.
@@ -89,4 +97,5 @@ def attention_map(
     with torch.no_grad():
         hooks = [(f"blocks.{b}.attn.hook_pattern", partial(read, k)) for k, b in enumerate(wanted)]
         model.run_with_hooks(inputs, fwd_hooks=hooks)
-    return out
+    label = f"attention of {query if isinstance(query, str) else 'the query'}"
+    return TokenValues.of(out, inputs, label, name_layers(wanted, "block"))

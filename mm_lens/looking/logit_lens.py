@@ -24,10 +24,12 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from jaxtyping import Float32, Int64
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 from transformer_lens.tools.analysis import logit_readout
 
+from mm_lens._notebook import make_table
 from mm_lens.arguments import require_whole
 from mm_lens.errors import InputError, MMLensError
 from mm_lens.layout.groups import group_mask
@@ -53,6 +55,7 @@ class Readout:
         entropy: of the distribution over the vocabulary, in nats.
         targets: the same quantity for each word that was asked for.
         ranks: its rank, 0 for the top word.
+        images: the pictures of each row.
     """
 
     layers: tuple[int, ...]
@@ -64,6 +67,95 @@ class Readout:
     targets: Mapping[str, Float32[Tensor, "layers batch pos"]]
     ranks: Mapping[str, Float32[Tensor, "layers batch pos"]]
     tokenizer: Any = field(repr=False)
+    images: tuple[tuple[Image.Image, ...], ...] = field(default=(), repr=False)
+
+    def plot(
+        self,
+        word: str | None = None,
+        *,
+        layers: Sequence[int] | None = None,
+        row: int = 0,
+        image: int = 0,
+        limits: tuple[float, float] | None = None,
+    ) -> Any:
+        """Draw a word's value at every image token on the picture, as a matplotlib figure.
+
+        ```python
+        visual_logit_lens(model, inputs, targets=["red"]).plot("red")
+        ```
+
+        Args:
+            word: one of `targets`; None takes the first of them, and without any the top word.
+            layers: places in the first axis; None takes up to five, evenly spread.
+            row: row of the batch.
+            image: image of this row.
+            limits: of the colours; None takes the range of the values.
+
+        Raises:
+            InputError: there is no such word, image or layer, or no image token was read.
+        """
+        from mm_lens.drawing.on_image import spread_out
+        from mm_lens.drawing.overlay import draw_values
+
+        values, label = self._of_word(word)
+        layers = spread_out(len(self.layers)) if layers is None else layers
+        return draw_values(
+            self._picture(row, image),
+            self.layout,
+            values[:, row],
+            row=row,
+            index=image,
+            label=label,
+            layers=layers,
+            names=[f"layer {self.layers[k]}" for k in layers if 0 <= k < len(self.layers)],
+            limits=limits,
+        )
+
+    def explore(self, word: str | None = None, *, row: int = 0, image: int = 0) -> Any:
+        """The same with a slider, and the top words on hover; see `mm_lens.drawing.explore`."""
+        from mm_lens.drawing.explorer import explore
+
+        values, label = self._of_word(word)
+        return explore(
+            self._picture(row, image),
+            self.layout,
+            values[:, row],
+            row=row,
+            index=image,
+            label=label,
+            names=[f"layer {k}" for k in self.layers],
+            words=self.words(row),
+        )
+
+    def _of_word(self, word: str | None) -> tuple[Float32[Tensor, "layers batch pos"], str]:
+        """What is drawn of a word, and what it is."""
+        quantity = {"probs": "probability", "log_probs": "log-probability", "logits": "logit"}
+        if word is None and not self.targets:
+            return self.top[..., 0], f"{quantity[self.quantity]} of the top word"
+        word = next(iter(self.targets)) if word is None else word
+        if word not in self.targets:
+            known = ", ".join(self.targets) or "none"
+            raise InputError(
+                f"{word!r} is not among the words that were asked for: {known}. Name it in "
+                "visual_logit_lens(…, targets=[…])."
+            )
+        return self.targets[word], f"{quantity[self.quantity]} of “{word}”"
+
+    def _picture(self, row: int, image: int) -> Image.Image:
+        pictures = self.images[row] if 0 <= row < len(self.images) else ()
+        if not 0 <= image < len(pictures):
+            raise InputError(f"Row {row} has {len(pictures)} image(s); there is no image {image}.")
+        return pictures[image]
+
+    def _repr_html_(self) -> str:
+        """On the first picture, with a slider; where there is none, the top words of the end."""
+        try:
+            html: str = self.explore()._repr_html_()
+            return html
+        except InputError:
+            read = enumerate(self.words()[-1])
+            rows = [(position, " · ".join(top)) for position, top in read if top]
+            return make_table(["position", f"top words at layer {self.layers[-1]}"], rows)
 
     def words(self, row: int = 0) -> list[list[list[str]]]:
         """Top words of one row of the batch: for each layer and position, best first.
@@ -92,6 +184,12 @@ def visual_logit_lens(
     """Read image tokens at each layer through the final norm and unembedding.
 
     Memory: `chunk_size × d_vocab` logits, and `layers × batch × pos × top_k` results.
+
+    ```python
+    lens = visual_logit_lens(model, model.prepare("what color is it?", image), targets=["red"])
+    lens.words()[-1]             # top words of each position at the last layer
+    lens.plot("red")             # on the picture; lens.explore() with a slider and the words
+    ```
 
     Args:
         model: the model, in eval mode.
@@ -166,6 +264,7 @@ def visual_logit_lens(
         targets={word: values[..., i] for i, word in enumerate(targets)},
         ranks={word: ranks[..., i] for i, word in enumerate(targets)},
         tokenizer=model.tokenizer,
+        images=inputs.images,
     )
 
 

@@ -2,9 +2,10 @@
 
 Layers are states, as in a profile: state 0 enters block 0, state l leaves block l - 1; the last is
 taken before the final norm. Every function runs the model once, keeps no more than two states at a
-time, and returns `[layers, batch, pos]` on the CPU with NaN where no value was asked for, so that
-`values[layer, row]` can be drawn on the picture with `mm_lens.drawing.draw_values`. The first axis
-has the layers in the order in which they were asked for.
+time, and returns `[layers, batch, pos]` on the CPU with NaN where no value was asked for: a tensor
+that draws itself on the picture (`plot`, `explore`), and whose rows `values[layer, row]`
+`mm_lens.drawing.draw_values` draws. The first axis has the layers in the order in which they were
+asked for.
 
 `where` is what `mm_lens.layout.group_mask` takes: a group of `TokenLayout` ("visual", "newline",
 "text after", …), "last" for the last attended token of each row, a `Box` in pixels, or a mask of
@@ -26,6 +27,7 @@ from torch import Tensor
 from mm_lens.arguments import require_kind
 from mm_lens.errors import InputError, MMLensWarning
 from mm_lens.layout.groups import Box, group_mask
+from mm_lens.looking.token_tensor import TokenValues, name_layers
 from mm_lens.metrics.numerics.linear_fit import LinearFit
 from mm_lens.metrics.numerics.regression import Target
 from mm_lens.metrics.tokens import Tokens
@@ -41,8 +43,13 @@ def norms(
     inputs: Inputs,
     where: Where = "all",
     layers: Sequence[int] | None = None,
-) -> Float32[Tensor, "layers batch pos"]:
+) -> Float32[TokenValues, "layers batch pos"]:
     """Euclidean norm of the state of each token.
+
+    ```python
+    values = norms(model, inputs)      # [layers, batch, pos]
+    values.plot()                      # on the picture
+    ```
 
     Args:
         model: the model.
@@ -62,7 +69,7 @@ def norms(
         out[k, mask] = _rows(state, mask).norm(dim=-1).cpu()
 
     read_states(model, inputs, wanted, read)
-    return out
+    return TokenValues.of(out, inputs, "norm of the state", name_layers(wanted))
 
 
 def cosine_to_mean(
@@ -71,12 +78,16 @@ def cosine_to_mean(
     where: Where = "visual",
     mean_of: Where | None = None,
     layers: Sequence[int] | None = None,
-) -> Float32[Tensor, "layers batch pos"]:
+) -> Float32[TokenValues, "layers batch pos"]:
     """Cosine of the state of each token to the mean state of a modality, or of any other group.
 
     The mean is over all tokens of the group in the batch. Where states share a large common part
     (anisotropy) all cosines are near 1; a token far below the others is one that the mean, and
     metrics built on it, do not describe.
+
+    ```python
+    cosine_to_mean(model, inputs, "visual", mean_of="text").plot()
+    ```
 
     Args:
         model: the model.
@@ -101,7 +112,7 @@ def cosine_to_mean(
         out[k, mask] = torch.cosine_similarity(_rows(state, mask), mean, dim=-1).cpu()
 
     read_states(model, inputs, wanted, read)
-    return out
+    return TokenValues.of(out, inputs, "cosine to the mean state", name_layers(wanted))
 
 
 def linearity_error(
@@ -112,13 +123,18 @@ def linearity_error(
     *,
     target: Target = "state",
     seed: int = 0,
-) -> Float32[Tensor, "layers batch pos"]:
+) -> Float32[TokenValues, "layers batch pos"]:
     """Which tokens a linear map from the state before does not reach: their held-out squared error.
 
     The error of each token by the map that was fitted to *other rows of the batch*, over the mean
     squared distance of a token from the mean: averaged over the tokens it is one minus the metric
     `linearity_heldout`. 1 is an error as large as the spread of the tokens. State 0, before which
     there is none, is NaN.
+
+    ```python
+    inputs = model.prepare([question] * len(images), images)
+    linearity_error(model, inputs, layers=[4]).plot()
+    ```
 
     Args:
         model: the model.
@@ -165,11 +181,17 @@ def linearity_error(
         before[layer] = tokens
 
     read_states(model, inputs, needed, read)
-    return out
+    return TokenValues.of(
+        out, inputs, "squared error of the linear map / mean square", name_layers(wanted)
+    )
 
 
 def find_words(model: VisionLanguageBridge, inputs: Inputs, text: str) -> Bool[Tensor, "batch pos"]:
     """Mask of the text tokens that spell `text`, wherever it occurs; spaces do not count.
+
+    ```python
+    attention_map(model, inputs, query=find_words(model, inputs, "color"))
+    ```
 
     Args:
         model: the model.

@@ -24,6 +24,7 @@ import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
+from mm_lens.arguments import suggest
 from mm_lens.errors import InputError
 from mm_lens.metrics.estimates import Estimate, or_nan
 from mm_lens.metrics.numerics.massive import KAPPA, massive
@@ -308,7 +309,9 @@ def _lookup(metric: Metric | str) -> Metric:
     if isinstance(metric, Metric):
         return metric
     if metric not in METRICS:
-        raise InputError(f"No metric {metric!r}: use one of {', '.join(METRICS)}.")
+        raise InputError(
+            f"No metric {metric!r}: use one of {', '.join(METRICS)}.{suggest(metric, METRICS)}"
+        )
     return METRICS[metric]
 
 

@@ -11,3 +11,5 @@ from .inputs import Inputs as Inputs
 from .loading import load as load
 from .report import Finding as Finding
 from .report import Report as Report
+from .running.asking import Replies as Replies
+from .running.asking import Reply as Reply

@@ -32,19 +32,20 @@ from mm_lens.model.hooks import (
     uninstall_views,
 )
 from mm_lens.model.inputs import Inputs, Prompt
-from mm_lens.model.naming import NamedHooks, Names
+from mm_lens.model.naming import NamedHooks, Names, suggesting
 from mm_lens.model.native import add_left_out
 from mm_lens.model.parts.copying import Copied
 from mm_lens.model.parts.guards import guard
 from mm_lens.model.parts.quiet import quieten, restore
 from mm_lens.model.report import Report
 from mm_lens.model.running import generation
+from mm_lens.model.running.asking import Asked
 from mm_lens.model.running.attention_hooks import hook_native_attention, unhook_native_attention
 
 Hooks: TypeAlias = "Sequence[tuple[str | Callable[[str], bool], Callable[..., Any]]]"
 
 
-class VisionLanguageBridge(Copied, NamedHooks):
+class VisionLanguageBridge(Copied, Asked, NamedHooks):
     """A `TransformerBridge` with hook points for visual and text tokens. Made by `mm_lens.load`."""
 
     # At image positions embed.hook_out is the placeholder's own row, which the image features
@@ -117,7 +118,35 @@ class VisionLanguageBridge(Copied, NamedHooks):
         padding_side: Literal["left", "right"] | None = None,
         **unknown: Any,
     ) -> Inputs:
-        """Turn prompts and images into inputs; see `mm_lens.model.inputs.prepare`."""
+        """Turn prompts and images into what every tool takes: one prompt or a batch.
+
+        ```python
+        inputs = model.prepare("what color is the shape?", "shape.png")
+        batch = model.prepare(["what is it?", "are these alike?"], [image, [one, other]])
+        print(inputs)                    # how many positions are visual, text, padding
+        logits = model(inputs)           # inputs go wherever TransformerLens takes tokens
+        ```
+
+        Args:
+            text: one prompt, or a list of them. A prompt is a text, or chat messages as
+                transformers takes them.
+            images: for one prompt an image, a list of images, or None: there is none. For a list of
+                prompts, one such entry for each. An image is a path, a PIL image, bytes, an open
+                file, a NumPy array or a torch tensor (docs/pictures.md).
+            chat_template: True renders texts as a user's turn, False takes them as they are; None
+                renders those without image placeholders, where the processor has a template.
+            padding_side: where shorter rows of a batch are padded; None takes the tokenizer's side.
+                Generation needs "left".
+            unknown: refused, with the name that is meant.
+
+        Returns:
+            `Inputs`: the tensors (`input_ids`, `pixel_values`, …), and `layout`, which says what
+            every position is.
+
+        Raises:
+            InputError: a prompt is neither text nor messages, an image cannot be read, images and
+                placeholders do not match, or the chat template drops something.
+        """
         given = {"chat_template": chat_template, "padding_side": padding_side, **unknown}
         own: dict[str, Any] = {"device": self.cfg.device or "cpu", "tell": self.context.tell}
         return _inputs.prepare(self.family, self.processor, text, images, **given, **own)
@@ -184,7 +213,13 @@ class VisionLanguageBridge(Copied, NamedHooks):
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        """As `TransformerBridge.run_with_hooks`; `input` may also be what `prepare` returns."""
+        """As `TransformerBridge.run_with_hooks`; `input` may also be what `prepare` returns.
+
+        ```python
+        edit = ("blocks.3.visual.hook_resid_post", lambda rows, hook: rows * 0)
+        logits = model.run_with_hooks(inputs, fwd_hooks=[edit])
+        ```
+        """
         tokens, kwargs = self._unpack(input, kwargs)
         hooks = self._guard_hooks(fwd_hooks), self._guard_hooks(bwd_hooks)
         check_reached(
@@ -212,12 +247,17 @@ class VisionLanguageBridge(Copied, NamedHooks):
         Without `names_filter` every hook point of the full stream is cached; the cache gives its
         views.
 
+        ```python
+        logits, cache = model.run_with_cache(inputs, names_filter=mm_lens.names(["resid_pre", "z"]))
+        cache["resid_pre", 5, "visual"]      # [batch, n_visual_max, d_model], zero padded
+        ```
+
         Raises:
             HookError: `pos_slice` with hook points per modality, whose rows it would count.
         """
         tokens, kwargs = self._unpack(input, kwargs)
         names = choose_cached(self, self._filter(names_filter), kwargs.get("pos_slice"))
-        with self.context.guarded():
+        with self.context.guarded(), suggesting(names_filter, self.hook_dict):
             output, cache = super().run_with_cache(  # type: ignore[call-overload]
                 tokens,
                 return_cache_object=return_cache_object,
@@ -236,6 +276,10 @@ class VisionLanguageBridge(Copied, NamedHooks):
 
         `input` may also be what `prepare` returns. Also without KV cache every step sees the image.
         Further arguments are those of transformers' `generate`, as `num_beams`.
+
+        ```python
+        model.generate(inputs, max_new_tokens=50, do_sample=False, return_type="str")
+        ```
 
         Raises:
             InputError: rows are padded on the right: generation would continue from padding; or

@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 from transformer_lens.hook_points import HookPoint, LensHandle, _AliasedHookPoint
 
-from mm_lens.arguments import require_whole
+from mm_lens.arguments import require_whole, suggest
 from mm_lens.errors import HookError, InputError, MMLensWarning
 from mm_lens.model.forward import ForwardContext, Frame, Selection
 from mm_lens.model.parts.guards import GuardedHookPoint
@@ -65,6 +65,10 @@ def names(
 ) -> Callable[[str], bool]:
     """A `names_filter` for hook points: `names("resid_post", modality="visual")`.
 
+    ```python
+    _, cache = model.run_with_cache(inputs, names_filter=mm_lens.names("resid_post", "visual"))
+    ```
+
     Args:
         hook: short name(s) as in `hooks.PARENTS`: "resid_post", "attn_out", "q", …
         modality: "visual", "text", or both; None for the full stream.
@@ -80,7 +84,10 @@ def names(
             f'names(["resid_post", "z"], layers=[0, 5]), not {hook!r} and {layers!r}.'
         )
     if unknown := [h for h in hooks if h not in PARENTS]:
-        raise InputError(f"No hook point is called {unknown[0]!r}. Use: {', '.join(PARENTS)}.")
+        raise InputError(
+            f"No hook point is called {unknown[0]!r}. Use: {', '.join(PARENTS)}."
+            f"{suggest(unknown[0], PARENTS)}"
+        )
     if modality is None:
         tails = {PARENTS[h] for h in hooks}
     else:

@@ -143,6 +143,20 @@ class Inputs(Mapping[str, Any]):
     def __repr__(self) -> str:
         return f"Inputs(\n{self.layout.describe(most=SHOWN)}\n)"
 
+    def plot(self, row: int = 0, image: int = 0) -> Any:
+        """The tokens of an image drawn over it, as a matplotlib figure.
+
+        Args:
+            row: row of the batch.
+            image: image of this row.
+
+        Raises:
+            InputError: there is no such image.
+        """
+        from mm_lens.drawing.overlay import draw_layout
+
+        return draw_layout(self, row, image)
+
     def _repr_html_(self) -> str:
         """Prompt, pictures and number of tokens of each row."""
         counts = zip(*(self.layout.counts(group).tolist() for group in COUNTED), strict=True)
@@ -204,6 +218,11 @@ def prepare(
     sources = [
         place_images(prompt, _as_list(row)) for prompt, row in zip(prompts, rows, strict=True)
     ]
+    if any(isinstance(image, (list, tuple)) for row in sources for image in row):
+        raise InputError(
+            "The images of one prompt are one list, as [image, other], and hold no lists. For "
+            "several prompts, pass one entry for each: an image, a list of images, or None."
+        )
     alone = sum(map(len, sources)) == 1
     pictures = tuple(
         tuple(

@@ -16,7 +16,7 @@ from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_f
 from transformer_lens.utilities.multi_gpu import count_unique_devices, find_embedding_device
 
 from mm_lens import demo
-from mm_lens.arguments import describe_value
+from mm_lens.arguments import check_name
 from mm_lens.checkpoints import conversion
 from mm_lens.checkpoints.building import say
 from mm_lens.data.prompts import render
@@ -50,6 +50,12 @@ def load(
     **from_pretrained: Any,
 ) -> VisionLanguageBridge:
     """Load a vision-language model as a `TransformerBridge` with hook points per modality.
+
+    ```python
+    model = mm_lens.load("demo/llava-next")
+    model = mm_lens.load("llava-hf/llava-v1.6-mistral-7b-hf", dtype=torch.bfloat16)
+    model = mm_lens.load("./my-checkpoint", attention="eager")     # with attention patterns
+    ```
 
     Args:
         name_or_path: a hub id, a local directory, or a demo model ("demo/llava-next"). A checkpoint
@@ -210,7 +216,7 @@ def _check_arguments(
     if (name_or_path is None) == (hf_model is None):
         raise InputError("Pass either name_or_path or hf_model.")
     if name_or_path is not None:
-        _check_name(name_or_path)
+        check_name(name_or_path)
     if attention not in ("sdpa", "eager"):
         raise InputError(f'attention is "sdpa" or "eager", not {attention!r}.')
     if hf_model is not None and (device_map is not None or dtype is not None):
@@ -220,23 +226,6 @@ def _check_arguments(
     if device is not None and device_map is not None:
         raise InputError("Pass device or device_map, not both.")
     check_device(device)
-
-
-def _check_name(name: Any) -> None:
-    """Refuse what can be neither a directory nor a name of the hub.
-
-    Raises:
-        InputError: naming it.
-    """
-    if not isinstance(name, str | PathLike) or not fspath(name):
-        raise InputError(
-            f"name_or_path is a hub id, a directory or a demo model, not {describe_value(name)}. A "
-            "loaded model is passed as hf_model=."
-        )
-    text = fspath(name)
-    looks_local = isinstance(name, PathLike) or text[0] in "/.~" or text.count("/") > 1
-    if looks_local and not Path(text).is_dir():
-        raise InputError(f"There is no directory {text}, and it is no hub id (organisation/model).")
 
 
 _CODE = ("auto_map", "trust_remote_code", "code_revision")

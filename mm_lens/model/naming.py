@@ -6,19 +6,45 @@ What is put on a `TransformerBridge` for it; `mm_lens.model.hooks` has the names
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.generalized_components.base import alias_generation
 
-from mm_lens.arguments import check_hooks, require_filter
-from mm_lens.errors import HookError
+from mm_lens.arguments import check_hooks, require_filter, suggest
+from mm_lens.errors import HookError, MMLensError, UnknownHookError
 from mm_lens.model.forward import ForwardContext
-from mm_lens.model.hooks import HookNames, canonical, narrow
+from mm_lens.model.hooks import PARENTS, HookNames, canonical, narrow
 
 Names: TypeAlias = "str | list[str] | Callable[[str], bool] | None"
+
+
+@contextmanager
+def suggesting(names: Any, known: Iterable[str]) -> Iterator[None]:
+    """Have TransformerLens's error about a name that there is not say which is meant.
+
+    Args:
+        names: what was asked for: a name or several; others raise nothing of the kind.
+        known: names of all hook points.
+
+    Raises:
+        UnknownHookError: in place of TransformerLens's `KeyError`.
+    """
+    try:
+        yield
+    except KeyError as error:
+        told = str(error.args[0]) if error.args else ""
+        ours = isinstance(error, MMLensError)
+        if ours or not ("does not exist" in told or "matched no hook" in told):
+            raise
+        first = names if isinstance(names, str) else next(iter(names), "")
+        remedy = suggest(first, known) or " model.hook_dict holds the names."
+        if first in PARENTS:
+            remedy = f' mm_lens.names("{first}") names it in every block.'
+        raise UnknownHookError(f"No hook point is called {first!r}. {told}{remedy}") from error
 
 
 class NamedHooks(TransformerBridge):
@@ -84,7 +110,8 @@ class NamedHooks(TransformerBridge):
         return found
 
     def _resolve_hook_point(self, name: str, aliases: Any, hook_dict: Any) -> Any:
-        return super()._resolve_hook_point(canonical(name), aliases, hook_dict)
+        with suggesting(name, hook_dict):
+            return super()._resolve_hook_point(canonical(name), aliases, hook_dict)
 
     def get_hook_point(self, hook_name: str) -> Any:
         """As in TransformerLens, with the spellings `blocks.3.hook_visual_resid_post`."""

@@ -28,7 +28,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from tqdm import tqdm
 
-from mm_lens.arguments import describe_value, require_number, require_whole
+from mm_lens.arguments import describe_value, require_number, require_whole, suggest
 from mm_lens.data.datasets import as_samples
 from mm_lens.data.samples import Samples
 from mm_lens.errors import DataError, InputError
@@ -395,6 +395,9 @@ def _describe(spot: Spot, points: Sequence[Point]) -> str:
 def _check_names(kind: str, given: Sequence[T], valid: Collection[T]) -> None:
     if isinstance(given, str) or (unknown := [name for name in given if name not in valid]):
         name = given if isinstance(given, str) else unknown[0]
-        raise InputError(f"Unknown {kind}: {name!r}. Give a sequence out of: {', '.join(valid)}.")
+        meant = f" As a list: [{name!r}]." if name in valid else suggest(name, map(str, valid))
+        raise InputError(
+            f"Unknown {kind}: {name!r}. Give a sequence out of: {', '.join(valid)}.{meant}"
+        )
     if len(set(given)) < len(given):
         raise InputError(f"A {kind} is named twice in {list(given)}.")

@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+import yaml
 from tiny import random_image, tiny_llava_next
 
 import mm_lens
@@ -71,7 +72,8 @@ def test_profile_writes_what_it_promises(profile, tmp_path, images):
     assert "4/4" in stderr
     saved = Profile.load(out)
     pictures = [f"{metric}.png" for metric in set(saved.table.metric)]
-    tables = {"profile.parquet", "replicates.parquet", "provenance.json"}
+    tables = {"profile.parquet", "profile.csv", "replicates.parquet", "provenance.json"}
+    tables |= {"config.yaml"}
     files = {*tables, "SHA256SUMS", "report.html", "overview.png", *pictures}
     assert {path.name for path in out.iterdir()} == files
     assert [path.name for path in out.parent.iterdir()] == ["one"]
@@ -79,6 +81,14 @@ def test_profile_writes_what_it_promises(profile, tmp_path, images):
     assert saved.provenance["options"]["seed"] == 5
     assert saved.provenance["options"]["tokens"] == 30
     assert saved.provenance["data"]["name"] == str(images)
+    pd.testing.assert_frame_equal(
+        pd.read_csv(out / "profile.csv", keep_default_na=False, na_values={"value": ""})[
+            ["layer", "metric"]
+        ],
+        saved.table[["layer", "metric"]],
+    )
+    again = yaml.safe_load((out / "config.yaml").read_text())
+    assert (again["command"], again["tokens"], again["batch-size"]) == ("profile", 30, 3)
     for word in ("residual", "main", "visual", "text", "all", "report.html", "warnings"):
         assert word in stdout
     lines = [line for line in stdout.splitlines() if str(tmp_path) not in line]
@@ -125,7 +135,7 @@ def test_existing_directory_is_replaced_only_when_asked(no_pictures, profile, tm
         ({"model": "no/such/folder"}, (), 1, "no/such/folder"),
         ({"model": "demo/no-such"}, (), 1, "demo/no-such"),
         ({"data": "no-such-data"}, (), 1, "no-such-data"),
-        ({}, ("--device", "warp"), 1, "warp"),
+        ({}, ("--device", "warp"), 2, "warp"),
         ({}, ("--samples", "0"), 2, "--samples"),
         ({}, ("--tokens", "some"), 2, "--tokens"),
         ({}, ("--streams", "residual,stray"), 2, "residual, main"),
@@ -150,6 +160,15 @@ def test_metrics_by_name(profile, tmp_path, no_pictures):
     assert profile("--metrics", "mean_cosine, anisotropy", "--quiet")[0] == 0
     table = pd.read_parquet(tmp_path / "runs" / "one" / "profile.parquet")
     assert {*table.metric} == {"anisotropy", "mean_cosine"}
+
+
+def test_json(no_pictures, profile, tmp_path):
+    code, stdout, _ = profile("--json", "--metrics", "anisotropy", "--streams", "residual")
+    found, saved = json.loads(stdout), Profile.load(tmp_path / "runs" / "one")
+    assert (code, found["samples"], found["values"]) == (0, 4, len(saved.table))
+    assert {"profile.csv", "config.yaml"} <= {*found["files"]}
+    want = saved.table[saved.table.metric == "anisotropy"]
+    assert [row["value"] for row in found["headline"]] == pytest.approx(want.value.tolist())
 
 
 @pytest.mark.parametrize("kind", ["truncated", "not an image", "empty folder", "broken weights"])
@@ -262,7 +281,7 @@ def test_libraries_do_not_chatter(model, images, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     shown = done.stderr.replace("\r", "\n").splitlines()
-    known = ("Loading ", "samples:", "metrics:", "pictures:")
+    known = ("Loading ", "Holds at most", "samples:", "metrics:", "pictures:")
     assert [line for line in shown if line.strip() and not line.startswith(known)] == []
 
 

@@ -201,7 +201,7 @@ def test_saved_files(tmp_path):
 # ---- command line ----
 
 
-def test_command_line(tmp_path, capsys):
+def test_command_line(tmp_path, capsys, monkeypatch):
     tiled(metrics=HEADLINE[:2]).save(tmp_path / "a")
     whole(metrics=HEADLINE[:2]).save(tmp_path / "b")
     paths = [str(tmp_path / "a"), str(tmp_path / "b")]
@@ -217,6 +217,11 @@ def test_command_line(tmp_path, capsys):
     assert "exists already" in capsys.readouterr().err
     assert cli.run(["compare", *paths, *out, "--overwrite", "--quiet"]) == 0
     assert capsys.readouterr().out == ""
+    monkeypatch.setattr("mm_lens.drawing.comparison.write", lambda *given: iter(()))
+    assert cli.run(["compare", *paths, "--out", str(tmp_path / "d"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert len(found["findings"]) == len(mm_lens.compare(*paths).findings)
+    assert "findings.csv" in found["files"]
     assert cli.run(["compare", paths[0], *out, "--overwrite"]) == 1
     assert "Give two or more" in capsys.readouterr().err
     assert cli.run(["compare", paths[0], str(tmp_path / "nowhere"), "--out", "x"]) == 1

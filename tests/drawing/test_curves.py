@@ -106,3 +106,15 @@ def test_one_stream_unknown_metric_and_no_value_at_all():
     figure = plots.draw(Profile(empty, profile.provenance))
     assert any("no value" in text.get_text() for text in figure.axes[0].texts)
     assert "no value" in report.render(Profile(empty, profile.provenance))
+
+
+@pytest.mark.parametrize(("low", "high"), [(2.2, 4.6), (11, 18), (0.9, 1.4), (3, 2000), (51, 99)])
+def test_a_log_axis_has_labels_however_short(low, high):
+    axes = plots.InlineFigure().subplots()
+    plots.scale_log(axes)
+    axes.set_ylim(low, high)
+    shown = [text.get_text() for text in axes.get_yticklabels()]
+    at = [tick for tick in axes.get_yticks() if low <= tick <= high]
+    assert len(at) >= 2
+    assert all(shown)
+    assert at == plots.find_log_ticks(low, high)

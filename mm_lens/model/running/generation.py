@@ -224,6 +224,12 @@ def _stops(bridge: VisionLanguageBridge, asked: dict[str, Any]) -> tuple[Any, in
     return list(stop), next(iter(stop)) if own is None else own
 
 
+def find_stops(bridge: VisionLanguageBridge) -> frozenset[int]:
+    """Tokens that end what is generated, where the call does not name others."""
+    stop, _ = _stops(bridge, {"stop_at_eos": True, "eos_token_id": None})
+    return frozenset([stop] if isinstance(stop, int) else stop)
+
+
 @contextmanager
 def _plain_config(model: Any) -> Iterator[None]:
     """Leave out what the checkpoint says of sampling, beams and stops: the call says it all."""

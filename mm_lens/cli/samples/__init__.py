@@ -1,0 +1,1 @@
+"""Commands about one picture and one question: ask, look, intervene."""

@@ -1,0 +1,52 @@
+"""A page about one picture and one question: what was run on what, in words, then figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from mm_lens._notebook import Html, embed_figure, make_table
+
+STYLE = """
+:root { color-scheme: light dark; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em;
+       color: light-dark(#222, #ddd); background: light-dark(#fff, #1b1b1b); }
+h1 { font-size: 1.4em; } h2 { font-size: 1.1em; margin: 2em 0 .4em; }
+img, iframe { background: #fff; max-width: 100%; height: auto; } pre { white-space: pre-wrap; }
+th, td { text-align: left; vertical-align: top; padding-right: 1em; }
+"""
+
+
+def make_page(
+    title: str, about: Mapping[str, object], lines: Sequence[str], parts: Mapping[str, Any]
+) -> str:
+    """A whole page that needs no network.
+
+    Args:
+        title: what was done.
+        about: what it was done on.
+        lines: the result in words.
+        parts: figures, objects that notebooks show, or `Html`, by their headings.
+    """
+    said = "\n".join(lines)
+    shown = "\n".join(
+        f"<section><h2>{escape(name)}</h2>{_show(name, part)}</section>"
+        for name, part in parts.items()
+    )
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width">'
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body><main>"
+        f"<h1>{escape(title)}</h1>{make_table(['', ''], about.items())}"
+        f"<pre>{escape(said)}</pre>{shown}</main></body></html>\n"
+    )
+
+
+def _show(name: str, part: Any) -> str:
+    if isinstance(part, Html):
+        return str(part)
+    if hasattr(part, "savefig"):
+        return str(embed_figure(part, name))
+    html: str = part._repr_html_()
+    return html
