@@ -16,3 +16,5 @@ from .token_values import (
 from .token_values import (
     norms as norms,
 )
+from .written import Written as Written
+from .written import read_written as read_written

@@ -243,7 +243,7 @@ class VisionLanguageBridge(Copied, NamedHooks):
             MMLensError: the check at load found that this model is wrong with its KV cache.
         """
         tokens, kwargs = self._unpack_for_generation(input, kwargs)
-        with self.context.guarded(), self._bound_to(tokens, kwargs):
+        with self.context.guarded(), self.context.writes(), self._bound_to(tokens, kwargs):
             if generation.follows_own_loop(self, tokens, kwargs):
                 return super().generate(tokens, *args, **kwargs)
             return generation.generate(self, tokens, *args, **kwargs)
@@ -270,7 +270,7 @@ class VisionLanguageBridge(Copied, NamedHooks):
             InputError: rows are padded on the right.
         """
         tokens, kwargs = self._unpack_for_generation(input, kwargs)
-        with self.context.guarded(), self._bound_to(tokens, kwargs):
+        with self.context.guarded(), self.context.writes(), self._bound_to(tokens, kwargs):
             return super().hf_generate(tokens, *args, **without_own(kwargs))
 
     def _bound_to(self, tokens: Any, kwargs: dict[str, Any]) -> AbstractContextManager[Any]:
