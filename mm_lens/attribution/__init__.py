@@ -1,4 +1,4 @@
-"""Which tokens an answer comes from: gradients, attention carried through, and logits taken apart."""
+"""Which tokens an answer comes from: gradients, attention carried through, logits taken apart."""
 
 import lazy_loader
 

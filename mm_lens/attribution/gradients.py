@@ -67,7 +67,7 @@ def gradient_input(
         baseline: what the tokens are compared with.
 
     Raises:
-        InputError: no token or no such layer; the metric has no gradient; the baseline does not fit.
+        InputError: no such token or layer; the metric has no gradient; the baseline does not fit.
     """
     run, mask = _begin(model, inputs, metric, where, layer)
     states, gradient, value = run.run()
@@ -114,14 +114,15 @@ def integrated_gradients(
     found = _result(
         "integrated gradients", (total * (states - start)).sum(-1), mask, inputs, value, empty
     )
-    assert found.gap is not None and found.baseline is not None
+    assert found.gap is not None
+    assert found.baseline is not None
     whole = (found.metric - found.baseline).abs()
     if bool((found.gap.abs() > COMPLETE * whole.clamp(min=1e-6)).any()):
         row = int((found.gap.abs() / whole.clamp(min=1e-6)).argmax())
         warnings.warn(
             f"Integrated gradients do not add up in row {row}: their sum misses the change of the "
-            f"metric by {float(found.gap[row]):.3g} of {float(whole[row]):.3g}. Take more steps, or "
-            "a baseline that is nearer to what the model sees than zero.",
+            f"metric by {float(found.gap[row]):.3g} of {float(whole[row]):.3g}. Take more steps, "
+            "or a baseline that is nearer to what the model sees than zero.",
             MMLensWarning,
             stacklevel=2,
         )

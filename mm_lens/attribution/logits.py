@@ -150,7 +150,9 @@ def logit_attribution(
     through = _through_norm(model, state, direction, logits.dtype)
     found = torch.cat([(parts * through).sum(-1), bias[None]])
     total = answers.logit_diff(logits).double()
-    _require_sum(found.sum(0), total, logits.dtype, "The logits are not those of norm and unembedding")
+    _require_sum(
+        found.sum(0), total, logits.dtype, "The logits are not those of norm and unembedding"
+    )
     shape = (0, model.cfg.n_heads, *inputs.layout.shape)
     heads, tokens, layers = torch.zeros(shape[:3]), torch.zeros(shape), []
     if with_heads:

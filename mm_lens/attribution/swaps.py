@@ -29,7 +29,7 @@ from transformer_lens.utilities.components_utils import get_act_name
 from mm_lens.arguments import require_whole
 from mm_lens.attribution.running import differentiate_points
 from mm_lens.causal.logit_metrics import LogitMetric
-from mm_lens.causal.patching import PATCHABLE, check_sweep
+from mm_lens.causal.patching import check_sweep
 from mm_lens.causal.transfer import Move, read_clean
 from mm_lens.errors import HookError, InputError
 from mm_lens.layout.matching import match_positions, match_regions

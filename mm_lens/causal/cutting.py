@@ -86,9 +86,7 @@ class Edges:
         return cut[:, None] & self.heads.to(cut.device)[:, None, None]
 
 
-def same_for_copies(
-    edges: Bool[Tensor, "batch head query key"], layout: TokenLayout
-) -> Cut:
+def same_for_copies(edges: Bool[Tensor, "batch head query key"], layout: TokenLayout) -> Cut:
     """The same in passes of inputs with `layout`, or of copies of them, one after the other."""
 
     def cut(frame: Frame) -> Bool[Tensor, "rows head query key"]:

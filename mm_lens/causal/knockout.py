@@ -94,9 +94,7 @@ def knockout(
         if not (isinstance(group, str) and group == WRITTEN):
             _check_group(name, group, group_mask(layout, group))
     edges = Edges(layout, query, key, keep_self, choose_heads(model, heads))
-    blocks = (
-        with_attention(model) if layers is None else resolve_layers(layers, model.cfg.n_layers)
-    )
+    blocks = with_attention(model) if layers is None else resolve_layers(layers, model.cfg.n_layers)
     check = Check(layout, f"{group_name(key)} → {group_name(query)}", blocks)
     with mask_keys(model, dict.fromkeys(blocks, edges), check):
         yield

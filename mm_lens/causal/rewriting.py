@@ -91,7 +91,9 @@ def write_without(
         InputError: see `mm_lens.knockout`; an option changes what `generate` returns.
     """
     if taken := [name for name in RETURNED if name in options]:
-        raise InputError(f"write_without decides itself what generate returns: leave out {taken[0]}=.")
+        raise InputError(
+            f"write_without decides itself what generate returns: leave out {taken[0]}=."
+        )
     asked = {"do_sample": False, "max_new_tokens": 20, "verbose": False, **options}
 
     def write() -> Tensor:

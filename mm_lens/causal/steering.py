@@ -81,9 +81,9 @@ def steering_hooks(
         raise InputError(f"how is one of {get_args(Steer)}, not {how!r}.")
     require_number("strength", strength, float("-inf"))
     numbers = resolve_blocks(model, hook, layers)
-    if not (isinstance(group, str) and group == WRITTEN):
-        if not bool(group_mask(inputs.layout, group).any()):
-            raise InputError(f"These inputs hold no position of {group!r} to steer.")
+    written = isinstance(group, str) and group == WRITTEN
+    if not written and not bool(group_mask(inputs.layout, group).any()):
+        raise InputError(f"These inputs hold no position of {group!r} to steer.")
     return [
         (
             str(get_act_name(hook, k)),
@@ -104,7 +104,9 @@ def _of_layer(direction: Any, layer: int) -> Float[Tensor, " d"]:
     vector = torch.as_tensor(direction).detach()
     norm = vector.double().norm()
     if not bool(norm.isfinite()) or not bool(norm > 0):
-        raise InputError(f"The direction of layer {layer} is zero or not finite: it points nowhere.")
+        raise InputError(
+            f"The direction of layer {layer} is zero or not finite: it points nowhere."
+        )
     return vector
 
 

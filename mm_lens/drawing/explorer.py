@@ -232,7 +232,8 @@ def explore(
     }
     script = f"const data = {embed_json(data)};{SCRIPT}"
     body = (
-        '<p id="sentence"></p><p id="slide"><input id="slider" type="range" min="0" step="1"> <b id="layer"></b></p>'
+        '<p id="sentence"></p>'
+        '<p id="slide"><input id="slider" type="range" min="0" step="1"> <b id="layer"></b></p>'
         f'<div id="panels"></div><p>{escape(label)}: <span id="low"></span> <span id="bar"></span> '
         '<span id="high"></span> · hatched: no value</p><div id="tip"></div>'
     )

@@ -1,8 +1,8 @@
 """What the model looks at, and what it is about to say, at each token that it writes.
 
 Read while `generate` runs, so it is what really wrote: with and without the KV cache, greedy or
-sampled, under any hooks and knock-outs. A token is written by the state of the position *before* it:
-the attention and the lens of a token are those of that position.
+sampled, under any hooks and knock-outs. A token is written by the state of the position *before*
+it: the attention and the lens of a token are those of that position.
 """
 
 from __future__ import annotations
@@ -199,7 +199,8 @@ def read_written(
         rows = every[layer]
         best = logit_readout(model, rows, top_k=top_k).top_ids
         own = logit_readout(model, rows, targets=tokens.to(rows.device), return_type="probs")
-        assert best is not None and own.target_ranks is not None
+        assert best is not None
+        assert own.target_ranks is not None
         top.append(best.cpu())
         lens.append(own.values[..., 0].float().cpu())
         rank.append(own.target_ranks[..., 0].long().cpu())
@@ -249,6 +250,4 @@ def _lengths(model: VisionLanguageBridge, tokens: Tensor, asked: dict[str, Any])
     if stop is None:
         stop = model.tokenizer.eos_token_id
     ends = torch.isin(tokens, torch.as_tensor(stop))
-    return [
-        int(row.int().argmax()) + 1 if bool(row.any()) else tokens.shape[1] for row in ends
-    ]
+    return [int(row.int().argmax()) + 1 if bool(row.any()) else tokens.shape[1] for row in ends]

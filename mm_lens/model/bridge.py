@@ -40,6 +40,7 @@ from mm_lens.model.parts.quiet import quieten, restore
 from mm_lens.model.report import Report
 from mm_lens.model.running import generation
 from mm_lens.model.running.attention_hooks import hook_native_attention, unhook_native_attention
+from mm_lens.model.running.methods import list_methods
 
 Hooks: TypeAlias = "Sequence[tuple[str | Callable[[str], bool], Callable[..., Any]]]"
 
@@ -147,6 +148,13 @@ class VisionLanguageBridge(Copied, NamedHooks):
         """
         with self.context.bind(Binding(inputs, self.family)):
             yield self
+
+    def methods(self) -> Any:
+        """A table of the methods of mm_lens: which work on this model, and why the rest does not.
+
+        As the check at load found it: loaded with `check=False`, nothing is known against any.
+        """
+        return list_methods(self)
 
     def text_only_allowed(self) -> AbstractContextManager[None]:
         """Inside, inputs without an image are meant: hooks of visual tokens pass over them.

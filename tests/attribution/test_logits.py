@@ -71,9 +71,7 @@ def test_regions_add_up_to_the_head(case):
         assert value == pytest.approx(float(got.heads[layer, head, row]), abs=1e-5)
     parts = got.table
     assert parts.groupby("row")["value"].sum()[0] == pytest.approx(float(got.total[0]), abs=1e-4)
-    without = logit_attribution(
-        case.model, inputs, made_answers(case.model, inputs), by_head=False
-    )
+    without = logit_attribution(case.model, inputs, made_answers(case.model, inputs), by_head=False)
     assert torch.equal(without.components, got.components)
     with pytest.raises(InputError, match="by_head=True"):
         without.by("modality")
@@ -96,5 +94,5 @@ def test_refusals(case, family):
 
     norm = sdpa.ln_final._modules["_original_component"]
     sdpa.ln_final._modules["_original_component"] = Shifted(norm)
-    with pytest.raises(MMLensError, match="norm does more than to scale|not those of norm"):
+    with pytest.raises(MMLensError, match=r"norm does more than to scale|not those of norm"):
         logit_attribution(sdpa, inputs, made_answers(sdpa, inputs), by_head=False)

@@ -39,7 +39,9 @@ def native_change(case, clean, corrupted, layer, mask):
 def test_the_first_order_is_the_slope_of_the_native_model(pair):
     case, clean, cache = pair
     corrupted, step = case.inputs, 1e-3
-    assert clean.layout.shape != corrupted.layout.shape or "omni" in type(case.native).__name__.lower()
+    assert (
+        clean.layout.shape != corrupted.layout.shape or "omni" in type(case.native).__name__.lower()
+    )
     got = attribution_patch(case.model, corrupted, cache, metric, axis="modality", layers=[1, 2])
     assert got.layers == (1, 2)
     for k, layer in enumerate(got.layers):
@@ -48,7 +50,7 @@ def test_the_first_order_is_the_slope_of_the_native_model(pair):
             _, change = native_change(case, clean, corrupted, layer, mask)
             with torch.no_grad():
                 up, down = (
-                    metric(case.run(corrupted, layer, lambda x, s=s: x + s * change)[1].logits)
+                    metric(case.run(corrupted, layer, lambda x, c=s * change: x + c)[1].logits)
                     for s in (step, -step)
                 )
             slope = (up - down) / (2 * step)
@@ -66,7 +68,9 @@ def test_heads_and_the_comparison_with_true_patches(pair):
     assert x.shape == y.shape
     table = got.compare(true).set_index("layer")
     assert table.loc[-1, "n"] == x.size
-    assert table.loc[2, "correlation"] == pytest.approx(np.corrcoef(x[1].ravel(), y[1].ravel())[0, 1])
+    assert table.loc[2, "correlation"] == pytest.approx(
+        np.corrcoef(x[1].ravel(), y[1].ravel())[0, 1]
+    )
     assert table.loc[-1, "worst_error"] == pytest.approx(np.abs(x - y).max())
     assert table.loc[0, "largest_effect"] == pytest.approx(np.abs(y[0]).max())
     assert len(got.table) == x.size

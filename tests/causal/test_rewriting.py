@@ -83,9 +83,7 @@ def test_a_knock_out_holds_while_it_writes(pair, cache):
         want = native_without(native, inputs, query, key, keep, layers, heads)
         options = {"query": query, "key": key, "keep_self": keep, "layers": layers, "heads": heads}
         with knockout(bridge, inputs, **options):
-            found = bridge.generate(
-                inputs, output_logits=True, use_past_kv_cache=cache, **OPTIONS
-            )
+            found = bridge.generate(inputs, output_logits=True, use_past_kv_cache=cache, **OPTIONS)
         same(found, want)
         assert (want[1] - plain).abs().max() > 1e-2 * plain.std()
         if query == "written":
@@ -138,7 +136,7 @@ def test_edits_of_image_and_text_hold_while_it_writes(pair):
 def test_beams_and_samples_of_a_row_are_of_that_row(pair):
     """Rows of unequal padding: what is made of one lies side by side, not one copy after the
     other."""
-    bridge, native, inputs = pair
+    bridge, _native, inputs = pair
     visual = inputs.layout.mask("visual")
     half = visual & (visual.cumsum(1) % 2 == 1)
     _, donor = bridge.run_with_cache(

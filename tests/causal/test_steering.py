@@ -75,7 +75,7 @@ def test_refusals(model):
         with pytest.raises(error, match=complaint):
             steering_hooks(model, inputs, **options)
     hooks = steering_hooks(model, inputs, good[:-1], layers=[0])
-    with pytest.raises(InputError, match="of the same hook point|from the same hook point"):
+    with pytest.raises(InputError, match="from the same hook point"):
         model.run_with_hooks(inputs, fwd_hooks=hooks)
     hooks = steering_hooks(model, inputs, good, layers=[0])
     with pytest.raises(InputError, match="The steering was made for other inputs"):

@@ -1,4 +1,4 @@
-"""One forward pass: what it was called with, what its positions are, and where in a text it stands."""
+"""One forward pass: what it was called with, what its positions are, where in a text it is."""
 
 from __future__ import annotations
 

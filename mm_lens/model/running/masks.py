@@ -29,9 +29,7 @@ if TYPE_CHECKING:
     from mm_lens.model.bridge import VisionLanguageBridge
 
 Note = Callable[[Bool[Tensor, "batch head query key"]], None]
-Check = Callable[
-    [Bool[Tensor, "batch head query key"], Bool[Tensor, "batch head query key"]], None
-]
+Check = Callable[[Bool[Tensor, "batch head query key"], Bool[Tensor, "batch head query key"]], None]
 
 
 @contextmanager

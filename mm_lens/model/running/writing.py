@@ -1,9 +1,9 @@
 """Which positions of a text that is being written a forward pass computes.
 
-`generate` runs the prompt once, then one new position at a time (with a KV cache), or the whole text
-again and again (without); beams and several returned sequences put rows of one prompt side by side.
-An edit that was made for the prompt finds its positions in all of these by their `Place`, and what
-it does to what is written by `reach`.
+`generate` runs the prompt once, then one new position at a time (with a KV cache), or the whole
+text again and again (without); beams and several returned sequences put rows of one prompt side
+by side. An edit that was made for the prompt finds its positions in all of these by their `Place`,
+and what it does to what is written by `reach`.
 """
 
 from __future__ import annotations
