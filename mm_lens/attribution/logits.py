@@ -153,12 +153,13 @@ def logit_attribution(
     _require_sum(
         found.sum(0), total, logits.dtype, "The logits are not those of norm and unembedding"
     )
-    shape = (0, model.cfg.n_heads, *inputs.layout.shape)
-    heads, tokens, layers = torch.zeros(shape[:3]), torch.zeros(shape), []
-    if with_heads:
-        layers = [b for b in blocks if f"blocks.{b}.attn.hook_pattern" in known]
+    layers = [b for b in blocks if f"blocks.{b}.attn.hook_pattern" in with_heads]
+    heads = torch.zeros(0, model.cfg.n_heads, len(logits))
+    tokens = torch.zeros(0, model.cfg.n_heads, *inputs.layout.shape)
+    if layers:
         split = [_split(model, cache, b, rows, last, through, logits.dtype) for b in layers]
-        heads, tokens = (torch.stack(x).float().cpu() for x in zip(*split, strict=True))
+        heads = torch.stack([of_heads for of_heads, _ in split]).float().cpu()
+        tokens = torch.stack([of_tokens for _, of_tokens in split]).float().cpu()
     return LogitParts(
         layout=inputs.layout.to("cpu"),
         total=total.float().cpu(),
