@@ -1,4 +1,7 @@
 from . import (
+    attribution as attribution,
+)
+from . import (
     causal as causal,
 )
 from . import check as check
@@ -52,6 +55,9 @@ from .causal import (
 )
 from .causal import (
     patching as patching,
+)
+from .causal import (
+    steering as steering,
 )
 from .checkpoints import convert as convert
 from .comparing import Comparison as Comparison

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformer_lens.utilities.components_utils import get_act_name
 
@@ -31,6 +31,7 @@ from mm_lens.model.cache import LayoutCache
 from mm_lens.model.hooks import PARENTS, NamedHook, find_frame
 from mm_lens.model.inputs import Inputs, check_inputs
 from mm_lens.model.running.rerun import Rerun
+from mm_lens.model.running.writing import Place, reach
 from mm_lens.model.streams import resolve_blocks
 
 How: TypeAlias = Literal["zero", "mean", "resample"]
@@ -38,11 +39,15 @@ How: TypeAlias = Literal["zero", "mean", "resample"]
 
 @dataclass(frozen=True)
 class Edit:
-    """What the positions of a group get at one hook point; `value` None puts zeros."""
+    """What the positions of a group get at one hook point; `value` None puts zeros.
+
+    `goes_on` says in which rows what is written behind the prompt gets it too; None: in none.
+    """
 
     row: Int[Tensor, " n"]
     position: Int[Tensor, " n"]
     value: Tensor | None
+    goes_on: Bool[Tensor, " batch"] | None = None
 
 
 def ablation_hooks(
@@ -62,6 +67,10 @@ def ablation_hooks(
     hooks = ablation_hooks(model, inputs, "visual", layers=range(4), how="zero")
     model.run_with_hooks(inputs, fwd_hooks=hooks)
     ```
+
+    Under `model.hooks(fwd_hooks=…)` they hold in `generate` too. Zeros and means go on in what is
+    written, where the group does (`"text"`, `"all"`, `"last"`, the segment behind the image); what
+    is taken from another input stays in the prompt.
 
     Args:
         model: the model.
@@ -113,13 +122,14 @@ def plan_edits(
             move.row, move.target, move.values(read_clean(source, _name_point(hook, k)))
         )
     row, position = found.masks[0].nonzero(as_tuple=True)
+    goes_on = reach(layout, group, layout.shape[1] + 1)[:, -1]
 
     def edit(k: int) -> Edit:
         if how == "zero":
-            return Edit(row, position, None)
+            return Edit(row, position, None, goes_on)
         if not isinstance(means, Mapping) or k not in means:
             raise InputError('how="mean" needs means= of every layer: see mean_activation.')
-        return Edit(row, position, means[k])
+        return Edit(row, position, means[k], goes_on)
 
     return edit
 
@@ -137,8 +147,12 @@ def make_edit_hook(each: Sequence[Edit], layout: TokenLayout) -> Callable[..., T
     """
 
     def run(tensor: Tensor, hook: Any) -> Tensor:
-        find_frame(hook).require(layout, "The edit")
+        frame = find_frame(hook)
         out = tensor.clone()
+        if frame.writing or frame.decoding:
+            _edit_written(out, each[0], frame.place(layout, "The edit"), layout.shape[1], hook)
+            return out
+        frame.require(layout, "The edit")
         for copy in range(len(tensor) // layout.shape[0]):
             edit = each[copy % len(each)]
             at = (edit.row + copy * layout.shape[0], edit.position)
@@ -146,6 +160,21 @@ def make_edit_hook(each: Sequence[Edit], layout: TokenLayout) -> Callable[..., T
         return out
 
     return run
+
+
+def _edit_written(out: Tensor, edit: Edit, place: Place, length: int, hook: Any) -> None:
+    """Make an edit in a pass over a part of a text that begins with a prompt of `length`."""
+    rows = place.rows.to(edit.row.device)
+    here = (edit.position >= place.start) & (edit.position < place.total)
+    row, n = ((rows[:, None] == edit.row) & here).nonzero(as_tuple=True)
+    value = None if edit.value is None else _check_shape(edit.value, out, hook).to(out)
+    if value is None or value.ndim < out.ndim - 1:
+        new: Any = 0 if value is None else value
+        out[row, edit.position[n] - place.start] = new
+        if edit.goes_on is not None:
+            out[edit.goes_on[rows].nonzero().squeeze(1), max(length - place.start, 0) :] = new
+    else:
+        out[row, edit.position[n] - place.start] = value[n.to(value.device)]
 
 
 def _check_shape(value: Tensor, tensor: Tensor, hook: Any) -> Tensor:

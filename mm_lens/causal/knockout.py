@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -26,7 +26,15 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from mm_lens.arguments import describe_value, resolve_numbers
+from mm_lens.arguments import describe_value
+from mm_lens.causal.cutting import (
+    Check,
+    Edges,
+    choose_heads,
+    mask_keys,
+    same_for_copies,
+    with_attention,
+)
 from mm_lens.causal.effects import EffectTable, effect_table, make_windows
 from mm_lens.causal.logit_metrics import LogitMetrics
 from mm_lens.errors import InputError, MMLensWarning
@@ -34,8 +42,8 @@ from mm_lens.layout.groups import group_mask
 from mm_lens.layout.layout import TokenLayout
 from mm_lens.model.bridge import VisionLanguageBridge
 from mm_lens.model.inputs import Inputs, check_inputs
-from mm_lens.model.running.masks import hide_keys
 from mm_lens.model.running.rerun import Rerun
+from mm_lens.model.running.writing import WRITTEN
 from mm_lens.model.streams import resolve_layers
 
 
@@ -55,12 +63,18 @@ def knockout(
     ```python
     with knockout(model, inputs, query="last", key="visual", layers=range(4, 8)):
         logits = model(inputs)
+    with knockout(model, inputs, query="text", key=Box(10, 10, 40, 60)):
+        text = model.generate(inputs)
     ```
+
+    In `generate` (greedy, beams, sampling; with and without the KV cache) it holds for what is
+    written as well: `"text"`, `"all"` and the segment behind the image go on in it, `"last"` is
+    whatever position writes, `"written"` is what was written alone. Keys of the prompt stay cut.
 
     Args:
         model: the model.
         inputs: what it is run on inside.
-        query: group of the queries: those who look.
+        query: group of the queries: those who look. Also `"written"`, in `generate`.
         key: group of the keys: what is looked at.
         layers: blocks, negative ones from the end; None takes all that have attention.
         heads: heads; None takes all.
@@ -69,19 +83,22 @@ def knockout(
     Raises:
         MMLensError: the check at load found that keys cannot be hidden in this model.
         InputError: a group has no position in some row; no layer or no head is named; a block has
-            no attention. And in the forward pass: no query of some row sees a key of it in any of
-            the layers; a query would be left without keys; other inputs are run (copies of these
-            will do).
+            no attention. And in the forward pass, or after `generate`: no query of some row sees a
+            key of it in any of the layers; a query would be left without keys; other inputs are
+            run (copies of these, and what is written behind them, will do).
     """
     check_inputs(model, inputs)
     model.report.require("A knock-out", "mask")
-    edges = _per_head(model, find_edges(inputs.layout, query, key, keep_self), heads)
-    blocks = (
-        _with_attention(model) if layers is None else resolve_layers(layers, model.cfg.n_layers)
-    )
-    check = _Check(inputs.layout, f"{group_name(key)} → {group_name(query)}", blocks)
-    with mask_keys(model, dict.fromkeys(blocks, edges), inputs.layout, check):
+    layout = inputs.layout
+    for name, group in (("query", query), ("key", key)):
+        if not (isinstance(group, str) and group == WRITTEN):
+            _check_group(name, group, group_mask(layout, group))
+    edges = Edges(layout, query, key, keep_self, choose_heads(model, heads))
+    blocks = with_attention(model) if layers is None else resolve_layers(layers, model.cfg.n_layers)
+    check = Check(layout, f"{group_name(key)} → {group_name(query)}", blocks)
+    with mask_keys(model, dict.fromkeys(blocks, edges), check):
         yield
+    check.close()
 
 
 def find_edges(
@@ -93,76 +110,20 @@ def find_edges(
         InputError: a group has no position in some row.
     """
     queries, keys = group_mask(layout, query), group_mask(layout, key)
-    for name, group, mask in (("query", query, queries), ("key", key, keys)):
-        if bool((empty := ~mask.any(1)).any()):
-            raise InputError(
-                f"There is nothing to knock out in row {int(empty.nonzero()[0])}: "
-                f"{name}={group_name(group)!r} has no position there."
-            )
+    _check_group("query", query, queries)
+    _check_group("key", key, keys)
     edges = queries[:, :, None] & keys[:, None, :]
     if keep_self:
         edges = edges & ~torch.eye(layout.shape[1], dtype=torch.bool, device=layout.device)
     return edges
 
 
-class _Check:
-    """Whether a knock-out takes away something, and leaves something, block by block."""
-
-    def __init__(self, layout: TokenLayout, what: str, blocks: Sequence[int] = ()) -> None:
-        self.attended, self.what, self.blocks = layout.mask("all"), what, sorted(blocks)
-        self.cut = torch.zeros(layout.shape[0], dtype=torch.bool)
-
-    def __call__(self, block: int, allowed: Tensor, edges: Tensor) -> None:
-        """Take note of one block of a running pass; the last of them gives the verdict.
-
-        Raises:
-            InputError: a query is left without keys; or nothing was cut.
-        """
-        cut = self.block(block, allowed, edges)
-        self.cut = cut if block == self.blocks[0] else self.cut | cut
-        if block == self.blocks[-1]:
-            several = len(self.blocks) > 1
-            self.verdict(self.cut, "any of the blocks" if several else f"block {block}")
-
-    def block(
-        self,
-        block: int,
-        allowed: Bool[Tensor, "rows heads query key"],
-        edges: Bool[Tensor, "batch head query key"],
-    ) -> Bool[Tensor, " batch"]:
-        """In which rows a block's attention loses something.
-
-        Raises:
-            InputError: a query is left without keys.
-        """
-        if len(allowed) not in (1, len(edges)):
-            allowed = allowed[: len(edges)]  # of the first of several copies
-        edges = edges.to(allowed.device)
-        left = allowed & ~edges
-        alone = (allowed.any(-1) & ~left.any(-1)).any(1) & self.attended.to(allowed.device)
-        if bool(alone.any()):
-            row, position = alone.nonzero()[0].tolist()
-            raise InputError(
-                f"Position {position} of row {row} would be left without any key to attend to at "
-                f"block {block}, so nothing could be renormalised. Leave it out of query=, leave a "
-                "key that it sees out of key=, or pass keep_self=True."
-            )
-        cut: Tensor = (allowed & edges).flatten(1).any(1)
-        return cut.cpu()
-
-    def verdict(self, cut: Bool[Tensor, " batch"], where: str) -> None:
-        """Refuse a knock-out that takes nothing away in some row.
-
-        Raises:
-            InputError: naming the row.
-        """
-        if not bool(cut.all()):
-            row = int((~cut).nonzero()[0])
-            raise InputError(
-                f"There is nothing to knock out in row {row}: of {self.what}, no query sees a key "
-                f"at {where}. A query sees what the model's attention mask shows it: mostly what "
-                "comes before it, with a sliding window only the latest of that."
-            )
+def _check_group(name: str, group: Any, mask: Bool[Tensor, "batch pos"]) -> None:
+    if bool((empty := ~mask.any(1)).any()):
+        raise InputError(
+            f"There is nothing to knock out in row {int(empty.nonzero()[0])}: "
+            f"{name}={group_name(group)!r} has no position there."
+        )
 
 
 def knockout_table(
@@ -203,7 +164,7 @@ def knockout_table(
     """
     named = name_apart(edges, _name_edge, "edges")
     model.report.require("A knock-out", "mask")
-    blocks = _with_attention(model)
+    blocks = with_attention(model)
     windows = make_windows(model.cfg.n_layers, window, stride)
     spans = [span for span in windows if not {*span}.isdisjoint(blocks)]
     trials = [
@@ -220,8 +181,11 @@ def knockout_table(
 
     def prepare(rerun: Rerun) -> Any:
         layout = rerun.inputs.layout
+        chosen = choose_heads(model, heads)
+        which = torch.ones(1, dtype=torch.bool) if chosen is None else chosen
         blocked = {
-            name: _per_head(model, find_edges(layout, query, key, keep_self), heads)
+            name: find_edges(layout, query, key, keep_self)[:, None]
+            & which.to(layout.device)[:, None, None]
             for name, (key, query) in named.items()
         }
         for name, edges in blocked.items():
@@ -239,9 +203,9 @@ def _check_windows(rerun: Rerun, spans: Sequence[range], edges: Tensor, name: st
     Raises:
         InputError: nothing is cut, or a query is left without keys.
     """
-    check = _Check(rerun.inputs.layout, name)
+    check, real = Check(rerun.inputs.layout, name, ()), rerun.inputs.layout.mask("all")
     cut = {
-        block: check.block(block, rerun.masks[block], edges)
+        block: check.block(block, rerun.masks[block], edges, real)
         for block in sorted({block for span in spans for block in span})
         if block in rerun.masks
     }
@@ -268,94 +232,9 @@ def _run(
     """Logits of each trial; all of them are of one window."""
     span = range(trials[0]["first_layer"], trials[0]["last_layer"] + 1)
     together = torch.cat([blocked[trial["edge"]] for trial in trials])
-    cut = dict.fromkeys([block for block in span if block in blocks], together)
-    with mask_keys(model, cut, rerun.inputs.layout):
+    one = same_for_copies(together, rerun.inputs.layout)
+    with mask_keys(model, dict.fromkeys([block for block in span if block in blocks], one)):
         return rerun.run(span[0], len(trials))
-
-
-@contextmanager
-def mask_keys(
-    model: VisionLanguageBridge,
-    blocked: Mapping[int, Bool[Tensor, "batch head query key"]],
-    layout: TokenLayout,
-    check: Callable[[int, Tensor, Tensor], None] | None = None,
-) -> Iterator[None]:
-    """Mask keys in some blocks, in passes of inputs with `layout` or of copies of them.
-
-    The head axis may have size 1, for all heads. `check` is told of each block the keys that its
-    queries see, and those that are to be masked.
-
-    Raises:
-        InputError: a block has no attention; other inputs are run.
-    """
-
-    def hidden(states: Tensor, keys: Tensor) -> Tensor:
-        copies, rest = divmod(states.shape[0], keys.shape[0])
-        if rest or not copies or keys.shape[2] != states.shape[1]:
-            raise InputError(
-                f"A forward pass of shape {tuple(states.shape[:2])} [batch, pos] ran under a "
-                f"knock-out made for {keys.shape[0], keys.shape[2]}. Run the inputs that it was "
-                "made for, without generating."
-            )
-        model.context.frame.require(layout, "The knock-out")
-        return keys.repeat(copies, 1, 1, 1)
-
-    with ExitStack() as stack:
-        for layer, keys in blocked.items():
-            told = None if check is None else partial(_tell, check, layer, keys)
-            hide = hide_keys(_attention_of(model, layer), partial(hidden, keys=keys), told)
-            stack.enter_context(hide)
-        yield
-
-
-def _tell(
-    check: Callable[[int, Tensor, Tensor], None], layer: int, keys: Tensor, seen: Tensor
-) -> None:
-    check(layer, seen, keys)
-
-
-def _attention_of(model: VisionLanguageBridge, layer: int) -> Any:
-    attention = getattr(model.blocks[layer], "attn", None)
-    if attention is None:
-        raise InputError(
-            f"Block {layer} has no attention to knock out (it mixes positions in another way). "
-            "Name blocks that have some in layers=."
-        )
-    return attention
-
-
-def _with_attention(model: VisionLanguageBridge) -> list[int]:
-    """Blocks that have attention to knock out.
-
-    Raises:
-        InputError: none has.
-
-    Warns:
-        MMLensWarning: some have none, and let pass what is knocked out elsewhere.
-    """
-    without = [k for k, block in enumerate(model.blocks) if getattr(block, "attn", None) is None]
-    if len(without) == model.cfg.n_layers:
-        _attention_of(model, 0)
-    if without:
-        named = ", ".join(map(str, without))
-        warnings.warn(
-            f"Blocks {named} have no attention to knock out: they mix positions in another way, "
-            "and let pass there what is knocked out in the others.",
-            MMLensWarning,
-            stacklevel=3,
-        )
-    return [k for k in range(model.cfg.n_layers) if k not in without]
-
-
-def _per_head(
-    model: VisionLanguageBridge, blocked: Tensor, heads: Sequence[int] | None
-) -> Bool[Tensor, "batch head query key"]:
-    if heads is None:
-        return blocked[:, None]
-    n = model.cfg.n_heads
-    chosen = torch.zeros(n, dtype=torch.bool, device=blocked.device)
-    chosen[list(resolve_numbers("heads=", "head", heads, n))] = True
-    return blocked[:, None] & chosen[:, None, None]
 
 
 def _name_edge(edge: Any) -> str:

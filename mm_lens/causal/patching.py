@@ -139,7 +139,7 @@ def generic_activation_patch(
             is asked for has none.
         DataError: `save` holds another sweep.
     """
-    _check(model, corrupted, clean_cache, activation_name, heads)
+    check_sweep(model, corrupted, clean_cache, activation_name, heads)
     found = find_regions(corrupted.layout, axis)
     moves = [Move(*move) for move in match_regions(found, corrupted.layout, clean_cache.layout)]
     if resample == "mean":
@@ -301,9 +301,15 @@ def _make_index(trials: list[tuple[int, int, int]], found: Regions, heads: bool)
     return pd.DataFrame(table)
 
 
-def _check(
+def check_sweep(
     model: Any, corrupted: Inputs, clean_cache: LayoutCache, activation_name: str, heads: bool
 ) -> None:
+    """Refuse arguments of a sweep that are of another kind.
+
+    Raises:
+        HookError: the activation cannot be patched by region, or has no heads.
+        InputError: what is no input, cache or model of evaluation.
+    """
     if activation_name not in PATCHABLE:
         raise HookError(
             f"{activation_name!r} cannot be patched by region. Use one of: {', '.join(PATCHABLE)}; "

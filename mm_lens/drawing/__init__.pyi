@@ -6,6 +6,7 @@ from .effects import draw_effects as draw_effects
 from .effects import draw_patching as draw_patching
 from .explorer import Explorer as Explorer
 from .explorer import explore as explore
+from .explorer import explore_written as explore_written
 from .overlay import draw_layout as draw_layout
 from .overlay import draw_values as draw_values
 from .replies import draw_reply as draw_reply

@@ -41,6 +41,9 @@ body { font: 14px/1.4 system-ui, sans-serif; color: #222; background: #fff; marg
 figure { margin: 0; flex: 1 1 260px; max-width: 560px; } canvas { width: 100%; display: block; }
 figcaption { margin-bottom: .2em; } #slider { width: min(100%, 420px); vertical-align: middle; }
 #bar { width: min(60%, 320px); height: 12px; display: inline-block; vertical-align: middle; }
+#sentence { font-size: 17px; line-height: 1.8; } #sentence span { padding: .1em .2em;
+       border-radius: 3px; cursor: default; white-space: pre-wrap; }
+#sentence span.now { background: #222; color: #fff; }
 #tip { position: fixed; background: #222; color: #fff; padding: .4em .6em; border-radius: 4px;
        pointer-events: none; visibility: hidden; font-size: 13px; max-width: 24em; z-index: 1; }
 """
@@ -68,6 +71,7 @@ function hatch(g) {
 }
 function draw() {
   const k = +slider.value; name.textContent = data.layers[k];
+  words.forEach((span, i) => span.className = i == k ? "now" : "");
   for (const p of drawn) {
     const g = p.canvas.getContext("2d"), s = p.scale;
     g.clearRect(0, 0, p.canvas.width, p.canvas.height);
@@ -118,6 +122,10 @@ for (const part of data.parts) {
   canvas.addEventListener("mouseleave", () => {
     p.at = -1; tip.style.visibility = "hidden"; draw(); });
 }
+const said = document.getElementById("sentence");
+const words = (data.sentence ? data.layers : []).map((word, k) => {
+  const span = document.createElement("span"); span.textContent = word; said.append(span);
+  span.addEventListener("mouseenter", () => { slider.value = k; draw(); }); return span; });
 slider.addEventListener("input", draw); picture.onload = draw; picture.src = data.picture;
 """
 
@@ -161,6 +169,7 @@ def explore(
     names: Sequence[str] = (),
     words: Sequence[Sequence[Sequence[str]]] | None = None,
     limits: tuple[float, float] | None = None,
+    sentence: bool = False,
 ) -> Explorer:
     """As `overlay`, with a slider over the layers and what there is to know of a token on hover.
 
@@ -180,6 +189,7 @@ def explore(
         words: top words of each layer and position of the values, as `Readout.words` returns them.
         limits: of the colours, the same at all layers; None takes the range of all values. The
             ends of the colour bar say where values lie beyond.
+        sentence: write the names out as a sentence: a word that is pointed at shows its values.
 
     Raises:
         InputError: as `overlay`; or the words do not fit the values.
@@ -206,6 +216,7 @@ def explore(
         "height": picture.height,
         "picture": _encode(relief(picture)),
         "layers": names,
+        "sentence": sentence,
         "label": label,
         "low": scale.low,
         "high": scale.high,
@@ -225,6 +236,7 @@ def explore(
     }
     script = f"const data = {embed_json(data)};{SCRIPT}"
     body = (
+        '<p id="sentence"></p>'
         '<p id="slide"><input id="slider" type="range" min="0" step="1"> <b id="layer"></b></p>'
         f'<div id="panels"></div><p>{escape(label)}: <span id="low"></span> <span id="bar"></span> '
         '<span id="high"></span> · hatched: no value</p><div id="tip"></div>'
@@ -235,6 +247,43 @@ def explore(
     )
     aspect = picture.height / picture.width
     return Explorer(html, 140 + round(min(480.0, 480 * aspect)))
+
+
+def explore_written(
+    image: Picture,
+    written: Any,
+    *,
+    row: int = 0,
+    index: int = 0,
+    blocks: Sequence[int] | None = None,
+    values: Any = None,
+    label: str = "attention",
+) -> Explorer:
+    """What was written as a page: point at a word, and the picture shows what it looked at.
+
+    Args:
+        image: the picture that was prepared.
+        written: what `mm_lens.looking.read_written` returned.
+        row: of the texts.
+        index: image of the prompt.
+        blocks: whose attention is shown, their mean; None takes all.
+        values: other values than attention, `[step, pos]`: an attribution for each word, say.
+        label: what the values are.
+
+    Raises:
+        InputError: no attention was read, and no values are given; they do not fit the picture.
+    """
+    shown = written.looks(row, blocks) if values is None else values
+    return explore(
+        image,
+        written.layout,
+        shown,
+        row=row,
+        index=index,
+        label=label,
+        names=written.words(row),
+        sentence=True,
+    )
 
 
 def _short(value: float) -> float | None:

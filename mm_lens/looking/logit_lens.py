@@ -253,7 +253,7 @@ def visual_logit_lens(
     layered = wanted if n_states - 1 in wanted else (*wanted, n_states - 1)
     with bar:
         logits = read_states(model, inputs, layered, read)
-    _check_path(checked["read"].cpu().float(), logits[probe.to(logits.device)].cpu().float())
+    check_path(checked["read"].cpu().float(), logits[probe.to(logits.device)].cpu().float())
     return Readout(
         layers=wanted,
         layout=inputs.layout.to("cpu"),
@@ -281,7 +281,7 @@ def first_token(model: VisionLanguageBridge, word: str) -> int:
     return int(spelled[0])
 
 
-def _check_path(read: Float32[Tensor, "n d_vocab"], logits: Float32[Tensor, "n d_vocab"]) -> None:
+def check_path(read: Float32[Tensor, "n d_vocab"], logits: Float32[Tensor, "n d_vocab"]) -> None:
     """Raise if final norm and unembedding are not all there is between last state and logits."""
     worst = float((read - logits).abs().max())
     spread = float((logits - logits.mean(-1, keepdim=True)).abs().max())

@@ -28,8 +28,8 @@ from mm_lens.errors import InputError
 from mm_lens.layout.layout import TokenLayout
 from mm_lens.layout.matching import are_aligned, describe_difference
 from mm_lens.model.families import Family
-from mm_lens.model.forward import Frame
 from mm_lens.model.inputs import Inputs, is_prepared
+from mm_lens.model.running.frames import Frame
 
 REMEDY = (
     "TransformerLens patches by position: use prompts of one length and images that make the same "

@@ -41,6 +41,7 @@ from mm_lens.model.report import Report
 from mm_lens.model.running import generation
 from mm_lens.model.running.asking import Asked
 from mm_lens.model.running.attention_hooks import hook_native_attention, unhook_native_attention
+from mm_lens.model.running.methods import list_methods
 
 Hooks: TypeAlias = "Sequence[tuple[str | Callable[[str], bool], Callable[..., Any]]]"
 
@@ -177,6 +178,13 @@ class VisionLanguageBridge(Copied, Asked, NamedHooks):
         with self.context.bind(Binding(inputs, self.family)):
             yield self
 
+    def methods(self) -> Any:
+        """A table of the methods of mm_lens: which work on this model, and why the rest does not.
+
+        As the check at load found it: loaded with `check=False`, nothing is known against any.
+        """
+        return list_methods(self)
+
     def text_only_allowed(self) -> AbstractContextManager[None]:
         """Inside, inputs without an image are meant: hooks of visual tokens pass over them.
 
@@ -287,7 +295,7 @@ class VisionLanguageBridge(Copied, Asked, NamedHooks):
             MMLensError: the check at load found that this model is wrong with its KV cache.
         """
         tokens, kwargs = self._unpack_for_generation(input, kwargs)
-        with self.context.guarded(), self._bound_to(tokens, kwargs):
+        with self.context.guarded(), self.context.writes(), self._bound_to(tokens, kwargs):
             if generation.follows_own_loop(self, tokens, kwargs):
                 return super().generate(tokens, *args, **kwargs)
             return generation.generate(self, tokens, *args, **kwargs)
@@ -314,7 +322,7 @@ class VisionLanguageBridge(Copied, Asked, NamedHooks):
             InputError: rows are padded on the right.
         """
         tokens, kwargs = self._unpack_for_generation(input, kwargs)
-        with self.context.guarded(), self._bound_to(tokens, kwargs):
+        with self.context.guarded(), self.context.writes(), self._bound_to(tokens, kwargs):
             return super().hf_generate(tokens, *args, **without_own(kwargs))
 
     def _bound_to(self, tokens: Any, kwargs: dict[str, Any]) -> AbstractContextManager[Any]:

@@ -21,10 +21,10 @@ from mm_lens.errors import HookError, InputError
 from mm_lens.layout.layout import TokenLayout
 from mm_lens.metrics.tokens import Tokens, subsample
 from mm_lens.model.binding import READ, Binding, identify_documents, take_frame
-from mm_lens.model.forward import Frame
 from mm_lens.model.hooks import GROUPS, PARENTS, ModalityHookPoint, canonical
 from mm_lens.model.parts.copying import Copied
 from mm_lens.model.report import Need, Report
+from mm_lens.model.running.frames import Frame
 
 _VIEW = re.compile(rf"blocks\.(\d+)\.({'|'.join(GROUPS)})\.hook_(\w+?)(_grad)?")
 _BLOCK = re.compile(r"^blocks\.(\d+)\.")

@@ -11,179 +11,25 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
-from einops import rearrange, repeat
-from jaxtyping import Bool, Int, Shaped
-from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from mm_lens.errors import HookError, InputError, MMLensWarning
 from mm_lens.layout.layout import TokenLayout
-from mm_lens.layout.matching import describe_difference
 from mm_lens.model.families import Family, without_own
 from mm_lens.model.families.placeholders import check_images
 from mm_lens.model.inputs import is_text_only_meant
-from mm_lens.model.running.generation import with_answer
+from mm_lens.model.running.frames import Frame, Selection
 
 FORGOTTEN = (
     "Was the image forgotten? Give it to prepare(text, image). If prompts without an image are "
     "meant, say so: prepare(text, None), or with model.text_only_allowed(): …"
 )
-
-
-@dataclass
-class Selection:
-    """The rows of one group in one forward pass: `positions` where `valid`, row by row.
-
-    The tensors follow the activations to their devices (a model may be split over several).
-    """
-
-    positions: Int[Tensor, "batch n_max"]
-    valid: Bool[Tensor, "batch n_max"]
-    full: bool = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.full = bool(self.valid.all())
-
-    def on(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Batch index, positions and validity on the device of `x`."""
-        if self.positions.device != x.device:
-            self.positions, self.valid = self.positions.to(x.device), self.valid.to(x.device)
-        batch = torch.arange(len(self.positions), device=x.device)
-        return rearrange(batch, "batch -> batch 1"), self.positions, self.valid
-
-    def gather(self, x: Shaped[Tensor, "batch pos *rest"]) -> Shaped[Tensor, "batch n_max *rest"]:
-        """The rows of the group, zero where a row of the batch has fewer than `n_max`."""
-        batch, positions, valid = self.on(x)
-        rows = x[batch, positions]
-        if self.full:
-            return rows
-        missing = rearrange(~valid, f"batch n -> batch n {'1 ' * (x.ndim - 2)}")
-        return rows.masked_fill(missing, 0)
-
-    def scatter(
-        self, x: Shaped[Tensor, "batch pos *rest"], rows: Shaped[Tensor, "batch n_max *rest"]
-    ) -> Shaped[Tensor, "batch pos *rest"]:
-        """A copy of `x` with the rows of the group replaced; padding in `rows` is ignored."""
-        batch, positions, valid = self.on(x)
-        batch = repeat(batch, "batch 1 -> batch n", n=positions.shape[1])
-        at = (batch[valid], positions[valid])
-        return x.index_put(at, rows[valid].to(x.dtype))
-
-
-class Frame:
-    """One forward pass: its keyword arguments and, worked out when asked for, its layout."""
-
-    def __init__(
-        self, family: Family, inputs: Mapping[str, Any], explicit: TokenLayout | None
-    ) -> None:
-        self.family, self.inputs, self.explicit = family, inputs, explicit
-        # Now: the layers fill the cache while the pass runs.
-        past = inputs.get("past_key_values")
-        self.decoding = past is not None and bool(past.get_seq_length() > 0)
-        self._selections: dict[str, Selection | None] = {}
-        self._fits: list[TokenLayout] = []  # found to be that of this pass
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(batch, pos)."""
-        tokens = self.inputs.get("input_ids")
-        start: Tensor = self.inputs["inputs_embeds"] if tokens is None else tokens
-        return start.shape[0], start.shape[1]
-
-    @cached_property
-    def layout(self) -> TokenLayout:
-        """Layout of the pass.
-
-        Raises:
-            HookError: it starts from embeddings, and no layout was given or one of another shape.
-        """
-        start = self._start()
-        if start is None:
-            return self.family.layout(self.inputs)
-        if self.explicit is None:
-            raise HookError(
-                "A modality hook cannot tell visual from text positions in a forward pass that "
-                "starts from embeddings (inputs_embeds, start_at_layer) or encoded images. Say "
-                "which inputs they come from: `with model.bound(inputs): ...`."
-            )
-        batch, positions = start.shape[:2]
-        layout = self._copied(self.explicit, start)
-        if layout.shape != (batch, positions):
-            raise HookError(
-                f"The forward pass starts from embeddings of shape {(batch, positions)} [batch, "
-                f"pos], but the bound inputs have {layout.shape}. Bind the inputs they come from."
-            )
-        return layout
-
-    def _copied(self, layout: TokenLayout, start: Tensor) -> TokenLayout:
-        """The layout of a pass of copies of the bound rows, if they can be told apart."""
-        rows, (batch, positions) = layout.shape[0], start.shape[:2]
-        if positions > layout.shape[1] and not start.is_floating_point():
-            layout = with_answer(layout, positions - layout.shape[1])  # `generate` without cache
-        copies, rest = divmod(batch, rows)
-        if rest or copies < 2 or layout.shape[1] != positions:
-            return layout
-        if rows == 1:
-            return layout.repeat(copies)
-        if start.is_floating_point():
-            return layout  # whose copy each row is, embeddings do not say
-        # `generate` puts the beams of a row, or the sequences it returns for it, side by side.
-        beams = layout.take([row for row in range(rows) for _ in range(copies)])
-        there = start[:, : self.explicit.shape[1]] == self.family.image_token_id  # type: ignore[union-attr]
-        alike = torch.equal(there, beams.mask("visual")[:, : there.shape[1]])
-        return beams if alike else layout
-
-    def _start(self) -> Tensor | None:
-        """What the pass starts from, if it is not tokens and pixels."""
-        tokens: Tensor | None = self.inputs.get("input_ids")
-        if tokens is None:
-            embeddings: Tensor = self.inputs["inputs_embeds"]
-            return embeddings
-        # `generate` of transformers encodes images first, and leaves out what they were.
-        encoded = self.inputs.get("mm_encoder_outputs") and self.inputs.get("pixel_values") is None
-        holds_images = encoded and bool((tokens == self.family.image_token_id).any())
-        return tokens if holds_images else None
-
-    def selection(self, group: str) -> Selection | None:
-        """Rows of `group`; None if the pass has none."""
-        if group not in self._selections:
-            valid = self.layout.valid(group)
-            self._selections[group] = (
-                Selection(self.layout.positions(group), valid) if valid.any() else None
-            )
-        return self._selections[group]
-
-    def fits(self, layout: TokenLayout) -> bool:
-        """Whether this pass is of inputs with `layout`, or of copies of them, or they of it."""
-        if not any(layout is known for known in self._fits):
-            if describe_difference(self.layout, layout):
-                return False
-            self._fits.append(layout)
-        return True
-
-    def require(self, layout: TokenLayout, what: str) -> None:
-        """Refuse to run what was made for other inputs, whose positions are other things.
-
-        Args:
-            layout: of the inputs that it was made for; a pass of copies of them will do.
-            what: names it in the message.
-
-        Raises:
-            InputError: naming the first position that is not the same.
-            HookError: the layout of the pass is unknown.
-        """
-        if self.shape[0] % layout.shape[0] or not self.fits(layout):
-            raise InputError(
-                f"{what} was made for other inputs than those of this forward pass: "
-                f"{describe_difference(layout, self.layout)}. Make it for the inputs that are run."
-            )
 
 
 class _Passes(threading.local):
@@ -195,6 +41,8 @@ class _Passes(threading.local):
         self.explicit: TokenLayout | None = None
         self.bound: Any = None
         self.text_only = False
+        self.writing = False
+        self.prompts: Any = WeakKeyDictionary()  # what filled each cache
 
 
 class ForwardContext:
@@ -259,12 +107,21 @@ class ForwardContext:
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         inputs = {**kwargs, "input_ids": args[0]} if args else kwargs
         check_images(self.family, inputs)
-        self._running.append(Frame(self.family, inputs, self.explicit))
+        passes, past = self._passes, inputs.get("past_key_values")
+        prompt = None if past is None else passes.prompts.get(past)
+        self._running.append(Frame(self.family, inputs, self.explicit, passes.writing, prompt))
         return args, without_own(kwargs)
 
     def _end(self, model: torch.nn.Module, args: tuple[Any, ...], output: object) -> None:
-        if self._running:  # not if `_begin` raised
-            self._passes.finished = self._running.pop()
+        if not self._running:  # `_begin` raised
+            return
+        frame = self._passes.finished = self._running.pop()
+        past = frame.inputs.get("past_key_values")
+        cache = getattr(output, "past_key_values", None) if past is None else past
+        if cache is not None and not frame.decoding:
+            # Without the cache itself, which could else never be freed.
+            kept = {k: v for k, v in frame.inputs.items() if k != "past_key_values"}
+            self._passes.prompts[cache] = Frame(frame.family, kept, frame.explicit, frame.writing)
 
     @contextmanager
     def bind(self, binding: Any) -> Iterator[None]:
@@ -276,6 +133,15 @@ class ForwardContext:
             yield
         finally:
             passes.bound, passes.explicit = before
+
+    @contextmanager
+    def writes(self) -> Iterator[None]:
+        """Inside, passes are those of `generate`: what it makes of one row lies side by side."""
+        before, self._passes.writing = self._passes.writing, True
+        try:
+            yield
+        finally:
+            self._passes.writing = before
 
     @contextmanager
     def text_only_allowed(self, allowed: bool = True) -> Iterator[None]:

@@ -30,8 +30,9 @@ from transformer_lens.hook_points import HookPoint, LensHandle, _AliasedHookPoin
 
 from mm_lens.arguments import require_whole, suggest
 from mm_lens.errors import HookError, InputError, MMLensWarning
-from mm_lens.model.forward import ForwardContext, Frame, Selection
+from mm_lens.model.forward import ForwardContext
 from mm_lens.model.parts.guards import GuardedHookPoint
+from mm_lens.model.running.frames import Frame, Selection
 
 Direction = Literal["fwd", "bwd"]
 NamedHook: TypeAlias = "tuple[str, Callable[..., Any]]"

@@ -35,7 +35,7 @@ from mm_lens.data.samples import Sample
 from mm_lens.errors import InputError, MMLensWarning
 from mm_lens.metrics import Metric
 from mm_lens.model.bridge import VisionLanguageBridge
-from mm_lens.model.forward import Frame
+from mm_lens.model.running.frames import Frame
 from mm_lens.profiling import provenance
 from mm_lens.profiling.evaluation import Evaluation, choose_device, collect_replicates, tabulate
 from mm_lens.profiling.points.budget import hold, honest_number

@@ -129,12 +129,12 @@ def test_the_rows_of_a_table_by_hand(model):
 
 def test_a_pass_of_another_shape_is_refused(model):
     inputs, other = model.prepare("Eh?", IMAGES[0]), model.prepare("Eh??", IMAGES[0])
-    shapes = [tuple(x.input_ids.shape) for x in (other, inputs)]
+    shapes = [tuple(x.input_ids.shape) for x in (inputs, other)]
     with knockout(model, inputs, key="visual", query="last"), pytest.raises(InputError) as error:
         model(other)
     assert str(error.value) == (
-        f"A forward pass of shape {shapes[0]} [batch, pos] ran under a knock-out made for "
-        f"{shapes[1]}. Run the inputs that it was made for, without generating."
+        "The knock-out was made for other inputs than those of this forward pass: "
+        f"{shapes[0]} and {shapes[1]} [batch, pos]. Make it for the inputs that are run."
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import re
 from io import BytesIO
 
@@ -14,7 +15,9 @@ from painted import data_of, shades
 from PIL import Image
 from tiny import random_image
 
-from mm_lens.drawing import explore
+from mm_lens import InputError
+from mm_lens.drawing import explore, explore_written
+from mm_lens.looking.written import read_written
 
 
 def test_the_interactive_picture_has_the_colours_of_its_bar(model):
@@ -73,3 +76,22 @@ def test_the_interactive_picture_holds_values_words_and_places(each, tmp_path):
                 told = [data["words"][k] for k in part["words"][layer][i]]
                 assert told == words[layer][where]
     assert drawn == int(layout.counts("visual")[0])
+
+
+def test_what_was_written_as_a_page(model):
+    """The sentence is text, never markup; each word has its values; without any it is refused."""
+    image = random_image(12, 12)
+    inputs = model.prepare("Eh?", image)
+    written = read_written(model, inputs, max_new_tokens=3, stop_at_eos=False)
+    with pytest.raises(InputError, match="No attention was read"):
+        explore_written(image, written)
+    values = torch.arange(3.0)[:, None].expand(3, inputs.layout.shape[1])
+    data = data_of(explore_written(image, written, values=values).html)
+    assert data["layers"] == written.words(0)
+    assert data["sentence"] is True
+    assert [part[0] for part in data["parts"][0]["values"]] == [0, 1, 2]
+    shown = dataclasses.replace(
+        written, blocks=(0, 1), attention=torch.rand(2, 1, 3, inputs.layout.shape[1])
+    )
+    page = explore_written(image, shown, blocks=[1]).html
+    assert 'id="sentence"' in page

@@ -16,7 +16,7 @@ import mm_lens
 from mm_lens import DataError, InputError
 from mm_lens.data.datasets import Sample
 from mm_lens.model.binding import identify_pictures
-from mm_lens.model.forward import Frame
+from mm_lens.model.running.frames import Frame
 from mm_lens.profiling.token_sample import digest
 
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from mm_lens.model.bridge import VisionLanguageBridge
 
 Note = Callable[[Bool[Tensor, "batch head query key"]], None]
+Check = Callable[[Bool[Tensor, "batch head query key"], Bool[Tensor, "batch head query key"]], None]
 
 
 @contextmanager
@@ -64,7 +65,7 @@ def _make_reader(note: Note, *args: Any, **kwargs: Any) -> AttentionCalls:
 def hide_keys(
     attention: Any,
     hidden: Callable[[Tensor], Bool[Tensor, "batch head query key"]],
-    check: Callable[[Bool[Tensor, "batch head query key"]], None] | None = None,
+    check: Check | None = None,
 ) -> Iterator[None]:
     """Hide keys from queries in every call of one attention.
 
@@ -72,7 +73,7 @@ def hide_keys(
         attention: the block's attention, of the bridge.
         hidden: from the states that enter it [batch, pos, d_model] to what is hidden; the head axis
             may have size 1, for all heads.
-        check: is told which keys the queries see otherwise.
+        check: is told which keys the queries see otherwise, and what is hidden of them.
 
     Raises:
         InputError: the attention is computed by code that cannot be reached.
@@ -128,7 +129,7 @@ class _Seen(AttentionCalls):
 class _Hider(AttentionCalls):
     """Hides keys from the queries of one attention."""
 
-    def __init__(self, hidden: Tensor, check: Note | None) -> None:
+    def __init__(self, hidden: Tensor, check: Check | None) -> None:
         super().__init__()
         self.hidden, self.check = hidden, check
         self.reached = False
@@ -138,7 +139,8 @@ class _Hider(AttentionCalls):
         self.reached = True
         if self.check is not None:
             # What competes for a place is seen by the choice, whether or not it wins.
-            self.check(seen if self.chosen_from is None else seen | self.chosen_from)
+            choice = seen if self.chosen_from is None else seen | self.chosen_from
+            self.check(choice, self.hidden)
 
     def _fits(self, scores: Tensor) -> bool:
         return scores.shape[-2:] == self.hidden.shape[-2:]
@@ -159,17 +161,21 @@ class _Hider(AttentionCalls):
         is_causal: bool = False,
         **options: Any,
     ) -> Tensor:
-        seen = seen_mask(query, key, attn_mask, is_causal)
-        if not self._fits(seen):
+        seen, hidden = seen_mask(query, key, attn_mask, is_causal), self.hidden
+        # A single query: heads that share keys may stand where queries do (`pack_gqa`).
+        packed = query.shape[-2] if hidden.shape[-2] == 1 else 1
+        told = seen
+        if packed > 1:
+            hidden = _pack(hidden, packed)
+            told = seen[:, :, :1] if seen.shape[1] == 1 else _unpack(seen)
+        if not self._fits(told):
             return super().fused(query, key, value, attn_mask, dropout_p, is_causal, **options)
-        self._told(seen)
+        self._told(told)
         if attn_mask is None or attn_mask.dtype == torch.bool:
-            mask = seen & ~self.hidden
+            mask = seen & ~hidden
         else:  # biases of the scores, if the mask holds any, stay
-            shape = torch.broadcast_shapes(attn_mask.shape, self.hidden.shape)
-            mask = attn_mask.expand(shape).masked_fill(
-                self.hidden, torch.finfo(attn_mask.dtype).min
-            )
+            shape = torch.broadcast_shapes(attn_mask.shape, hidden.shape)
+            mask = attn_mask.expand(shape).masked_fill(hidden, torch.finfo(attn_mask.dtype).min)
         return super().fused(query, key, value, mask, dropout_p, False, **options)
 
     def forbid(self, scores: Tensor, mask: Tensor, value: Any) -> Tensor:
@@ -182,3 +188,14 @@ class _Hider(AttentionCalls):
             hidden = hidden.all(2)
         self.chosen_from = (~mask).expand(scores.shape).any(1, keepdim=True)
         return super().forbid(scores, mask | hidden, value)
+
+
+def _pack(hidden: Bool[Tensor, "batch head 1 key"], n: int) -> Bool[Tensor, "batch h _ key"]:
+    """What is hidden of heads, `n` of which share keys, those standing where queries do."""
+    if hidden.shape[1] == 1:
+        return hidden
+    return rearrange(hidden, "b (h n) 1 k -> b h n k", n=n)
+
+
+def _unpack(seen: Bool[Tensor, "batch h n key"]) -> Bool[Tensor, "batch head 1 key"]:
+    return rearrange(seen, "b h n k -> b (h n) 1 k")

@@ -1,0 +1,5 @@
+"""Which tokens an answer comes from: gradients, attention carried through, logits taken apart."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

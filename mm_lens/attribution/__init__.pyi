@@ -1,0 +1,11 @@
+from .flow import attention_rollout as attention_rollout
+from .flow import relevance as relevance
+from .gradients import grad_cam as grad_cam
+from .gradients import gradient_input as gradient_input
+from .gradients import integrated_gradients as integrated_gradients
+from .gradients import smooth_grad as smooth_grad
+from .logits import LogitParts as LogitParts
+from .logits import logit_attribution as logit_attribution
+from .result import Attribution as Attribution
+from .swaps import SwapEstimate as SwapEstimate
+from .swaps import attribution_patch as attribution_patch

@@ -1,0 +1,89 @@
+"""Which methods work on a model, and why the others do not: `model.methods()`.
+
+A method needs some of what the check at load tries (`mm_lens.model.report`), attention patterns,
+attention in every block, or to know where image tokens lie. What it needs is written down here,
+once; the tools refuse by the same report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from mm_lens.model.report import Need
+
+if TYPE_CHECKING:
+    from mm_lens.model.bridge import VisionLanguageBridge
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method, by the name that it is imported under.
+
+    Attributes:
+        name: below `mm_lens`.
+        needs: of the check at load.
+        patterns: whether it reads attention patterns.
+        attention: "some": a block with attention; "all": in every block; "": none is needed.
+    """
+
+    name: str
+    needs: tuple[Need, ...] = ()
+    patterns: bool = False
+    attention: str = ""
+
+
+METHODS: Sequence[Method] = (
+    Method("profile"),
+    Method("patching", ("rerun",)),
+    Method("causal.knockout.knockout", ("mask",), attention="some"),
+    Method("causal.knockout_table", ("mask", "rerun"), attention="some"),
+    Method("causal.write_without", ("mask", "cache"), attention="some"),
+    Method("causal.ablation_hooks"),
+    Method("causal.ablation_table", ("rerun",)),
+    Method("causal.steering_hooks"),
+    Method("causal.difference_of_means"),
+    Method("causal.principal_directions"),
+    Method("looking.visual_logit_lens"),
+    Method("looking.attention_map", patterns=True, attention="some"),
+    Method("looking.read_written", ("cache",)),
+    Method("looking.probe_table"),
+    Method("attribution.gradient_input"),
+    Method("attribution.integrated_gradients"),
+    Method("attribution.smooth_grad"),
+    Method("attribution.grad_cam"),
+    Method("attribution.attention_rollout", ("pattern",), True, "all"),
+    Method("attribution.relevance", ("pattern",), True, "all"),
+    Method("attribution.logit_attribution", ("residual",), True, "all"),
+    Method("attribution.attribution_patch"),
+)
+
+
+def list_methods(bridge: VisionLanguageBridge) -> pd.DataFrame:
+    """One row for each method: method, works, and the reason where it does not."""
+    rows = [(m.name, reason_against(bridge, m)) for m in METHODS]
+    return pd.DataFrame(
+        {"method": name, "works": not reason, "reason": reason} for name, reason in rows
+    )
+
+
+def reason_against(bridge: VisionLanguageBridge, method: Method) -> str:
+    """Why a method does not work on a model; empty if it does."""
+    if method.patterns and bridge.attention != "eager":
+        return (
+            f'There are no attention patterns under attention="{bridge.attention}": load it with '
+            'attention="eager".'
+        )
+    found = [f for f in bridge.report.findings if f.level == "error" and f.spoils in method.needs]
+    if found:
+        return found[0].message
+    blocks: Any = bridge.blocks
+    without = [k for k, b in enumerate(blocks) if getattr(b, "attn", None) is None]
+    if method.attention == "all" and without:
+        return f"Block {without[0]} has no attention."
+    if method.attention and len(without) == len(blocks):
+        return "No block has attention."
+    return ""
