@@ -116,9 +116,8 @@ def profile(
             in the provenance.
         data_name: name of the data set in the provenance.
         run_dir: a directory for states and finished metrics. They then need disk instead of memory;
-            a killed run is resumed when called again, and ends with the same table, if it has as
-            many threads as before; and several processes (`accelerate launch`) share the work. It
-            stays; delete it when the profile is saved. None keeps states in memory.
+            a killed run is resumed when called again, and ends with the same table on as many threads;
+            several processes (`accelerate launch`) share the work. None keeps states in memory.
         restart: discard what an earlier run has left in `run_dir`.
         chat_template: as `model.prepare` takes it. None leaves prompts as they are that hold image
             placeholders, and warns; the provenance says how many had the template.
@@ -132,10 +131,8 @@ def profile(
             takes the known pairs among `hooks`. Hooks that only pairs need are not measured alone.
         heads: True measures each head of q, k, v and z alone as well; a list, only these.
         budget: GiB of memory for states, by default 80 % of the machine's. What does not fit is
-            measured in several passes over the data, or with fewer tokens if `tokens` is None; the
-            provenance says so. With `run_dir`, states are in files.
-        per_sample: describe the tokens of each sample alone as well, in `Profile.samples`
-            (`mm_lens.profiling.per_sample.quantities`): one more pass over the data per stream.
+            measured in several passes, or, if `tokens` is None, with fewer tokens; it is said.
+        per_sample: describe each sample's tokens alone as well (`Profile.samples`): one more pass.
 
     Raises:
         InputError: an argument is wrong, the cache does not hold what is needed, or `run_dir` holds
