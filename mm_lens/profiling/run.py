@@ -116,8 +116,8 @@ def profile(
             in the provenance.
         data_name: name of the data set in the provenance.
         run_dir: a directory for states and finished metrics. They then need disk instead of memory;
-            a killed run is resumed when called again, and ends with the same table on as many threads;
-            several processes (`accelerate launch`) share the work. None keeps states in memory.
+            a killed run is resumed when called again, to the same table on as many threads; several
+            processes (`accelerate launch`) share the work. None keeps states in memory.
         restart: discard what an earlier run has left in `run_dir`.
         chat_template: as `model.prepare` takes it. None leaves prompts as they are that hold image
             placeholders, and warns; the provenance says how many had the template.

@@ -70,11 +70,12 @@ def _check_rows(family: Family, inputs: Mapping[str, Any]) -> None:
         return
     counts = family.rows_per_image("pixel_values", inputs)
     held, kind = len(pixels), "rows"
-    if pixels.ndim == 5 and counts is not None and sum(counts) == held:  # tiles, padded to the most
+    if pixels.ndim == 5 and counts is not None and sum(counts) == held:
         grid = family.tower_grid(inputs)
-        counts = None if grid is None else list(grid.tiles)
-        held, kind = pixels.shape[1], "tiles of each image"
-        counts = [max(counts)] if counts else None
+        most = 0 if grid is None else max(grid.tiles)
+        # Padded with zeros to the most tiles of a batch, of which these may be some rows.
+        if most and (pixels.shape[1] < most or bool(pixels[:, most:].any())):
+            counts, held, kind = [most], pixels.shape[1], "tiles of each image"
     if counts is not None and sum(counts) != held:
         sizes = ", ".join(f"{width}×{height}" for height, width in family.image_sizes(inputs))
         raise InputError(
