@@ -8,6 +8,9 @@ from types import SimpleNamespace
 from typing import Any, ClassVar
 
 from transformers.image_processing_utils import select_best_resolution
+from transformers.models.llava_onevision.modeling_llava_onevision import (
+    image_size_to_num_patches,
+)
 
 from mm_lens.layout.tiles import Size, Tile, whole
 from mm_lens_adapters.llava_style import LlavaStyleFamily
@@ -42,6 +45,12 @@ class LlavaOnevisionFamily(LlavaStyleFamily):
             Tile(side, side, whole(size)),
             Tile(rows, cols, (x0, y0, x1, y1), 1, newline=True),
         ]
+
+    def tiles_of(self, inputs: Mapping[str, Any]) -> list[int]:
+        """The overview and the tiles of each image, by transformers' own count."""
+        window = self.config.vision_config.image_size
+        grid = self.processor.image_processor.image_grid_pinpoints
+        return [image_size_to_num_patches(s, grid, window) for s in self.image_sizes(inputs)]
 
     def _best(self, size: Size) -> Size:
         """(height, width) of the canvas that the picture is put on."""
