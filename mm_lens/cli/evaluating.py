@@ -126,7 +126,7 @@ def evaluate_command(
     from mm_lens.cli.hook_options import split_names
     from mm_lens.data import datasets
 
-    asked = split_names(conditions, CONDITIONS)
+    asked = split_names(conditions, CONDITIONS, "--conditions")
     which = options.read(locals())
     mark = "provenance.json"
     if processes.is_started_alone():
