@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -125,12 +126,13 @@ def differentiate_points(
         own = tensor.detach()
         return (own if enter is None else enter(own)).clone().requires_grad_(True)
 
-    def keep(tensor: Tensor, hook: Any) -> Tensor:
+    def keep(tensor: Tensor, hook: Any, name: str) -> Tensor:
         # A view of its own is on the path to the output, also where the hook point reshapes.
-        held[hook.name] = tensor.view_as(tensor)
-        return held[hook.name]
+        held[name] = tensor.view_as(tensor)
+        return held[name]
 
-    hooks: list[Any] = [("blocks.0.hook_resid_pre", start), *((name, keep) for name in points)]
+    hooks: list[Any] = [("blocks.0.hook_resid_pre", start)]
+    hooks += [(name, partial(keep, name=name)) for name in points]
     with frozen(model):
         logits = model.run_with_hooks(inputs, fwd_hooks=hooks)
         value = evaluate(metric, logits, len(inputs.input_ids))

@@ -35,7 +35,7 @@ from mm_lens.model.running.writing import WRITTEN, reach
 from mm_lens.model.streams import resolve_blocks
 
 Steer: TypeAlias = Literal["add", "project_out", "clamp"]
-Direction: TypeAlias = "Float[Tensor, ' d'] | Mapping[int, Float[Tensor, ' d']]"
+Direction: TypeAlias = Tensor | Mapping[int, Tensor]
 """One for all layers, or one for each."""
 
 

@@ -24,7 +24,7 @@ from mm_lens.errors import InputError
 from mm_lens.layout.layout import TokenLayout
 from mm_lens.looking.logit_lens import check_path
 from mm_lens.model.bridge import VisionLanguageBridge
-from mm_lens.model.hooks import NamedHook, find_frame
+from mm_lens.model.hooks import NamedHook
 from mm_lens.model.inputs import Inputs, check_inputs
 from mm_lens.model.streams import resolve_layers, state_names
 
@@ -178,12 +178,12 @@ def read_written(
     held: dict[str, list[Tensor]] = {}
     hooks: list[NamedHook] = []
     names = state_names(n)
-    hooks += [(names[layer], partial(_keep_last, held)) for layer in read]
+    hooks += [(names[layer], partial(_keep_last, held, names[layer])) for layer in read]
     blocks: tuple[int, ...] = ()
     if model.attention == "eager":
         blocks = tuple(b for b in range(n) if getattr(model.blocks[b], "attn", None) is not None)
-        look = partial(_keep_looks, held, inputs.layout)
-        hooks += [(f"blocks.{b}.attn.hook_pattern", look) for b in blocks]
+        points = [f"blocks.{b}.attn.hook_pattern" for b in blocks]
+        hooks += [(name, partial(_keep_looks, held, name, model, inputs)) for name in points]
     asked = {"do_sample": False, "max_new_tokens": 20, "verbose": False, **options}
     with model.hooks(fwd_hooks=hooks):
         found = model.generate(inputs, output_logits=True, **asked)
@@ -224,20 +224,25 @@ def read_written(
     )
 
 
-def _keep_last(held: dict[str, list[Tensor]], state: Tensor, hook: Any) -> None:
+def _keep_last(held: dict[str, list[Tensor]], name: str, state: Tensor, hook: Any) -> None:
     """The state of the position that writes."""
-    held.setdefault(hook.name, []).append(state[:, -1].detach().clone())
+    held.setdefault(name, []).append(state[:, -1].detach().clone())
 
 
 def _keep_looks(
-    held: dict[str, list[Tensor]], layout: TokenLayout, pattern: Tensor, hook: Any
+    held: dict[str, list[Tensor]],
+    name: str,
+    model: VisionLanguageBridge,
+    inputs: Inputs,
+    pattern: Tensor,
+    hook: Any,
 ) -> None:
     """Attention of the position that writes to the prompt's; a window may keep the latest alone."""
-    total = find_frame(hook).place(layout, MADE).total
-    weights = pattern[:, :, -1].float().mean(1).cpu()
+    total = model.context.frame.place(inputs.layout, MADE).total
+    weights = pattern[:, :, -1].detach().float().mean(1).cpu()
     whole = weights.new_zeros(len(weights), total)
     whole[:, total - weights.shape[-1] :] = weights
-    held.setdefault(hook.name, []).append(whole[:, : layout.shape[1]])
+    held.setdefault(name, []).append(whole[:, : inputs.layout.shape[1]])
 
 
 def _lengths(model: VisionLanguageBridge, tokens: Tensor, asked: dict[str, Any]) -> list[int]:

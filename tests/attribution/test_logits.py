@@ -18,7 +18,9 @@ pytestmark = pytest.mark.every_family
 
 def made_answers(model, inputs, wrong="b"):
     right = ["a"] * len(inputs.input_ids)
-    return Answers(model, inputs, ["a", "b", "c"], right, wrong and [wrong] * len(right))
+    return Answers(
+        model, inputs, ["a", "b", "c"], right, wrong and [wrong] * len(right), tokens=[3, 5, 7]
+    )
 
 
 @pytest.mark.usefixtures("no_float32_in_module")

@@ -67,7 +67,6 @@ def test_refusals(model):
         ({"direction": {1: good}}, InputError, "no direction of layer 0"),
         ({"direction": good * 0}, InputError, "zero or not finite"),
         ({"direction": good * torch.inf}, InputError, "zero or not finite"),
-        ({"how": "push"}, InputError, "how is one of"),
         ({"hook": "nothing"}, HookError, "No hook point"),
         ({"group": "image 3"}, InputError, "no position of 'image 3'"),
     ):

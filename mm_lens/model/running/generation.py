@@ -261,14 +261,15 @@ def steps_of(stream: Any, bridge: VisionLanguageBridge, bound: Any) -> Generator
 def with_answer(layout: TokenLayout, n: int) -> TokenLayout:
     """The layout with `n` positions of text behind it, which the model wrote."""
     names = layout.segment_names
-    last = [
-        (layout.segment == names.index(name)).any(1, keepdim=True)
-        for name in ("text after", "text only")
-    ]
-    answer = names.index("answer") if "answer" in names else names.index("text after")
-    segment = torch.full((layout.shape[0], n), answer, device=layout.device)
-    if "answer" not in names:
-        segment[(last[1] & ~last[0]).squeeze(1)] = names.index("text only")
+    own = "answer" in names  # of a family that names its segments itself
+    segment = torch.full(
+        (layout.shape[0], n), names.index("answer" if own else "text after"), device=layout.device
+    )
+    if not own:
+        after, only = (
+            (layout.segment == names.index(name)).any(1) for name in ("text after", "text only")
+        )
+        segment[only & ~after] = names.index("text only")
     fills: dict[str, Any] = {"modality": TEXT, "newline": False, "box": torch.nan}
 
     def grow(name: str, value: Tensor) -> Tensor:

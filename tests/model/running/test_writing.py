@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conftest import load_tiny
 from made_layouts import image, laid_out, token
+from tiny import random_image
 
 from mm_lens import InputError
 from mm_lens.layout.groups import group_mask
@@ -20,6 +22,11 @@ def a_layout():
     two = image(4, 8, token(0, 0, 0, 0, 0, 4, 4), token(0, 0, 1, 4, 0, 8, 4))
     one = image(4, 4, token(0, 0, 0, 0, 0, 4, 4))
     return laid_out([1, two, 2], [-1, one, 3])
+
+
+@pytest.fixture(scope="module")
+def own_layout():
+    return load_tiny("omnifusion", check=False).prepare("Eh?", random_image(12, 12)).layout
 
 
 def test_groups_in_what_is_written():
@@ -58,3 +65,12 @@ def test_first_positions():
     assert cut.shape == (2, 3)
     assert torch.equal(cut.mask("visual"), layout.mask("visual")[:, :3])
     assert cut.image_sizes == layout.image_sizes
+
+
+def test_segments_that_a_family_names_itself(own_layout):
+    """What is written is its answer."""
+    grown = reach(own_layout, "answer", own_layout.shape[1] + 2)
+    assert grown[:, -2:].all()
+    assert not grown[:, : own_layout.shape[1]].any()
+    assert reach(own_layout, "text", own_layout.shape[1] + 2)[:, -2:].all()
+    assert not reach(own_layout, "question", own_layout.shape[1] + 2)[:, -2:].any()
