@@ -267,7 +267,7 @@ USES: dict[str, Use] = {
     "an attribute that inputs lack": names("they hold input_ids", lambda c: c.x.pixels),
     "the first of the inputs": names("they hold input_ids", lambda c: c.x[0]),
     "inputs compared": right(lambda c: c.x == c.x and c.x != c.y and c.x in [c.y, c.x]),
-    "a group that is none": says("No group", lambda c: c.x.layout.mask("vissual")),
+    "a group that is none": says("Did you mean 'visual'", lambda c: c.x.layout.mask("vissual")),
     "a number as a group": says("No group", lambda c: c.x.layout.mask(3)),
     "a row that is not there": says("no row 9", lambda c: c.x.layout.row_of(9)),
     "a pixel outside": says("lies outside", lambda c: c.x.layout.tokens_at(0, 99, 0)),
@@ -616,7 +616,9 @@ USES: dict[str, Use] = {
         "is read from a directory", lambda c: mm_lens.compare(c.model, c.model)
     ),
     "one profile compared": says("1 profiles", lambda c: mm_lens.compare(c.profile)),
-    "a metric that was not measured": says("holds no metric", lambda c: c.profile.plot("bogus")),
+    "a metric that was not measured": says(
+        "holds no metric .* mean 'anisotropy'", lambda c: c.profile.plot("anisotropi")
+    ),
     "a number as a data set": says("is a name", lambda c: datasets.load(5)),
     "half a limit": says("whole number", lambda c: datasets.load("easy-vqa", limit=2.5)),
     "a table without columns": says(

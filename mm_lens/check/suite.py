@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from mm_lens._notebook import make_table
+from mm_lens.arguments import suggest
 from mm_lens.check import checks
 from mm_lens.check.checks import Subject
 from mm_lens.errors import InputError
@@ -101,7 +102,8 @@ def run_suite(
         InputError: there is no such check.
     """
     if unknown := [name for name in only if name not in CHECKS]:
-        raise InputError(f"No check is called {unknown[0]!r}. Use one of: {', '.join(CHECKS)}.")
+        known = f"Use one of: {', '.join(CHECKS)}.{suggest(unknown[0], CHECKS)}"
+        raise InputError(f"No check is called {unknown[0]!r}. {known}")
     subject = Subject(native, model, sample)
     chosen = [name for name in CHECKS if not only or name in only]
     return Table(model.cfg.model_name, tuple(_run(subject, name) for name in chosen))

@@ -20,6 +20,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
+from mm_lens.arguments import suggest
 from mm_lens.errors import InputError
 from mm_lens.metrics import METRICS
 from mm_lens.profiling.points.lines import take_first
@@ -108,6 +109,7 @@ def curves(profile: Profile, metric: str, stream: str) -> list[DrawnCurve]:
     if metric not in set(table.metric):
         raise InputError(
             f"The profile holds no metric {metric!r}; it holds {', '.join(metrics(profile))}."
+            f"{suggest(metric, metrics(profile))}"
         )
     rows = take_first(table[table.metric == metric])
     rows = rows[rows.stream == stream]

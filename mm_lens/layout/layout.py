@@ -37,7 +37,7 @@ from jaxtyping import Bool, Float32, Int, Int8, Int16
 from torch import Tensor
 
 from mm_lens._notebook import make_table
-from mm_lens.arguments import resolve_rows
+from mm_lens.arguments import resolve_rows, suggest
 from mm_lens.errors import InputError
 from mm_lens.layout.geometry import ImageGeometry
 from mm_lens.layout.segments import (
@@ -95,7 +95,7 @@ def check_group(group: str, segments: Sequence[str] = ()) -> str:
     ]
     raise InputError(
         f"No group of positions is called {group!r}. Use one of: {', '.join(known)}, "
-        "text between 0 and 1, …"
+        f"text between 0 and 1, …{suggest(group, known)}"
     )
 
 

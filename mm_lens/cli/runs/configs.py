@@ -39,7 +39,7 @@ def read_config(path: Path, commands: Mapping[str, Any]) -> list[str]:
         raise DataError(f"There is no file {path}. Give one with a command and its options (YAML).")
     try:
         entries = yaml.safe_load(path.read_text("utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         told = " ".join(str(error).split())
         raise DataError(f"{path} is no YAML: {told}. Correct the file.") from error
     if not isinstance(entries, dict) or COMMAND not in entries:
@@ -69,13 +69,15 @@ def _spell(path: Path, entries: Mapping[Any, Any], parameters: Sequence[Any]) ->
         parameter = known[name]
         if value is None:
             continue
+        parts = value if isinstance(value, list) else [value]
+        if any(isinstance(part, (list, dict)) for part in parts):  # aliases may make them endless
+            raise DataError(f"{path}: {name} is one value or a list of values, and nothing deeper.")
         if parameter.param_type_name == "argument":
-            arguments[name] = [str(x) for x in (value if isinstance(value, list) else [value])]
+            arguments[name] = [str(part) for part in parts]
         elif getattr(parameter, "is_flag", False):
             options += _flag(path, name, parameter, value)
         else:
-            given = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-            options += [f"{parameter.opts[0]}={given}"]
+            options += [f"{parameter.opts[0]}={','.join(map(str, parts))}"]
     order = [_name(p) for p in parameters if p.param_type_name == "argument"]
     return [*options, *(value for name in order for value in arguments.get(name, []))]
 

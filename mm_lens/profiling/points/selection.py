@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, TypeAlias
 
-from mm_lens.arguments import require_whole
+from mm_lens.arguments import require_whole, suggest
 from mm_lens.errors import InputError
 from mm_lens.model.hooks import ModalityHookPoint, canonical
 from mm_lens.model.streams import state_names
@@ -119,7 +119,8 @@ def _resolve(bridge: Any, item: Named) -> list[str]:
         return names
     name = canonical(item)
     if name not in known:
-        raise InputError(f"No hook point is called {item!r}. {_advice()}")
+        meant = suggest(item, [*SHORT, *known])
+        raise InputError(f"No hook point is called {item!r}. {_advice()}{meant}")
     point = known[name]
     if isinstance(point, ModalityHookPoint):
         return [whole_name(name)]

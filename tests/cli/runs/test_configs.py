@@ -46,6 +46,9 @@ def test_what_stands_behind_overrules(tmp_path, capsys):
         ("command: prfile", "Did you mean 'profile'?"),
         ("command: run", "which there is not"),
         ("command: profile\nmodle: x", "Did you mean 'model'?"),
+        ("command: profile\nstreams: [[main]]", "and nothing deeper"),
+        ("command: profile\nstreams: &a [*a]", "and nothing deeper"),
+        (f"command: {'[' * 5000}", "is no YAML"),
         ("command: profile\nquiet: 3", "quiet is true or false, not 3"),
     ],
 )
