@@ -29,7 +29,7 @@ def test_everything_is_listed(capsys):
 
 def test_for_people(capsys):
     assert commands.run(["list", "data"]) == 0
-    assert "easy-vqa: easy-VQA (Victor Zhou" in capsys.readouterr().out
+    assert "easy-vqa: easy-VQA: questions about one coloured shape" in capsys.readouterr().out
     assert commands.run(["list", "modles"]) == 2
     assert "'models'" in capsys.readouterr().err
 
