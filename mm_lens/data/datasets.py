@@ -19,7 +19,7 @@ from PIL import Image
 from mm_lens._notebook import Html, make_table, make_thumbnails
 from mm_lens._storage.texts import make_encodable
 from mm_lens.arguments import describe_value, require_whole
-from mm_lens.data.pictures import read_picture
+from mm_lens.data.pictures import read_picture, read_size
 from mm_lens.data.tables import SUFFIXES as TABLE_SUFFIXES
 from mm_lens.data.tables import TableRow, read_table
 from mm_lens.errors import DataError
@@ -131,6 +131,15 @@ class DataSet(_Samples):
         digest; -1 is the size of a missing file.
         """
         return [row.outline() for row in self._rows]
+
+    def peek(self, index: int) -> tuple[str, str, tuple[int, int] | None]:
+        """Id and text of a sample, and (height, width) of its picture, whose header alone is read.
+
+        Raises:
+            OSError: the file is missing, or no picture.
+        """
+        row = self._rows[index]
+        return row.id, row.text, None if row.image is None else read_size(row.image)
 
     def select(self, indices: Sequence[int]) -> "DataSet":
         """The samples at `indices`, in that order, still undecoded."""
