@@ -75,7 +75,15 @@ def test_where_the_processor_cuts_texts_itself(model):
 
 
 @pytest.mark.usefixtures("counted")
-@pytest.mark.parametrize("name", ["qwen2.5-vl", "gemma3", "idefics3", "llava-onevision"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "qwen2.5-vl",
+        "idefics3",
+        pytest.param("gemma3", marks=pytest.mark.slow),
+        pytest.param("llava-onevision", marks=pytest.mark.slow),
+    ],
+)
 def test_limits_of_other_families(name):
     """Row breaks, tags of tiles, grids that only the processor tells."""
     bridge, _ = open_family(name)
