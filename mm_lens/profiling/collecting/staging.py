@@ -89,7 +89,9 @@ class Staging:
         if not rows.is_cuda:
             there.copy_(rows)
             return None
-        stream = self._streams.setdefault(rows.device, torch.cuda.Stream(rows.device))
+        if rows.device not in self._streams:
+            self._streams[rows.device] = torch.cuda.Stream(rows.device)
+        stream = self._streams[rows.device]
         stream.wait_stream(torch.cuda.current_stream(rows.device))
         with torch.cuda.stream(stream):
             there.copy_(rows, non_blocking=True)
