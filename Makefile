@@ -21,6 +21,7 @@ PINS ?= constraints.txt
 TESTS ?=
 SAMPLES ?= 500
 TORCHVISION ?= 0.28.0
+NNSIGHT ?= nnsight==0.8.1 greenlet cloudpickle websocket-client zstandard
 CASES ?= 5000
 TRIAL ?= build/trial
 BIN := $(VENV)/bin
@@ -87,7 +88,10 @@ lint: $(VENV)/.installed
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.installed
-	$(OFFLINE) $(BIN)/python benchmarks/blocks.py
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps --upgrade --target $(VENV)/nnsight \
+		$(NNSIGHT)
+	$(OFFLINE) $(BIN)/python benchmarks/blocks.py --nnsight $(VENV)/nnsight
+	$(OFFLINE) $(BIN)/python benchmarks/gpu.py
 	$(OFFLINE) $(BIN)/python benchmarks/hooks.py
 	$(OFFLINE) $(BIN)/python benchmarks/metrics.py --full
 	$(OFFLINE) $(BIN)/python benchmarks/profile_time.py

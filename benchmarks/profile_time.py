@@ -47,7 +47,7 @@ from mm_lens.data import datasets
 from mm_lens.data.datasets import Sample
 from mm_lens.profiling.processes import Processes
 from mm_lens.profiling.run_directory import open_run
-from mm_lens.profiling.states import collect
+from mm_lens.profiling.states import SamplingPlan, collect
 
 GOAL_CPU, GOAL_GPU = 1.25, 1.10
 PHOTOS = ((640, 480), (480, 640), (640, 427), (500, 375), (1024, 683), (768, 1024))
@@ -138,14 +138,14 @@ def main() -> None:
         return model.prepare([s.text for s in batch], [s.image for s in batch])
 
     def forward(inputs: Any) -> None:
-        native(**inputs, logits_to_keep=1)
+        native(**inputs.native, logits_to_keep=1)
 
     def states(streams: tuple[str, ...], run: Any = None) -> Any:
-        return collect(
-            model, data, n_samples=count, streams=streams, modalities=("visual", "text", "all"),
-            k=max(12 * model.cfg.d_model, 2048), batch_size=size, seed=0, progress=False,
-            on_error="raise", run=run,
+        plan = SamplingPlan(
+            n_samples=count, streams=streams, modalities=("visual", "text", "all"),
+            k=max(12 * model.cfg.d_model, 2048), batch_size=size, seed=0, on_error="raise",
         )  # fmt: skip
+        return collect(model, data, plan, progress=False, run=run)
 
     def in_files() -> None:
         with (

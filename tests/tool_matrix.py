@@ -38,22 +38,18 @@ PAIR = "`bound(corrupted, clean)`"
 ONE = "`bound(inputs)`"
 NONE = "nothing"
 EQUAL, REFUSED, BLIND = "equal", "refused", "no pass"
-EAGER = 'needs `attention="eager"`'
 CELLS = "3 cells: of the image, of the last position, at random"
 MATRIX = {  # tool, or several of a kind: (what to bind, result, what is compared, remark)
     "patching.generic_activation_patch": (PAIR, EQUAL, CELLS, "through every function below"),
-    **{
-        f"patching.get_act_patch_{name}": (PAIR, EQUAL, CELLS, EAGER if "pattern" in name else "")
-        for name in BY_POSITION
-    },
+    **{f"patching.get_act_patch_{name}": (PAIR, EQUAL, CELLS, "") for name in BY_POSITION},
     "patching.get_act_patch_resid_mid": (
         PAIR,
         EQUAL,
         CELLS,
         "under `torch.no_grad()`; with gradients only the MLP has the edit, not the skip",
     ),
-    "patching.get_act_patch_attn_head_all_pos_every": (PAIR, EQUAL, "1 cell of each kind", EAGER),
-    "patching.get_act_patch_attn_head_by_pos_every": (PAIR, EQUAL, "1 cell of each kind", EAGER),
+    "patching.get_act_patch_attn_head_all_pos_every": (PAIR, EQUAL, "1 cell of each kind", ""),
+    "patching.get_act_patch_attn_head_by_pos_every": (PAIR, EQUAL, "1 cell of each kind", ""),
     "patching.get_act_patch_block_every": (PAIR, EQUAL, "2 cells of each kind", ""),
     "patching.get_act_patch_direct_path, analysis.get_act_patch_direct_path": (
         PAIR,

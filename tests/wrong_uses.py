@@ -35,7 +35,7 @@ from mm_lens.causal import knockout_table
 from mm_lens.data import Sample
 from mm_lens.drawing import draw_layout, draw_values
 from mm_lens.layout import Box
-from mm_lens.looking import attention_map, find_words, norms, visual_logit_lens
+from mm_lens.looking import find_words, norms, visual_logit_lens
 from mm_lens.model import take_rows
 
 SIZE = (31, 57)
@@ -396,7 +396,9 @@ USES: dict[str, Use] = {
         lambda c: c.hooked(("blocks.2.visual.hook_resid_post", zero), stop_at_layer=1),
     ),
     "a dead hook": says("never fires", lambda c: c.hooked(("rotary_emb.hook_out", zero))),
-    "a pattern under sdpa": says("eager", lambda c: c.hooked(("blocks.0.attn.hook_pattern", zero))),
+    "rotated queries under sdpa": says(
+        "eager", lambda c: c.hooked(("blocks.0.attn.hook_rot_q", zero))
+    ),
     "an edit of placeholders": says("does not reach", lambda c: c.hooked(("embed.hook_out", zero))),
     "a number as a filter": says(
         "names_filter is the name", lambda c: c.model.run_with_cache(c.x, names_filter=5)
@@ -551,7 +553,6 @@ USES: dict[str, Use] = {
         "quantity is one", lambda c: visual_logit_lens(c.model, c.x, quantity="prob")
     ),
     "a lens on NaN": says("not defined", lambda c: visual_logit_lens(nan_model(), c.x)),
-    "attention under sdpa": says("eager", lambda c: attention_map(c.model, c.x)),
     "norms of numbers of positions": says("mask", lambda c: norms(c.model, c.x, [0, 1])),
     "words in a list": says("a word or a few", lambda c: find_words(c.model, c.x, ["What"])),
     "values of another shape": says(

@@ -30,6 +30,7 @@ from mm_lens.model.bridge import VisionLanguageBridge
 from mm_lens.model.cache import LayoutCache
 from mm_lens.model.hooks import PARENTS, NamedHook, find_frame
 from mm_lens.model.inputs import Inputs, check_inputs
+from mm_lens.model.running.logits import keep_logits
 from mm_lens.model.running.rerun import Rerun
 from mm_lens.model.running.writing import Place, reach
 from mm_lens.model.streams import resolve_blocks
@@ -218,7 +219,7 @@ def mean_activation(
         mask = group_mask(inputs.layout, group)
         names = [_name_point(hook, k) for k in layers]
         with torch.no_grad():
-            _, cache = model.run_with_cache(inputs, names_filter=names)
+            _, cache = model.run_with_cache(inputs, names_filter=names, **keep_logits(model, 1))
         for k, name in zip(layers, names, strict=True):
             states = cache[name]
             total = states[mask.to(states.device)].double().sum(0)
@@ -319,7 +320,8 @@ def ablation_table(
             which = next(i for i, inputs in enumerate(inputs_of) if inputs is rerun.inputs)
             names = [_name_point(hook, k) for k in every]
             with torch.no_grad():
-                _, donor = model.run_with_cache(inputs_of[donors[which]], names_filter=names)
+                of = inputs_of[donors[which]]
+                _, donor = model.run_with_cache(of, names_filter=names, **keep_logits(model, 1))
 
         layout = rerun.inputs.layout
         edit = {

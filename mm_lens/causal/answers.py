@@ -8,6 +8,7 @@ knock-out and ablation tables. TransformerLens's tools that want a scalar, such 
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
@@ -102,6 +103,15 @@ class Answers:
         if self.wrong is not None and bool((self.right == self.wrong).any()):
             raise InputError("In some row the right and the wrong answer are the same option.")
         self.last, self.shape = last_index(inputs.layout), inputs.layout.shape
+
+    def at_positions(self) -> tuple[Int[Tensor, " batch"], Answers]:
+        """Where the answer is read, and the same metrics of logits of these positions alone.
+
+        Those take logits [batch, 1, d_vocab].
+        """
+        alone = copy.copy(self)
+        alone.last, alone.shape = torch.zeros_like(self.last), (self.shape[0], 1)
+        return self.last, alone
 
     def __repr__(self) -> str:
         pairs = Counter(zip(self._names(self.right), self._names(self.wrong), strict=True))

@@ -24,12 +24,18 @@ from transformer_lens.utilities.statistics import (
 
 from mm_lens._storage.fingerprint import weights_digest
 from mm_lens.arguments import describe_value, require_number, require_whole
-from mm_lens.causal.logit_metrics import LogitMetrics, evaluate_metrics, name_metrics
+from mm_lens.causal.logit_metrics import (
+    LogitMetrics,
+    evaluate_metrics,
+    name_metrics,
+    read_positions,
+)
 from mm_lens.causal.sweep import fingerprint, probe_metrics, split_trials, sweep
 from mm_lens.errors import InputError, MMLensWarning
 from mm_lens.metrics.intervals import MIN_SAMPLES
 from mm_lens.model.bridge import VisionLanguageBridge
 from mm_lens.model.inputs import Inputs
+from mm_lens.model.running.logits import Kept
 from mm_lens.model.running.rerun import Rerun
 
 Trial: TypeAlias = "Mapping[str, Any]"
@@ -187,7 +193,8 @@ def effect_table(
         raise InputError("A table needs at least one sample and one trial.")
     if model.training:
         raise InputError("The model is in training mode; call model.eval() first.")
-    named = [name_metrics(metrics) for _, metrics in samples]
+    read = [read_positions(name_metrics(m), inputs.layout.shape) for inputs, m in samples]
+    named = [metrics for _, metrics in read]
     names = list(named[0])
     if any(list(metrics) != names for metrics in named):
         raise InputError("Every sample needs the same metrics, by name and order.")
@@ -205,7 +212,7 @@ def effect_table(
 
     def run_of(k: int) -> Any:
         if current[0] != k:
-            rerun = Rerun(model, samples[k][0], layers)
+            rerun = Rerun(model, samples[k][0], layers, at=read[k][0])
             baseline[:, ends[k] : ends[k + 1]] = evaluate_metrics(named[k], rerun.logits, rows[k])
             current[:] = [k, prepare(rerun)]
         return current[1]
@@ -221,7 +228,8 @@ def effect_table(
         probes = []
         for k, (inputs, _) in enumerate(tqdm(samples, desc="baselines", disable=not progress)):
             with torch.no_grad():
-                logits = model(inputs)
+                kept = None if read[k][0] is None else Kept(model, read[k][0])
+                logits = model(inputs) if kept is None else kept.of(model(inputs, **kept.options))
             baseline[:, ends[k] : ends[k + 1]] = evaluate_metrics(named[k], logits, rows[k])
             probes.append(probe_metrics(named[k], logits))
         told = [sorted(inputs.tensors.items()) for inputs, _ in samples]

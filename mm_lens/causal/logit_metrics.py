@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mm_lens.arguments import describe_value
@@ -29,6 +29,31 @@ def name_metrics(metrics: LogitMetrics) -> Mapping[str, LogitMetric]:
         if not callable(metric):
             raise InputError(f"The metric {name!r} is a function of logits, not {metric!r}.")
     return named
+
+
+def read_positions(
+    metrics: Mapping[str, LogitMetric], shape: tuple[int, int]
+) -> tuple[Int[Tensor, " batch"] | None, Mapping[str, LogitMetric]]:
+    """The one position of each row that all metrics read, and metrics of the logits there alone.
+
+    Methods of objects with `at_positions`, as `Answers`, say what they read. None, and the metrics
+    as they are, where one does not, or where they read different positions.
+
+    Args:
+        metrics: by name.
+        shape: of the inputs [batch, pos]. Metrics of others are left as they are, to refuse them.
+    """
+    at: Tensor | None = None
+    alone: dict[str, LogitMetric] = {}
+    for name, metric in metrics.items():
+        owner = getattr(metric, "__self__", None)
+        if not hasattr(owner, "at_positions") or tuple(owner.shape) != shape:
+            return None, metrics
+        there, narrow = owner.at_positions()
+        if at is not None and not torch.equal(at, there):
+            return None, metrics
+        at, alone[name] = there, getattr(narrow, metric.__name__)
+    return at, alone
 
 
 def evaluate_metrics(

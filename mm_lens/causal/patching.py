@@ -42,7 +42,12 @@ from transformer_lens.patching import PatchingResult
 from transformer_lens.utilities.components_utils import get_act_name
 
 from mm_lens._storage.fingerprint import weights_digest
-from mm_lens.causal.logit_metrics import LogitMetrics, evaluate_metrics, name_metrics
+from mm_lens.causal.logit_metrics import (
+    LogitMetrics,
+    evaluate_metrics,
+    name_metrics,
+    read_positions,
+)
 from mm_lens.causal.region_result import RegionPatching
 from mm_lens.causal.sweep import fingerprint, probe_metrics, split_trials, sweep
 from mm_lens.causal.transfer import Move, average_sources, patch, read_clean
@@ -153,8 +158,9 @@ def generic_activation_patch(
     }
     n_heads = clean[blocks[0]].shape[2] if heads else 1
     trials = [(la, r, h) for la in blocks for r in range(len(found)) for h in range(n_heads)]
-    rerun = Rerun(model, corrupted, blocks, corrupt_hooks)
-    metrics, batch = name_metrics(patching_metric), corrupted.layout.shape[0]
+    at, metrics = read_positions(name_metrics(patching_metric), corrupted.layout.shape)
+    batch = corrupted.layout.shape[0]
+    rerun = Rerun(model, corrupted, blocks, corrupt_hooks, at)
     baseline = evaluate_metrics(metrics, rerun.logits, batch, scalars=True)
 
     def run(indices: Sequence[int]) -> Tensor:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps
+from PIL import ExifTags, Image, ImageFile, ImageOps
 
 from mm_lens.data.pixels import Colour, image_of_array, to_rgb
 from mm_lens.errors import DataError, InputError, MMLensWarning
@@ -115,6 +115,22 @@ def read_picture(source: Any, name: str = "") -> Image.Image:
             f"Image {label} cannot be decoded ({error}). It is damaged or not an image: "
             "replace the file or remove it from the data set."
         ) from error
+
+
+def read_size(source: Path | bytes) -> tuple[int, int]:
+    """(height, width) that `read_picture` will give, from the header of the file.
+
+    Raises:
+        OSError: there is no such file, it is no picture, or its header does not say.
+    """
+    with Image.open(source if isinstance(source, Path) else io.BytesIO(source)) as image:
+        width, height = image.size
+        # Of a PNG, what stands behind the pixels would have all of them decoded.
+        told = image.format != "PNG" or "exif" in image.info
+        turned = told and image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+        if turned and image.format == "TIFF":
+            raise OSError("whether its size is that before or after turning depends on Pillow")
+        return (width, height) if turned else (height, width)
 
 
 def _open(source: Any, background: Colour, once: bool = False) -> Image.Image:

@@ -168,6 +168,17 @@ class DataSet(_Samples):
         """
         return [row.outline() for row in self._rows]
 
+    def peek(self, index: int) -> tuple[str, str, tuple[int, int] | None]:
+        """Id and text of a sample, and (height, width) of its picture, whose header alone is read.
+
+        Raises:
+            OSError: it has several pictures, or one whose size no header says.
+        """
+        row = self._rows[index]
+        if len(row.images) > 1:
+            raise OSError(f"{row.id} has several pictures")
+        return row.id, row.text, row.images[0].measure() if row.images else None
+
     def select(self, indices: Sequence[int]) -> DataSet:
         """The samples at `indices`, in that order, still undecoded."""
         return self._with([self._rows[i] for i in indices])

@@ -18,7 +18,7 @@ from urllib.request import urlopen
 
 from PIL import Image
 
-from mm_lens.data.pictures import read_picture
+from mm_lens.data.pictures import read_picture, read_size
 from mm_lens.errors import DataError
 
 ADDRESSES = ("http://", "https://", "data:")
@@ -42,6 +42,14 @@ class Source:
         """What tells them from others."""
         raise NotImplementedError
 
+    def measure(self) -> tuple[int, int]:
+        """(height, width) of the picture, undecoded.
+
+        Raises:
+            OSError: the file is missing or no picture, or nothing but the pixels would tell.
+        """
+        raise OSError("the size of the picture is known when it is decoded")
+
 
 @dataclass(frozen=True)
 class File(Source):
@@ -60,6 +68,10 @@ class File(Source):
         about = self.path.stat()
         return str(self.path), about.st_size, about.st_mtime_ns
 
+    def measure(self) -> tuple[int, int]:
+        """From its header."""
+        return read_size(self.path)
+
 
 @dataclass(frozen=True)
 class Content(Source):
@@ -74,6 +86,10 @@ class Content(Source):
     def outline(self) -> Outline:
         """Their digest and number."""
         return blake2b(self.content).hexdigest(), len(self.content), 0
+
+    def measure(self) -> tuple[int, int]:
+        """From the header of the file."""
+        return read_size(self.content)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from types import FrameType
 from typing import Any
 
@@ -37,13 +38,21 @@ def check_source(source: str) -> None:
         TemplateError: a power, a number of more than five digits, a product with more than
             `MAX_FACTOR`, or a format of more than five digits.
     """
+    if complaint := _find_large(source):
+        raise TemplateError(complaint)
+
+
+@lru_cache(maxsize=8)
+def _find_large(source: str) -> str:
+    """What is too large in a template; "" if nothing is. To parse one takes longer than to render
+    it, and every prompt is rendered by the same."""
     from jinja2 import Environment, TemplateSyntaxError, nodes
 
     tags = re.sub(r"{%-?\s*(end)?generation\s*-?%}", "", source)  # of transformers, not of Jinja
     try:
         tree = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(tags)
     except (TemplateSyntaxError, RecursionError):
-        return  # rendering will say it
+        return ""  # rendering will say it
     found = ""
     for node in tree.find_all((nodes.Pow, nodes.Mul, nodes.Const, nodes.TemplateData)):
         if isinstance(node, nodes.Pow):
@@ -57,7 +66,8 @@ def check_source(source: str) -> None:
         elif isinstance(node, nodes.Const) and _WIDE.search(str(node.value)):
             found = "a format of more than five digits"
         if found:
-            raise TemplateError(f"line {node.lineno} has {found}, which no prompt needs")
+            return f"line {node.lineno} has {found}, which no prompt needs"
+    return ""
 
 
 @contextmanager

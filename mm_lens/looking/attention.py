@@ -1,6 +1,7 @@
 """Attention from tokens of the text to the image, by block and head.
 
-Wants a model loaded with `attention="eager"`: the default, sdpa, never has the pattern.
+Under sdpa, the default, only the patterns of the queries that are asked for are computed, some at a
+time; what comes out of the blocks is as if nobody had asked.
 
 What a map shows is where a head reads from. How much of what it reads matters is another question:
 values may be small, a later block may undo it, and weight may rest on a token for no other reason
@@ -11,8 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
-from typing import Any
 
 import torch
 from einops import einsum
@@ -25,6 +24,8 @@ from mm_lens.looking.token_tensor import TokenValues, name_layers
 from mm_lens.looking.token_values import Where
 from mm_lens.model.bridge import VisionLanguageBridge
 from mm_lens.model.inputs import Inputs, check_inputs
+from mm_lens.model.running.logits import keep_logits
+from mm_lens.model.running.patterns import read_patterns
 from mm_lens.model.streams import resolve_layers
 
 
@@ -48,7 +49,7 @@ def attention_map(
     ```
 
     Args:
-        model: the model, loaded with `attention="eager"`.
+        model: the model.
         inputs: what `model.prepare` returned.
         query: who looks: "last", a group ("text after"), or a mask as of
             `mm_lens.token_values.find_words`.
@@ -61,14 +62,10 @@ def attention_map(
         rows without a query.
 
     Raises:
-        InputError: the model has no patterns; there is no such group or block; no query or no key.
+        InputError: there is no such group or block; no query or no key; attention is computed
+            by code that shows no scores.
     """
     check_inputs(model, inputs)
-    if model.attention != "eager":
-        raise InputError(
-            f'Under attention="{model.attention}" there are no attention patterns. Load the model '
-            'with mm_lens.load(..., attention="eager").'
-        )
     looks, seen = (group_mask(inputs.layout, where) for where in (query, key))
     for name, where, mask in (("query", query, looks), ("key", key, seen)):
         if not mask.any():
@@ -82,20 +79,21 @@ def attention_map(
                 f"Block {block} has no attention: it mixes positions in another way. Name blocks "
                 "that have some in layers=."
             )
-    out = torch.full((len(wanted), model.cfg.n_heads, *looks.shape), math.nan)
-    hidden = (~(seen & looks.any(1, keepdim=True))).cpu()
+    shape = (model.cfg.n_heads, *looks.shape)
+    found = {block: torch.zeros(shape) for block in wanted}
+    share = looks.float() / looks.sum(1, keepdim=True).clamp(min=1)
 
-    def read(k: int, pattern: Float[Tensor, "batch heads pos key"], hook: Any) -> None:
-        weight = looks.to(pattern.device, pattern.dtype) / looks.sum(1, keepdim=True).clamp(
-            min=1
-        ).to(pattern.device)
+    def read(block: int, at: Tensor, pattern: Float[Tensor, "batch heads query key"]) -> None:
         mean = einsum(
-            pattern.float(), weight.float(), "batch head query key, batch query -> head batch key"
+            pattern.float(),
+            share.to(at.device)[:, at],
+            "batch head query key, batch query -> head batch key",
         )
-        out[k] = mean.cpu().masked_fill(hidden, math.nan)
+        found[block] += mean.cpu()
 
-    with torch.no_grad():
-        hooks = [(f"blocks.{b}.attn.hook_pattern", partial(read, k)) for k, b in enumerate(wanted)]
-        model.run_with_hooks(inputs, fwd_hooks=hooks)
+    with torch.no_grad(), read_patterns(model, sorted(found), looks, read):
+        model(inputs, **keep_logits(model, 1))  # which nobody reads
+    hidden = (~(seen & looks.any(1, keepdim=True))).cpu()
+    maps = torch.stack([found[block] for block in wanted]).masked_fill(hidden, math.nan)
     label = f"attention of {query if isinstance(query, str) else 'the query'}"
-    return TokenValues.of(out, inputs, label, name_layers(wanted, "block"))
+    return TokenValues.of(maps, inputs, label, name_layers(wanted, "block"))

@@ -37,6 +37,7 @@ from mm_lens.layout.layout import TokenLayout
 from mm_lens.looking.token_values import Where, read_states
 from mm_lens.model.bridge import VisionLanguageBridge
 from mm_lens.model.inputs import Inputs, check_inputs
+from mm_lens.model.running.logits import Kept
 from mm_lens.model.streams import resolve_layers
 
 ReturnType: TypeAlias = Literal["probs", "log_probs", "logits"]
@@ -252,8 +253,10 @@ def visual_logit_lens(
 
     layered = wanted if n_states - 1 in wanted else (*wanted, n_states - 1)
     with bar:
-        logits = read_states(model, inputs, layered, read)
-    check_path(checked["read"].cpu().float(), logits[probe.to(logits.device)].cpu().float())
+        some = probe.any(1).nonzero()[:, 0]  # of the other rows any position will do
+        kept = Kept(model, probe.int().argmax(1))
+        logits = kept.of(read_states(model, inputs, layered, read, **kept.options))[:, 0]
+    check_path(checked["read"].cpu().float(), logits[some.to(logits.device)].cpu().float())
     return Readout(
         layers=wanted,
         layout=inputs.layout.to("cpu"),

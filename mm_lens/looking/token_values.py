@@ -33,6 +33,7 @@ from mm_lens.metrics.numerics.regression import Target
 from mm_lens.metrics.tokens import Tokens
 from mm_lens.model.bridge import VisionLanguageBridge
 from mm_lens.model.inputs import Inputs, check_inputs
+from mm_lens.model.running.logits import keep_logits
 from mm_lens.model.streams import resolve_layers, state_names
 
 Where: TypeAlias = str | Box | Tensor
@@ -229,11 +230,12 @@ def read_states(
     inputs: Inputs,
     layers: Sequence[int],
     read: Callable[[int, Float[Tensor, "batch pos d"]], None],
+    **options: Any,
 ) -> Any:
     """Run the model once; `read(k, state)` is called with state `layers[k]` as it appears.
 
     Returns:
-        The logits.
+        The logits that `options` ask for (`mm_lens.model.running.logits`): of the last position.
     """
     names = state_names(model.cfg.n_layers)
 
@@ -242,7 +244,7 @@ def read_states(
 
     with torch.no_grad():
         hooks = [(names[layer], partial(hook, k)) for k, layer in enumerate(layers)]
-        return model.run_with_hooks(inputs, fwd_hooks=hooks)
+        return model.run_with_hooks(inputs, fwd_hooks=hooks, **(options or keep_logits(model, 1)))
 
 
 def _rows(state: Tensor, mask: Tensor) -> Float32[Tensor, "n d"]:

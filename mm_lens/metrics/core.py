@@ -119,7 +119,8 @@ class Kind:
     Attributes:
         name: Name of the kind.
         arity: Number of consecutive hooks.
-        prepare: `(tokens, seed)` or `(tokens, tokens_next, seed)` to the shared intermediates.
+        prepare: `(tokens, seed)` or `(tokens, tokens_next, seed)` to the shared intermediates. If
+            these have a method `expect`, it is told the names of the metrics that will follow.
         equal_n: Whether its values depend on the number of tokens so much that a profile gives it
             the same number for every hook and modality.
     """
@@ -263,6 +264,8 @@ def _from_shared(
     shared = or_nan(tokens[0], kind.prepare, *tokens, seed)
     if isinstance(shared, Estimate):
         return {metric.name: shared for metric in chosen}
+    if callable(expect := getattr(shared, "expect", None)):
+        expect([metric.name for metric in chosen])
     return {metric.name: or_nan(tokens[0], metric._function, shared) for metric in chosen}
 
 

@@ -26,13 +26,15 @@ Intervals: the influence function of each estimator, summed within samples, plus
 influences of each token and its neighbours, because they share distances. Without that term, as in
 a bootstrap over samples, 95 % intervals cover 88 %.
 
-Cost: one neighbour search (`numerics.neighbours`) for all estimators, a quarter and a
-sixteenth of one for the scale check, and 2,000 rows of one for the null.
+Cost: one product of all pairs (`numerics.neighbours`) for all estimators, half and quarter of the
+tokens and farther neighbours among them; 2,000 rows of one, and a decomposition of the covariance,
+for the null.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import cached_property
 
 import torch
@@ -44,13 +46,20 @@ from mm_lens.metrics.core import Kind
 from mm_lens.metrics.estimates import Estimate, UndefinedError, estimate
 from mm_lens.metrics.intervals import Replicates, clustered_error, margin
 from mm_lens.metrics.numerics.copies import first_of_copies
-from mm_lens.metrics.numerics.neighbours import Neighbours, nearest
+from mm_lens.metrics.numerics.neighbours import (
+    Neighbours,
+    Search,
+    nearest,
+    nearest_of_first,
+)
 from mm_lens.metrics.numerics.ratios import Fit, fit_line, fit_mle, log_ratios
-from mm_lens.metrics.tokens import Tokens, rounded, rounding, subsample, unique_rows
+from mm_lens.metrics.tokens import Tokens, rounded, rounding, unique_rows
 
 _NULL_ROWS = 2000  # enough for the null's value to 3 %, whatever the number of tokens around
 _FAR_ROWS = 1000  # enough for 3 %: 16 neighbours average over more than the nearest two
 FAR = 16
+PARTS = {"dimension_mle_half": 2, "dimension_mle_quarter": 4}
+"""Metrics of a part of the tokens, and the part."""
 _WANTED = 100  # distinct states: below, the standard error of the estimate is over 10 %
 _EPS = 1e-8  # the paper's threshold on r1 and on mu - 1
 
@@ -61,6 +70,13 @@ class Neighbourhood:
     def __init__(self, tokens: Tokens, seed: int) -> None:
         self.tokens = tokens
         self.seed = seed
+        self._parts: tuple[int, ...] = ()
+        self._wants_far = False
+
+    def expect(self, names: Sequence[str]) -> None:
+        """Told which metrics will be asked for: one product then serves all of them."""
+        self._parts = tuple(d for name, d in PARTS.items() if name in names)
+        self._wants_far = any(name.startswith("dimension_gride") for name in names)
 
     @cached_property
     def unique(self) -> tuple[Int64[Tensor, " m"], Int64[Tensor, " m"]]:
@@ -107,9 +123,42 @@ class Neighbourhood:
         return self.scaled if len(self.index) == len(self.scaled) else self.scaled[self.index]
 
     @cached_property
+    def _order(self) -> Int64[Tensor, " m"]:
+        """Distinct states by their keys: the first of them are smaller samples."""
+        return self.distinct.keys(self.seed).argsort(stable=True)
+
+    @property
+    def _sorted(self) -> Float64[Tensor, "m d"]:
+        """Distinct states in this order; that of a profile's sample as it is."""
+        order = self._order
+        sorted_ = torch.equal(order, torch.arange(len(order), device=order.device))
+        return self.points if sorted_ else self.points[order]
+
+    @cached_property
+    def _searched(self) -> dict[str | int, Neighbours]:
+        """All searches that are expected, in this order of the states."""
+        n = len(self.index)
+        searches: dict[str | int, Search] = {"all": Search(n, n)}
+        searches |= {d: Search(n // d, n // d) for d in self._parts if n // d >= 3}
+        if self._wants_far:
+            searches["far"] = self._far_search
+        if len(searches) == 1:
+            return {"all": nearest(self._sorted)}
+        found = nearest_of_first(self._sorted, [*searches.values()])
+        return dict(zip(searches, found, strict=True))
+
+    @property
+    def _far_search(self) -> Search:
+        n = len(self.index)
+        return Search(min(_FAR_ROWS, n), n, min(FAR, n - 1))
+
+    @cached_property
     def neighbours(self) -> Neighbours:
         """The two nearest distinct states of every distinct state."""
-        return nearest(self.points)
+        order, found = self._order, self._searched["all"]
+        distance, index = torch.empty_like(found.distance), torch.empty_like(found.index)
+        distance[order], index[order] = found.distance, order[found.index]
+        return Neighbours(distance, index)
 
     @cached_property
     def neighbours_of_unequal(self) -> Neighbours:
@@ -120,14 +169,23 @@ class Neighbourhood:
     @cached_property
     def far(self) -> tuple[Int64[Tensor, " m"], Neighbours]:
         """Some distinct states, drawn by their keys, and their 16 nearest among all of them."""
-        distinct = self.distinct
-        rows = distinct.keys(self.seed).argsort(stable=True)[:_FAR_ROWS]
-        return rows, nearest(self.points, min(FAR, len(distinct) - 1), rows)
+        found = self._searched.get("far")
+        if found is None:
+            (found,) = nearest_of_first(self._sorted, [self._far_search])
+        return self._order[: len(found.index)], Neighbours(found.distance, self._order[found.index])
 
     def part(self, divisor: int) -> Neighbourhood:
         """The same for one in `divisor` of the distinct tokens."""
-        distinct = self.distinct
-        return Neighbourhood(subsample(distinct, len(distinct) // divisor, self.seed), self.seed)
+        tokens = self.distinct.take(self._order[: len(self.index) // divisor])
+        part = Neighbourhood(tokens, self.seed)
+        if (found := self._searched.get(divisor)) is not None:
+            # What is distinct in the whole is distinct in a part of it; lengths are in units of
+            # the mean norm.
+            own = torch.arange(len(tokens), device=tokens.x.device)
+            known = {"unique": (own, torch.ones_like(own)), "index": own}
+            distance = found.distance * (self._unit / part._unit)
+            part.__dict__.update(known, neighbours=Neighbours(distance, found.index))
+        return part
 
     @cached_property
     def null(self) -> Float64[Tensor, " m"]:
@@ -139,9 +197,10 @@ class Neighbourhood:
             weights = torch.randn(n, n, generator=generator, dtype=x.dtype).to(x.device)
             cloud = weights @ x / math.sqrt(n)
         else:
-            values, vectors = torch.linalg.eigh(x.T @ x / n)
+            # Along the principal axes: where these lie does not change a distance.
+            values = torch.linalg.eigvalsh(x.T @ x / n)
             noise = torch.randn(n, d, generator=generator, dtype=x.dtype).to(x.device)
-            cloud = noise * values.clamp(min=0).sqrt() @ vectors.T
+            cloud = noise.mul_(values.clamp(min=0).sqrt())
         rows = torch.arange(min(n, _NULL_ROWS), device=x.device)
         return log_ratios(nearest(cloud, rows=rows))
 

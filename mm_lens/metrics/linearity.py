@@ -27,8 +27,9 @@ is about the score of a map fitted to *this many* tokens, which is below that of
 Limits: where nearly all states coincide, the held-out score may fall far below zero through a few
 tokens that a map fitted to others misses; a warning says how many. Below 10 tokens per rank every
 value carries a warning, below 3 the held-out one is NaN.
-Cost: 3 n d² operations for all moments, 16 Cholesky factors for the intervals; held out, ten
-eigendecompositions of d × d and 8 n d². Memory: 16 pairs of d × d matrices.
+Cost: 3 n d² operations for all moments, 16 Cholesky factors for the intervals; held out, six
+eigendecompositions of d × d, up to 16 more Cholesky factors and 8 n d². Memory: 16 pairs of d × d
+matrices.
 Numerics: `numerics.regression`.
 """
 

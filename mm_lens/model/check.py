@@ -39,6 +39,7 @@ from mm_lens.model.hooks import PARENTS, names
 from mm_lens.model.inputs import Inputs, prepare
 from mm_lens.model.parts.guards import guard
 from mm_lens.model.report import Report
+from mm_lens.model.running.attention_hooks import trying_hooks
 from mm_lens.model.running.masks import hide_keys, read_masks
 from mm_lens.model.running.rerun import TOLERANCE, Rerun
 
@@ -101,7 +102,8 @@ def self_check(model: Any, expected: Expected) -> Report:
 
     points = {point.name: point for point in model.hook_dict.values()}
     handles = [point.add_hook(count) for point in points.values()]
-    logits = model(inputs)
+    with trying_hooks(model):
+        logits = model(inputs)
     for handle, point in zip(handles, points.values(), strict=True):
         model._remove_temporary_hook(point, "fwd", handle)
 

@@ -289,7 +289,7 @@ class ModalityHookPoint(HookPoint):
 
     def _call(self, user: Callable[..., Any], rows: Tensor, points: list[Any]) -> Tensor | None:
         """What the hook made of the rows, None if it left them alone. In-place edits count."""
-        before = _Snapshot(rows)
+        before = Snapshot(rows)
         edited = rows
         for point in points:
             result = user(edited, hook=point)
@@ -315,7 +315,7 @@ class ModalityHookPoint(HookPoint):
         return self.__dict__
 
 
-class _Snapshot:
+class Snapshot:
     """Tells whether a tensor was written to in place."""
 
     def __init__(self, tensor: Tensor) -> None:
@@ -324,6 +324,7 @@ class _Snapshot:
         self.before = tensor.clone() if tensor.is_inference() else tensor._version
 
     def changed(self) -> bool:
+        """Whether it was, since this was made."""
         if isinstance(self.before, int):
             return self.tensor._version != self.before
         return not torch.equal(self.tensor, self.before)

@@ -243,7 +243,7 @@ def prepare(
     flat = [image for row in pictures for image in row]
     for image in flat:
         family.require_size((image.height, image.width))
-    written, texts = _with_bos(tokenizer, [prompt.text for prompt in rendered])
+    written, texts = with_bos(tokenizer, [prompt.text for prompt in rendered])
     # Else a picture of one or three rows might be taken for channels.
     layout = {"input_data_format": "channels_last"} if flat else {}
     batch = processor(
@@ -340,7 +340,7 @@ def _refuse_unknown(unknown: Mapping[str, Any]) -> None:
         )
 
 
-def _with_bos(tokenizer: Any, prompts: list[str]) -> tuple[bool, list[str]]:
+def with_bos(tokenizer: Any, prompts: list[str]) -> tuple[bool, list[str]]:
     """Whether the prompts write their BOS token themselves, as chat templates may: then all do."""
     bos = tokenizer.bos_token
     if not bos or not any(prompt.startswith(bos) for prompt in prompts):

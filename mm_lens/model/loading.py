@@ -66,7 +66,8 @@ def load(
         dtype: of the weights; None keeps the checkpoint's.
         device: where the model goes; None takes the GPU if there is one.
         device_map: split over devices, as in transformers.
-        attention: "sdpa" is fast and has no attention scores or patterns; "eager" has them.
+        attention: "sdpa" is fast, and computes the scores and patterns of a block where a hook asks
+            for them; "eager" always does, and has `hook_rot_q` and `hook_rot_k`.
         check: run `validation.self_check`: native logits, dead hooks, edits without effect.
         geometry: False opens a model whose family nobody declared, from its image token alone:
             hook points, metrics, patching by modality and segment work; what needs to know where

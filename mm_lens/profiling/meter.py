@@ -194,7 +194,7 @@ class Meter:
             self._pass = self._begin(frame)
         for group in self._own.sample.groups(point):
             if (state, group) in self._pass.wanted:
-                rows = self._own.sample.reservoirs[group].rows(x)
+                rows = self._own.sample.reservoirs[group].rows(x).cpu()
                 self._pass.found[state, group] = rows
 
     def _begin(self, frame: Frame) -> Pass:

@@ -25,6 +25,8 @@ from mm_lens.model.binding import identify_documents
 from mm_lens.model.cache import LayoutCache
 from mm_lens.model.inputs import Inputs
 from mm_lens.model.streams import Stream, main_stream_hooks, state_names
+from mm_lens.profiling.collecting.counting import check_counted, find_limits
+from mm_lens.profiling.collecting.staging import Staging
 from mm_lens.profiling.points.cached import CachedStates, held_names
 from mm_lens.profiling.points.pairs import Pairs, known_pairs, plan_spots, resolve_pairs
 from mm_lens.profiling.points.patches import find_patches
@@ -164,8 +166,17 @@ def collect(
             f"Resuming {run.path}: {samples:,} of {plan.n_samples:,} samples are done.",
             file=sys.stderr,
         )
+    limits: dict[Group, int] = {}
+    if mine and plan.on_error == "raise":  # else tokens that are counted may never come
+        of = (plan.n_samples, plan.k, plan.groups, plan.seed, plan.chat_template)
+        limits = find_limits(model, dataset, *of)
     committed = time.monotonic()
-    with torch.no_grad(), _bar(reader, part, mine, run, progress) as bar:
+    with (
+        torch.no_grad(),
+        Staging() as staging,
+        _bar(reader, part, mine, run, progress) as bar,
+    ):
+        part.sample.speed_up(limits, staging)
         for batch in work_ahead(reader.read, mine):
             for items, inputs in batch.parts:
                 _take(model, part, items, inputs, plan)
@@ -173,8 +184,10 @@ def collect(
             part.batches.append(batch.number)
             bar.update(batch.size)
             if run and time.monotonic() - committed >= COMMIT_SECONDS:
+                staging.drain()
                 run.commit(part)
                 committed = time.monotonic()
+        staging.drain()
     if run:
         if mine:
             run.commit(part)
@@ -183,7 +196,9 @@ def collect(
             lambda: run.parts(plan.k, plan.groups, plan.seed)[1],
             lambda found: len({n for each in (part, *found) for n in each.batches}) == number_of,
         )
-    return _merge([part, *others], dataset, plan)
+    found = _merge([part, *others], dataset, plan)
+    check_counted(found.tokens, limits)
+    return found
 
 
 def _take(

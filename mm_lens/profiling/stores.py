@@ -69,8 +69,13 @@ class MemoryStore:
         """Put states into slots."""
         at = (stream, state)
         if at not in self.slots:
-            self.slots[at] = torch.zeros(self.k, rows.shape[1], dtype=rows.dtype)
-        self.slots[at][slots] = rows
+            # Not filled: memory of slots that nothing is put into is never taken.
+            self.slots[at] = torch.empty(self.k, rows.shape[1], dtype=rows.dtype)
+        held, n = self.slots[at], len(slots)
+        if n and int(slots[-1]) - int(slots[0]) == n - 1:  # ascending: next to each other
+            held[int(slots[0]) : int(slots[0]) + n] = rows
+        else:
+            held.index_copy_(0, slots, rows)
 
     def read(
         self, stream: str, state: int, slots: Int64[Tensor, " n"], keys: Int64[Tensor, " n"]

@@ -17,8 +17,9 @@ set; or as much on disk (`mm_lens.profiling.stores`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -29,6 +30,8 @@ from torch import Tensor
 from mm_lens._storage.hashing import digest, sampling_key
 from mm_lens.layout.layout import VISUAL, TokenLayout
 from mm_lens.metrics.tokens import Tokens
+from mm_lens.profiling.collecting.bottom_k import BottomK
+from mm_lens.profiling.collecting.staging import Staging
 from mm_lens.profiling.points.patches import Patches
 from mm_lens.profiling.points.point import Point
 from mm_lens.profiling.stores import MemoryStore, Store
@@ -38,81 +41,6 @@ PATCH: Literal["patch"] = "patch"
 Group: TypeAlias = Literal["visual", "text", "all", "patch"]
 """A modality, or the patches that the vision tower sees."""
 MODALITIES: tuple[Modality, ...] = ("visual", "text", "all")
-
-
-class BottomK:
-    """The `k` tokens with the smallest keys of all that were offered, in whatever order.
-
-    Attributes:
-        k: most tokens kept.
-        size: tokens kept so far.
-        seen: tokens offered so far.
-        key, sample, position, token_id: of the tokens kept, by slot.
-    """
-
-    def __init__(self, k: int) -> None:
-        self.k, self.size, self.seen = k, 0, 0
-        self.key, self.sample, self.position, self.token_id = torch.zeros(4, k, dtype=torch.int64)
-
-    def offer(
-        self,
-        key: Int64[Tensor, " n"],
-        sample: Int64[Tensor, " n"],
-        position: Int64[Tensor, " n"],
-        token_id: Int64[Tensor, " n"],
-    ) -> tuple[Int64[Tensor, " m"], Int64[Tensor, " m"]]:
-        """Take in what belongs to the sample.
-
-        Returns:
-            Which of the offered tokens are taken, and the slot that each one goes to. A slot may be
-            taken over from a token with a larger key, which then is out of the sample for good.
-        """
-        self.seen += len(key)
-        kept, taken = self.choose(key)
-        free = torch.ones(self.k, dtype=torch.bool)
-        free[kept[kept < self.size]] = False
-        slots = free.nonzero().squeeze(1)[: len(taken)]
-        for mine, offered in (
-            (self.key, key),
-            (self.sample, sample),
-            (self.position, position),
-            (self.token_id, token_id),
-        ):
-            mine[slots] = offered[taken]
-        self.size = len(kept)
-        return taken, slots
-
-    def choose(self, key: Int64[Tensor, " n"]) -> tuple[Int64[Tensor, " s"], Int64[Tensor, " m"]]:
-        """What would be kept of the tokens kept so far and those offered, and taken of the latter.
-
-        Nothing is changed.
-        """
-        keys = torch.cat([self.key[: self.size], key])
-        kept = keys.argsort(stable=True)[: self.k]
-        return kept, (kept[kept >= self.size] - self.size).sort().values
-
-    def entries(self) -> Int64[Tensor, "4 size"]:
-        """Key, sample, position and token id of the tokens kept, by slot."""
-        columns = (self.key, self.sample, self.position, self.token_id)
-        return torch.stack(columns)[:, : self.size]
-
-    def restore(self, entries: Int64[Tensor, "4 size"], seen: int) -> None:
-        """Take over what `entries` gave."""
-        self.size, self.seen = entries.shape[1], seen
-        columns = (self.key, self.sample, self.position, self.token_id)
-        for mine, kept in zip(columns, entries, strict=True):
-            mine[: self.size] = kept
-
-    @property
-    def used(self) -> tuple[Int64[Tensor, " size"], Int64[Tensor, " size"]]:
-        """The slots in use, and their keys."""
-        return torch.arange(self.size), self.key[: self.size]
-
-    @property
-    def order(self) -> Int64[Tensor, " size"]:
-        """The slots in use by ascending key: the first n of them are a smaller sample."""
-        order: Tensor = self.key[: self.size].argsort(stable=True)
-        return order
 
 
 @dataclass(frozen=True)
@@ -176,16 +104,27 @@ def offer_patches(
 
 
 class Reservoir:
-    """A `BottomK` of one group, and a store of the states of its tokens."""
+    """A `BottomK` of one group, and a store of the states of its tokens.
+
+    Attributes:
+        limit: tokens with larger keys are not taken in; None: any.
+        staging: takes rows to the store; None: they are put at once.
+    """
 
     def __init__(self, k: int, store: Store) -> None:
         self.bottom, self.store = BottomK(k), store
+        self.limit: int | None = None
+        self.staging: Staging | None = None
         self._offer: Offer | None = None
         self._places: dict[torch.device, tuple[Tensor, Tensor]] = {}
         self._slots = torch.zeros(0, dtype=torch.int64)
 
     def plan(self, offer: Offer) -> int:
         """Decide which tokens of a batch `write` will keep, and return how many."""
+        if self.limit is not None:
+            few = offer.take(offer.key <= self.limit)
+            self.bottom.seen += len(offer.key) - len(few.key)
+            offer = few
         taken, self._slots = self.bottom.offer(
             offer.key, offer.sample, offer.position, offer.token_id
         )
@@ -200,7 +139,7 @@ class Reservoir:
         return len(self._offer.key)
 
     def rows(self, x: Float[Tensor, "batch pos *rest"]) -> Float[Tensor, "n width"]:
-        """The planned rows of `x`, the states at one hook, all heads together."""
+        """The planned rows of `x`, the states at one hook, all heads together, on its device."""
         assert self._offer is not None, "planned before"
         if x.device not in self._places:  # the indices move once, not once for each hook
             rows, columns = self._places[torch.device("cpu")]
@@ -208,17 +147,25 @@ class Reservoir:
         rows, columns = self._places[x.device]
         if self._offer.per_tile:
             columns = columns + (x.shape[1] - self._offer.per_tile)  # behind the class token
-        return rearrange(x[rows, columns].detach().cpu(), "n ... -> n (...)")
+        return rearrange(x[rows, columns].detach(), "n ... -> n (...)")
 
     def write(self, stream: str, state: int, x: Float[Tensor, "batch pos *rest"]) -> None:
         """Keep the planned rows of `x`, the states at one hook."""
         if len(self._slots):
-            self.put(stream, state, self.rows(x))
+            if self.staging is None:
+                self.put(stream, state, self.rows(x).cpu())
+            else:
+                self.staging.take(self.rows(x), self._putting(stream, state))
 
     def put(self, stream: str, state: int, rows: Float[Tensor, "n width"]) -> None:
         """Keep these rows, which are the planned ones."""
         assert self._offer is not None, "planned before"
-        self.store.write(stream, state, self._slots, self._offer.key, rows)
+        self._putting(stream, state)(rows)
+
+    def _putting(self, stream: str, state: int) -> Callable[[Tensor], None]:
+        """Puts rows where the planned ones belong, also when others have been planned since."""
+        assert self._offer is not None, "planned before"
+        return partial(self.store.write, stream, state, self._slots, self._offer.key)
 
 
 class TokenSample:
@@ -246,6 +193,16 @@ class TokenSample:
         self.reservoirs = {
             group: Reservoir(k, store(group) if store else MemoryStore(k)) for group in groups
         }
+
+    def speed_up(self, limits: Mapping[Group, int], staging: Staging) -> None:
+        """Leave out what cannot stay, and have rows copied beside the forward pass.
+
+        Args:
+            limits: the largest key that can be in the sample of all the data, where it is known.
+            staging: to be drained before the states are read.
+        """
+        for group, reservoir in self.reservoirs.items():
+            reservoir.limit, reservoir.staging = limits.get(group), staging
 
     def plan(
         self,

@@ -85,3 +85,18 @@ def test_a_debugger_and_other_threads_are_left_alone(monkeypatch):
     finally:
         sys.settrace(before)
     assert "What is it?" in seen[0]
+
+
+def test_a_template_is_parsed_once(monkeypatch):
+    """And refused each time."""
+    import jinja2
+
+    parsed, parse = [], jinja2.Environment.parse
+    monkeypatch.setattr(
+        jinja2.Environment, "parse", lambda self, text: (parsed.append(1), parse(self, text))[1]
+    )
+    for _ in range(3):
+        templates.check_source("{{ 'once' }}")
+        with pytest.raises(templates.TemplateError, match="a power"):
+            templates.check_source("{{ 2 ** 3 }}")
+    assert len(parsed) == 2

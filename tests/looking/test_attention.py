@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 from native_attention import native, prepare
-from tiny import random_image
 
 from mm_lens import InputError
 from mm_lens.looking.attention import attention_map
@@ -14,8 +13,10 @@ from mm_lens.looking.token_values import cosine_to_mean, find_words, norms
 pytestmark = pytest.mark.every_family
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_maps_equal_native_attention(eager, family, side):
+def test_maps_equal_native_attention(model, eager, family, side, attention):
+    eager = eager if attention == "eager" else model
     inputs = prepare(eager, side)
     attentions, _ = native(family, inputs)
     layout = inputs.layout
@@ -45,11 +46,6 @@ def test_maps_equal_native_attention(eager, family, side):
     assert not asked[1]
     whole = maps["word"][:, :, asked].nansum(-1)
     torch.testing.assert_close(whole, torch.ones_like(whole))
-
-
-def test_sdpa_has_no_maps(model):
-    with pytest.raises(InputError, match='attention="eager"'):
-        attention_map(model, model.prepare("What is it?", random_image(9, 9)))
 
 
 def test_empty_sources_and_unknown_blocks(eager):

@@ -11,6 +11,7 @@ from skdim.id import TwoNN
 
 from mm_lens.metrics import METRICS, Tokens, evaluate, sampling_key
 from mm_lens.metrics.dimension import Neighbourhood
+from mm_lens.metrics.numerics import neighbours
 
 
 def value(name: str, tokens: Tokens, seed: int = 0) -> float:
@@ -147,3 +148,31 @@ def test_one_token_id_for_all_is_no_news():
     tokens = tokens_of(manifold(0, 300, 8))
     tokens = Tokens(tokens.x, tokens.sample, tokens.position, torch.zeros_like(tokens.token_id))
     assert "token id" not in METRICS["dimension_mle"].compute(tokens).warning
+
+
+def test_all_estimators_share_one_product(monkeypatch):
+    """And give what each of them gives when it is asked for alone."""
+    tokens = Tokens(
+        torch.tanh(normal(0, 700, 6) @ normal(1, 6, 20)) + 0.02 * normal(2, 700, 20),
+        torch.arange(700) % 30,
+        torch.arange(700) // 30,
+        torch.arange(700),
+    )
+    names = [m for m in METRICS if m.startswith("dimension_") and m != "dimension_paper"]
+    alone = {name: evaluate(tokens, None, [name])[name] for name in names}
+    made = []
+    frame = neighbours._Frame.of
+    monkeypatch.setattr(
+        neighbours._Frame,
+        "of",
+        staticmethod(lambda x, dtype: (made.append(len(x)), frame(x, dtype))[1]),
+    )
+    together = evaluate(tokens, None, names)
+    assert made == [700, 700]  # the tokens, and the null
+    for name in names:
+        one, other = alone[name], together[name]
+        for field in ("value", "low", "high"):
+            assert getattr(one, field) == pytest.approx(
+                getattr(other, field), rel=1e-9, nan_ok=True
+            )
+        assert (one.n_tokens, one.warning) == (other.n_tokens, other.warning)

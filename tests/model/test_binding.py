@@ -36,6 +36,11 @@ def case(family, no_float32_in_module):
 
 
 @pytest.fixture(scope="module")
+def fast(family, no_float32_in_module):
+    return Case(family, attention="sdpa")
+
+
+@pytest.fixture(scope="module")
 def single(family, no_float32_in_module):
     """For tools that compute in float32."""
     return Case(family, dtype=torch.float32)
@@ -55,6 +60,17 @@ def bound(case):
 @pytest.mark.parametrize("name", BY_POSITION)
 def test_patching(case, clean_cache, name):
     """Cells drawn at random; the sweep runs exactly these."""
+    check_sweep(case, clean_cache, name)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", [name for name in BY_POSITION if "pattern" in name])
+def test_patching_patterns_under_sdpa(fast, name):
+    """Patterns of the clean run are read, and put into the corrupted one: eager in one block."""
+    check_sweep(fast, fast.cache(fast.clean), name)
+
+
+def check_sweep(case, clean_cache, name):
     axes = BY_POSITION[name]
     n = case.corrupted.input_ids.shape[1]
     heads = case.n_kv if name.startswith(("attn_head_k", "attn_head_v")) else case.n_heads
@@ -112,12 +128,15 @@ def test_patching_resid_mid_with_gradients_reaches_the_mlp_only(case, clean_cach
     "name",
     [
         "attn_head_all_pos_every",
+        pytest.param("attn_head_all_pos_every-sdpa", id="attn_head_all_pos_every, sdpa"),
         "block_every",
         # Every position, head and type: it takes no cells.
         pytest.param("attn_head_by_pos_every", marks=pytest.mark.slow),
     ],
 )
-def test_wrappers(family, case, name):
+def test_wrappers(family, case, fast, name):
+    name, _, sdpa = name.partition("-")
+    case = fast if sdpa else case
     n, options = case.corrupted.input_ids.shape[1], {}
     if name == "attn_head_by_pos_every":
         case = Case(family, layers=1)

@@ -28,7 +28,8 @@ def test_a_clean_model_gets_a_clean_report(attention, recwarn):
     assert model.report.max_logit_difference == 0.0
     assert {f.level for f in model.report.findings} == {"note"}
     assert "rotary_emb.hook_out" in model.report.dead_hooks
-    assert ("blocks.0.attn.hook_pattern" in model.report.dead_hooks) == (attention == "sdpa")
+    assert ("blocks.0.attn.hook_rot_q" in model.report.dead_hooks) == (attention == "sdpa")
+    assert "blocks.0.attn.hook_pattern" not in model.report.dead_hooks
     assert not [w for w in recwarn if issubclass(w.category, MMLensWarning)]
     assert not any(p.has_hooks() for p in model.hook_points())
 

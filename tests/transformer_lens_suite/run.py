@@ -47,9 +47,9 @@ OTHERS = (
 
 KNOWN = {
     "sdpa": {
-        r"hook_(pattern|attn_scores|rot_[qk])|_input\b|hook_attn_in|do not exist|set_use_"
+        r"hook_rot_[qk]|_input\b|hook_attn_in|do not exist|set_use_"
         r"|fine-grained attention hook|test_every_gated_hook_fires": (
-            "under sdpa there are no scores, patterns, forked inputs and results of single heads"
+            "under sdpa there are no rotated queries, forked inputs and results of single heads"
         )
     }
 }

@@ -40,6 +40,7 @@ from mm_lens.metrics.numerics.regression import (
     InSample,
     Ridge,
     Target,
+    fit_ridge,
     jacobi,
     least_squares,
     varies,
@@ -174,17 +175,16 @@ class LinearFit:
         group, _ = self.group
         for f, (test, part) in enumerate(self.folds):
             train = self.moments - part
-            ridge = Ridge(train)
-            inputs, states = x[test] - ridge.means[0], y[test] - ridge.means[1]
+            inputs, states = x[test] - train.x, y[test] - train.y
             others = sorted({*range(len(self.parts))} - {*group[test].unique().tolist()})
             for target, errors in held.items():
-                choice = int(scores[target][f].argmin())
+                fitted = fit_ridge(train, target, int(scores[target][f].argmin()))
                 outputs = states if target == "state" else states - inputs
-                left = outputs - inputs @ ridge.map(target, choice)
+                left = outputs - inputs @ fitted.map
                 errors.tokens[:, test] = torch.stack(
                     [left.square().sum(1), outputs.square().sum(1)]
                 )
-                effects = ridge.effects(target, choice, inputs, outputs, left)
+                effects = fitted.effects(inputs, outputs, left)
                 for g in others:
                     errors.trained[:, g] += effects(self.parts[g])
         return held

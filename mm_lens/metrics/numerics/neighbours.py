@@ -21,7 +21,9 @@ bfloat16 the float64 product is used from the start.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from einops import rearrange, repeat
@@ -29,6 +31,9 @@ from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from mm_lens.metrics.numerics.products import keeps_float32
+
+Rows: TypeAlias = "slice | Int64[Tensor, ' m']"
+"""Some rows: those from one to another, or by their numbers."""
 
 SPARE = 2
 _BLOCK = 512
@@ -70,10 +75,17 @@ def nearest(
         rows: Only of these rows, among all.
     """
     rows = torch.arange(len(x), device=x.device) if rows is None else rows
+    ladder = [torch.float32, torch.float64] if keeps_float32(x.device) else [torch.float64]
+    return _search(x, k, rows, ladder)
+
+
+def _search(
+    x: Float64[Tensor, "n d"], k: int, rows: Int64[Tensor, " m"], ladder: Sequence[torch.dtype]
+) -> Neighbours:
+    """By products of these types, each for what the one before leaves uncertain."""
     distance = x.new_empty(len(rows), k)
     index = rows.new_empty(len(rows), k)
     left = torch.arange(len(rows), device=x.device)
-    ladder = [torch.float32, torch.float64] if keeps_float32(x.device) else [torch.float64]
     for dtype in ladder:
         if len(left) == 0:
             break
@@ -84,49 +96,153 @@ def nearest(
     return Neighbours(distance, index)
 
 
+@dataclass(frozen=True)
+class Search:
+    """The `k` nearest of each of the first `rows` rows, among the first `among`."""
+
+    rows: int
+    among: int
+    k: int = 2
+
+
+def nearest_of_first(x: Float64[Tensor, "n d"], searches: Sequence[Search]) -> list[Neighbours]:
+    """Several searches among the first rows of `x`, from one product of all pairs.
+
+    Each gives what `nearest` gives of the rows that it is about.
+    """
+    if not keeps_float32(x.device):
+        return [_one(x, search) for search in searches]
+    frame = _Frame.of(x, torch.float32)
+    last = max(search.rows for search in searches)
+    width = max(search.among for search in searches)
+    scores = x.new_empty(min(_BLOCK, last), width, dtype=torch.float32)
+    found = [_Found.empty(x, search) for search in searches]
+    for start in range(0, last, _BLOCK):
+        open_ = [each for each in found if each.search.rows > start]
+        end = min(start + _BLOCK, last)
+        frame.score(slice(start, end), scores, max(each.search.among for each in open_))
+        for each in open_:
+            rows = slice(start, min(end, each.search.rows))
+            each.take(rows, frame, rows, scores)
+    return [each.finished(x, frame) for each in found]
+
+
+def _one(x: Float64[Tensor, "n d"], search: Search) -> Neighbours:
+    rows = torch.arange(search.rows, device=x.device)
+    return nearest(x[: search.among], search.k, rows)
+
+
 def _by_product(
     x: Float64[Tensor, "n d"], rows: Int64[Tensor, " m"], k: int, dtype: torch.dtype
 ) -> tuple[Float64[Tensor, "m k"], Int64[Tensor, "m k"], Bool[Tensor, " m"]]:
     """Distances and indices of the nearest candidates, and whether no other row is nearer."""
-    n, d = x.shape
-    norms = torch.linalg.vector_norm(x, dim=1)
-    # |y|² - 2 x·y as one product: |x|² does not change the order within the row of x.
-    right = x.new_empty(n, d + 1, dtype=dtype)
-    right[:, :d], right[:, d] = x, norms.square()
-    # Rows in their order need no gathering.
-    all_in_order = len(rows) == n and bool((rows == torch.arange(n, device=x.device)).all())
-    own, left = (x, right) if all_in_order else (x[rows], right[rows])
-    # The last one nominated is the bound for all that are not candidates.
-    n_nominated = min(k + SPARE, n - 1)
-    n_candidates = n_nominated if n_nominated == n - 1 else n_nominated - 1
+    frame, found = _Frame.of(x, dtype), _Found.empty(x, Search(len(rows), len(x), k))
     # Blocks write to the same memory: fresh pages would cost as much as a fifth of the product.
-    scores = x.new_empty(min(_BLOCK, len(rows)), n, dtype=dtype)
-    found = x.new_empty(len(scores) * n_candidates, d)
-    distance, bound = x.new_empty(len(rows), k), x.new_empty(len(rows))
-    index = rows.new_empty(len(rows), k)
+    scores = x.new_empty(min(_BLOCK, len(rows)), len(x), dtype=dtype)
+    # Rows in their order need no gathering.
+    in_order = len(rows) == len(x) and bool((rows == torch.arange(len(x), device=x.device)).all())
     for start in range(0, len(rows), _BLOCK):
-        block = rows[start : start + _BLOCK]
-        m, part = len(block), slice(start, start + len(block))
-        factors = left[part] * -2
-        factors[:, d] = 1
-        torch.mm(factors, right.T, out=scores[:m])
-        scores[:m].scatter_(1, block[:, None], torch.inf)
-        values, nominated = _smallest(scores[:m], n_nominated)
-        bound[part], candidates = values[:, -1], nominated[:, :n_candidates]
+        at = slice(start, min(start + _BLOCK, len(rows)))
+        block = at if in_order else rows[at]
+        frame.score(block, scores, len(x))
+        found.take(at, frame, block, scores)
+    return found.distance, found.index, found.certain(frame, rows)
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """What all products of some rows have in common.
+
+    `|y|² - 2 x·y` as one product: |x|² does not change the order within the row of x.
+    """
+
+    x: Float64[Tensor, "n d"]
+    norms: Float64[Tensor, " n"]
+    right: Float[Tensor, "n d1"]
+
+    @staticmethod
+    def of(x: Float64[Tensor, "n d"], dtype: torch.dtype) -> _Frame:
+        norms = torch.linalg.vector_norm(x, dim=1)
+        right = x.new_empty(len(x), x.shape[1] + 1, dtype=dtype)
+        right[:, :-1], right[:, -1] = x, norms.square()
+        return _Frame(x, norms, right)
+
+    def score(self, rows: Rows, out: Float[Tensor, "b n"], among: int) -> None:
+        """Scores of these rows among the first so many; their own are infinite."""
+        factors = self.right[rows] * -2
+        factors[:, -1] = 1
+        m = len(factors)
+        torch.mm(factors, self.right[:among].T, out=out[:m, :among])
+        if isinstance(rows, slice):
+            out[:m, rows.start : min(rows.stop, among)].fill_diagonal_(torch.inf)
+        else:
+            out[:m].scatter_(1, rearrange(rows, "row -> row 1"), torch.inf)
+
+
+@dataclass
+class _Found:
+    """What one search has found so far.
+
+    The last row that is nominated is the bound for all that are not candidates.
+    """
+
+    search: Search
+    distance: Float64[Tensor, "m k"]
+    index: Int64[Tensor, "m k"]
+    bound: Float64[Tensor, " m"]
+    buffer: Float64[Tensor, "c d"]
+
+    @staticmethod
+    def empty(x: Float64[Tensor, "n d"], search: Search) -> _Found:
+        m, k = search.rows, search.k
+        index = torch.empty(m, k, dtype=torch.int64, device=x.device)
+        found = _Found(search, x.new_empty(m, k), index, x.new_empty(m), x.new_empty(0, 0))
+        found.buffer = x.new_empty(min(_BLOCK, m) * found.n_candidates, x.shape[1])
+        return found
+
+    @property
+    def n_nominated(self) -> int:
+        """How many rows are nominated for each."""
+        return min(self.search.k + SPARE, self.search.among - 1)
+
+    @property
+    def n_candidates(self) -> int:
+        """Of how many of them the distance is computed again."""
+        n = self.n_nominated
+        return n if n == self.search.among - 1 else n - 1
+
+    def take(self, at: slice, frame: _Frame, rows: Rows, scores: Float[Tensor, "b n"]) -> None:
+        """The nearest candidates of some rows, by their scores."""
+        own = frame.x[rows]
+        m, n = len(own), self.n_candidates
+        values, nominated = _smallest(scores[:m, : self.search.among], self.n_nominated)
+        self.bound[at], candidates = values[:, -1], nominated[:, :n]
         flat = rearrange(candidates, "row candidate -> (row candidate)")
-        torch.index_select(x, 0, flat, out=found[: m * n_candidates])
-        near = rearrange(found[: m * n_candidates], "(row candidate) d -> row candidate d", row=m)
-        differences = near.sub_(own[part, None])  # of memory that is there: no copy
+        torch.index_select(frame.x, 0, flat, out=self.buffer[: m * n])
+        near = rearrange(self.buffer[: m * n], "(row candidate) d -> row candidate d", row=m)
+        differences = near.sub_(own[:, None])  # of memory that is there: no copy
         exact = torch.linalg.vector_norm(differences, dim=2)
-        distance[part], best = exact.topk(k, largest=False)
-        index[part] = candidates.gather(1, best)
-    if n_nominated == n - 1:
-        return distance, index, torch.ones_like(rows, dtype=torch.bool)
-    rounding, farthest = torch.finfo(dtype), distance[:, -1]
-    reach = 2 * norms[rows] + farthest
-    error = (d + 10) * (rounding.eps * reach.square() + rounding.tiny)
-    certain = farthest.square() <= bound + norms[rows].square() - error
-    return distance, index, certain | (farthest == 0)
+        self.distance[at], best = exact.topk(self.search.k, largest=False)
+        self.index[at] = candidates.gather(1, best)
+
+    def certain(self, frame: _Frame, rows: Int64[Tensor, " m"]) -> Bool[Tensor, " m"]:
+        """Of which rows no other row can be nearer."""
+        if self.n_nominated == self.search.among - 1:
+            return torch.ones_like(rows, dtype=torch.bool)
+        rounding, farthest = torch.finfo(frame.right.dtype), self.distance[:, -1]
+        reach = 2 * frame.norms[rows] + farthest
+        error = (frame.x.shape[1] + 10) * (rounding.eps * reach.square() + rounding.tiny)
+        certain = farthest.square() <= self.bound + frame.norms[rows].square() - error
+        return certain | (farthest == 0)
+
+    def finished(self, x: Float64[Tensor, "n d"], frame: _Frame) -> Neighbours:
+        """The neighbours; of rows that are not certain, searched again."""
+        rows = torch.arange(self.search.rows, device=x.device)
+        left = (~self.certain(frame, rows)).nonzero().squeeze(1)
+        if len(left):
+            again = _search(x[: self.search.among], self.search.k, left, [torch.float64])
+            self.distance[left], self.index[left] = again.distance, again.index
+        return Neighbours(self.distance, self.index)
 
 
 def _smallest(

@@ -136,14 +136,72 @@ class Ridge:
             errors[target] = total - explained + (w @ (gram * self._products[target]) * w).sum(1)
         return errors
 
-    def map(self, target: Target, choice: int) -> Float64[Tensor, "c d"]:
+    def fitted(self, target: Target, choice: int) -> Fitted:
         """The map at one of the choices."""
-        return self._vectors @ (self._weights[choice][:, None] * self._rotated[target])
+        weights = self._weights[choice][:, None]
+
+        def solve(right: Tensor) -> Tensor:
+            return self._vectors @ (weights * (self._vectors.T @ right))
+
+        map_ = self._vectors @ (weights * self._rotated[target])
+        return Fitted(target, self.means, self._n, map_, solve, _stiffness(choice, weights.numel()))
+
+
+def fit_ridge(train: Moments, target: Target, choice: int) -> Fitted:
+    """The map of `Ridge` at one of its choices, without eigenvectors where the inputs allow.
+
+    A Cholesky factor does where no direction is so weak that `Ridge` would cut it off.
+    """
+    gram, d = train.xx, len(train.xx)
+    strength = float(_STRENGTHS[choice])
+    factor, failed = torch.linalg.cholesky_ex(gram)
+    weakest = 0.0 if int(failed) else float(factor.diagonal().min()) ** 2
+    if not weakest > 1e4 * d * torch.finfo(gram.dtype).eps * float(gram.trace()):
+        return Ridge(train).fitted(target, choice)
+    means, right = (train.x, train.y), train.xy if target == "state" else train.xy - gram
+    if math.isinf(strength):
+        nothing = torch.zeros_like(right)
+        return Fitted(target, means, train.n, nothing, torch.zeros_like, 0.0)
+    stiff = gram.clone()
+    stiff.diagonal().add_(strength * float(gram.trace()) / d)
+    factor = torch.linalg.cholesky(stiff)
+
+    def solve(right: Tensor) -> Tensor:
+        return torch.cholesky_solve(right, factor)
+
+    map_ = solve(right)
+    return Fitted(target, means, train.n, map_, solve, _stiffness(choice, d))
+
+
+def _stiffness(choice: int, rank: int) -> float:
+    """How the strength moves with the trace of the inputs' moments: it is a multiple of the mean
+    eigenvalue. None is left of it where there is no map at all."""
+    strength = float(_STRENGTHS[choice])
+    return strength / max(rank, 1) if math.isfinite(strength) else 0.0
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A ridge map of one target at one strength.
+
+    Attributes:
+        target: what it predicts.
+        means: of inputs and outputs in the rows that it was fitted to.
+        n: number of these rows.
+        map: from inputs to outputs, both about their means.
+        solve: the inverse of the regularised moments, applied.
+        stiffness: by what the strength grows with the trace of the moments.
+    """
+
+    target: Target
+    means: tuple[Float64[Tensor, " c"], Float64[Tensor, " e"]]
+    n: int
+    map: Float64[Tensor, "c d"]
+    solve: Callable[[Tensor], Tensor]
+    stiffness: float
 
     def effects(
         self,
-        target: Target,
-        choice: int,
         inputs: Float64[Tensor, "m d"],
         outputs: Float64[Tensor, "m e"],
         left: Float64[Tensor, "m e"],
@@ -153,8 +211,6 @@ class Ridge:
         To first order: the map and the means move along the training rows' own errors.
 
         Args:
-            target: What is predicted.
-            choice: Strength of the map.
             inputs: Of the tested rows, about the training means.
             outputs: The target in these rows, about its mean.
             left: What the map leaves of them.
@@ -162,24 +218,19 @@ class Ridge:
         Returns:
             A function of the moments of some of the training rows.
         """
-        map_ = self.map(target, choice)
-        cross = self._vectors.T @ (inputs.T @ left)
-        pull = self._vectors @ (self._weights[choice][:, None] * cross)
-        back = pull @ map_.T
-        # The strength is a multiple of the mean eigenvalue, which moves too; none is left of it
-        # where there is no map at all.
-        strength = float(_STRENGTHS[choice]) / max(len(self._weights[choice]), 1)
-        stiff = strength * (pull * map_).sum() if math.isfinite(strength) else 0.0
+        pull = self.solve(inputs.T @ left)
+        back = pull @ self.map.T
+        stiff = self.stiffness * (pull * self.map).sum()
         total_left, total = left.sum(0), outputs.sum(0)
 
         def of(rows: Moments) -> Float64[Tensor, " 2"]:
             xx, xy, _, _ = rows.about(*self.means)
             x = rows.n * (rows.x - self.means[0])
             y = rows.n * (rows.y - self.means[1])
-            if target == "update":
+            if self.target == "update":
                 xy, y = xy - xx, y - x
             moved = (pull * xy).sum() - (back * xx).sum() - stiff * xx.trace()
-            shifted = (y - x @ map_) @ total_left / self._n
-            return -2 * torch.stack([moved + shifted, y @ total / self._n])
+            shifted = (y - x @ self.map) @ total_left / self.n
+            return -2 * torch.stack([moved + shifted, y @ total / self.n])
 
         return of

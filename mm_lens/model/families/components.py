@@ -34,7 +34,7 @@ DEAD_HOOKS = {
 """Declared by TransformerLens, fired by nothing: regular expression and remedy."""
 
 NO_WEIGHTS = {
-    r".+\.attn\.hook_(attn_scores|pattern|rot_q|rot_k)": (
+    r".+\.attn\.hook_rot_[qk]|vision_encoder\..+\.attn\.hook_(attn_scores|pattern)": (
         f"Under sdpa attention they do not exist. {USE_EAGER}"
     )
 }
@@ -44,7 +44,8 @@ class NativeAttentionBridge(AttentionBridge):
     """Attention computed by Hugging Face's own module, with hooks on q, k, v and z.
 
     TransformerLens computes attention step by step to have scores and patterns, at 3.6 times the
-    time and 3.5 times the memory of sdpa at 2,349 tokens. This keeps what does not need them.
+    time and 3.5 times the memory of sdpa at 2,349 tokens. This keeps what does not need them;
+    `running.attention_hooks` computes scores and patterns of a block where a hook asks for them.
     """
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

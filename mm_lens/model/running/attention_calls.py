@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from einops import rearrange, repeat
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
@@ -90,6 +91,67 @@ def intercept(attention: Any, make: Callable[..., AttentionCalls]) -> Iterator[N
             attention.__dict__["forward"] = run
         else:
             attention.__dict__.pop("forward", None)
+
+
+def compute_scores(
+    query: Float[Tensor, "batch head query d_head"],
+    key: Float[Tensor, "batch key_head key d_head"],
+    mask: Tensor | None,
+    is_causal: bool,
+    scale: float | None = None,
+    at: Int[Tensor, " chosen"] | None = None,
+) -> Float[Tensor, "batch head chosen key"]:
+    """Scores behind a call of `scaled_dot_product_attention`, as eager attention computes them.
+
+    Args:
+        query: as in the call.
+        key: as in the call; of fewer heads where several queries share one.
+        mask: as in the call: what is seen, or what is added.
+        is_causal: as in the call.
+        scale: as in the call.
+        at: numbers of the queries that are wanted; None takes all.
+
+    Returns:
+        Scores before the softmax, masks added: what is not seen has the least number of the dtype.
+    """
+    rows = torch.arange(query.shape[-2], device=query.device)
+    if at is not None:
+        query, rows = query[:, :, at], rows[at]
+        mask = mask if mask is None or mask.shape[-2] == 1 else mask[..., at, :]
+    key = share_heads(key, query.shape[1])
+    scores = query @ key.transpose(-2, -1) * (query.shape[-1] ** -0.5 if scale is None else scale)
+    if mask is None and is_causal:
+        mask = torch.arange(key.shape[-2], device=key.device) <= rearrange(rows, "query -> query 1")
+    if mask is None:
+        return scores
+    if mask.dtype == torch.bool:
+        least = torch.finfo(scores.dtype).min
+        mask = scores.new_zeros(mask.shape).masked_fill(~mask, least)
+    return scores + mask
+
+
+def compute_pattern(
+    scores: Float[Tensor, "batch head query key"],
+) -> Float[Tensor, "batch head query key"]:
+    """Attention weights from scores; the softmax in float32 at least, as models do."""
+    exact = torch.promote_types(scores.dtype, torch.float32)
+    return functional.softmax(scores, dim=-1, dtype=exact).to(scores.dtype)
+
+
+def share_heads(x: Tensor, heads: int) -> Float[Tensor, "batch head pos d_head"]:
+    """Keys or values of one head for each query's, which may share them."""
+    times = heads // x.shape[1]
+    return x if times == 1 else repeat(x, "b head pos d -> b (head times) pos d", times=times)
+
+
+def is_packed(query: Tensor, states: Tensor) -> bool:
+    """Whether heads that share a key stand where queries do, as transformers calls sdpa for one."""
+    return states.shape[1] == 1 and query.shape[-2] > 1
+
+
+def unpack_heads(x: Tensor) -> Tensor:
+    """Queries or masks `[batch, key head, head of it, d]` as `[batch, head, 1, d]`."""
+    return rearrange(x, "b share head d -> b (share head) 1 d")
 
 
 def seen_scores(scores: Float[Tensor, "batch head query key"]) -> Bool[Tensor, "batch h query key"]:

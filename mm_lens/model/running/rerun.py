@@ -15,11 +15,12 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mm_lens.errors import InputError
 from mm_lens.model.inputs import Inputs
+from mm_lens.model.running.logits import Kept
 from mm_lens.model.running.masks import read_masks
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class Rerun:
     """A forward pass of `inputs` that can be run again from any of `layers` on.
 
     Attributes:
-        logits: of the first, complete pass.
+        logits: of the first, complete pass; of one position for each row if `at` says so.
         masks: which keys each query may look at, by block, in the first pass; a head axis of size 1
             stands for all heads. Blocks without attention are left out.
     """
@@ -50,6 +51,7 @@ class Rerun:
         inputs: Inputs,
         layers: Sequence[int],
         hooks: Sequence[tuple[str, Callable[..., Any]]] = (),
+        at: Int[Tensor, " batch"] | None = None,
     ) -> None:
         """Run the model once; and once more from the first of `layers` if there are `hooks`.
 
@@ -58,6 +60,7 @@ class Rerun:
             inputs: what it is run on.
             layers: blocks that are started from.
             hooks: forward hooks of every run. They must treat every row alike.
+            at: position in each row whose logits are wanted; None wants all.
 
         Raises:
             InputError: under `hooks` the same run has other logits each time.
@@ -65,6 +68,8 @@ class Rerun:
         """
         model.report.require("Running blocks again (patching, tables of effects)", "rerun")
         self.model, self.inputs, self.hooks = model, inputs, list(hooks)
+        self.kept = None if at is None else Kept(model, at)
+        self._options = self.kept.options if self.kept else {}
         self.states: dict[int, Tensor] = {}
         self.told: dict[str, Any] = {}
 
@@ -77,7 +82,9 @@ class Rerun:
         # Before the hooks of the run: an edit of what enters the block is made in each run anew.
         keepers = [(f"blocks.{layer}.hook_resid_pre", keep(layer)) for layer in sorted(set(layers))]
         with torch.no_grad(), self._listening(), read_masks(model) as self.masks:
-            self.logits = model.run_with_hooks(inputs, fwd_hooks=[*keepers, *self.hooks])
+            self.logits = self._read(
+                model.run_with_hooks(inputs, fwd_hooks=[*keepers, *self.hooks], **self._options)
+            )
         if self.hooks:
             self._check_hooks(min(layers))
 
@@ -99,16 +106,23 @@ class Rerun:
                 fwd_hooks=[*self.hooks, *hooks],
                 start_at_layer=layer,
                 **self._positions(copies),
+                **self._options,
             )
+            logits = self._read(logits)
         parts: tuple[Tensor, ...] = logits.split(len(state))
         return parts
 
     def difference(self, layer: int, copies: int = 2) -> float:
         """Largest difference of a run without an edit to the first pass, over the standard
         deviation of its logits. Rounding aside it is 0."""
-        valid = self.inputs.layout.mask("all").to(self.logits.device)
+        valid = torch.ones(self.logits.shape[:2], dtype=torch.bool, device=self.logits.device)
+        if self.kept is None:
+            valid = self.inputs.layout.mask("all").to(valid.device)
         parts = [part[valid] - self.logits[valid] for part in self.run(layer, copies)]
         return float(torch.stack(parts).abs().max() / self.logits[valid].float().std())
+
+    def _read(self, logits: Tensor) -> Tensor:
+        return logits if self.kept is None else self.kept.of(logits)
 
     def _check_hooks(self, layer: int) -> None:
         difference = self.difference(layer)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor
 from mm_lens.model.check import PROMPT
 from mm_lens.model.families import TowerGrid
 from mm_lens.model.hooks import NamedHook
+from mm_lens.model.running.logits import keep_logits
 from mm_lens.profiling.points.point import is_tower
 
 
@@ -27,9 +27,7 @@ class Shape:
 def run_pass(bridge: Any, inputs: Any, hooks: Sequence[NamedHook]) -> None:
     """Run the model for the sake of its hooks."""
     # Of the logits, nothing is needed: at real size they would be most of the memory.
-    forward = inspect.signature(bridge.original_model.forward).parameters
-    options = {"logits_to_keep": 1} if "logits_to_keep" in forward else {}
-    bridge.run_with_hooks(inputs, fwd_hooks=[*hooks], **options)
+    bridge.run_with_hooks(inputs, fwd_hooks=[*hooks], **keep_logits(bridge, 1))
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from torch import Tensor
 from mm_lens.metrics import Tokens, evaluate
 from mm_lens.metrics.numerics.linear_fit import TARGETS
 from mm_lens.metrics.numerics.moments import Moments
-from mm_lens.metrics.numerics.regression import Ridge
+from mm_lens.metrics.numerics.regression import Fitted, fit_ridge
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -24,20 +24,20 @@ def test_what_training_rows_add_is_what_taking_them_out_removes(target, choice):
     test, some = slice(0, 200), slice(4190, 4200)
     train, part = Moments.of(x[200:], y[200:]), Moments.of(x[some], y[some])
 
-    def squares(ridge: Ridge) -> Tensor:
-        inputs, states = x[test] - ridge.means[0], y[test] - ridge.means[1]
+    def rows(fitted: Fitted) -> tuple[Tensor, Tensor, Tensor]:
+        inputs, states = x[test] - fitted.means[0], y[test] - fitted.means[1]
         outputs = states if target == "state" else states - inputs
-        left = outputs - inputs @ ridge.map(target, choice)
+        return inputs, outputs, outputs - inputs @ fitted.map
+
+    def squares(fitted: Fitted) -> Tensor:
+        _, outputs, left = rows(fitted)
         return torch.stack([left.square().sum(), outputs.square().sum()])
 
-    ridge = Ridge(train)
-    inputs, states = x[test] - ridge.means[0], y[test] - ridge.means[1]
-    outputs = states if target == "state" else states - inputs
-    left = outputs - inputs @ ridge.map(target, choice)
-    found = ridge.effects(target, choice, inputs, outputs, left)(part)
-    expected = squares(ridge) - squares(Ridge(train - part))
+    fitted = fit_ridge(train, target, choice)
+    found = fitted.effects(*rows(fitted))(part)
+    expected = squares(fitted) - squares(fit_ridge(train - part, target, choice))
     # Second order: what ten of 4,000 rows move, squared.
-    atol = 1e-6 * float(squares(ridge)[0])
+    atol = 1e-6 * float(squares(fitted)[0])
     torch.testing.assert_close(found, expected, rtol=0.05, atol=atol)
     assert float(expected.abs().min()) > 20 * atol, "not lost in the tolerance"
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from mm_lens.metrics import nearest
 from mm_lens.metrics.numerics import neighbours as module
+from mm_lens.metrics.numerics.neighbours import Search, nearest_of_first
 
 
 def plain_loop(x: Tensor, k: int = 2) -> Tensor:
@@ -97,3 +98,29 @@ def test_rounded_products_are_noticed(monkeypatch):
     monkeypatch.setattr(module, "keeps_float32", lambda device: False)
     nearest(normal(0, 50, 4))
     assert used == [torch.float64]
+
+
+@pytest.mark.parametrize(
+    "name", ["gaussian", "clusters of 3", "clusters below float64", "outliers"]
+)
+def test_several_searches_from_one_product(name):
+    """Prefixes among prefixes: what each of them gives alone, whatever the others want."""
+    x = GEOMETRIES[name]()
+    n = len(x)
+    searches = [Search(n, n), Search(n // 2, n // 2), Search(n // 4, n // 4, 3), Search(60, n, 16)]
+    for search, found in zip(searches, nearest_of_first(x, searches), strict=True):
+        some = x[: search.among]
+        truth = torch.cdist(some, some, compute_mode="donot_use_mm_for_euclid_dist")
+        truth = truth.fill_diagonal_(torch.inf)[: search.rows].sort(1).values[:, : search.k]
+        assert found.distance.shape == (search.rows, search.k)
+        torch.testing.assert_close(found.distance, truth, rtol=1e-10, atol=0)
+        apart = torch.linalg.vector_norm(x[: search.rows, None] - x[found.index], dim=2)
+        torch.testing.assert_close(found.distance, apart, rtol=1e-12, atol=0)
+
+
+def test_without_float32_each_is_searched_alone(monkeypatch):
+    monkeypatch.setattr(module, "keeps_float32", lambda device: False)
+    x = normal(0, 300, 12)
+    one, far = nearest_of_first(x, [Search(300, 300), Search(10, 300, 4)])
+    assert torch.equal(one.distance, nearest(x).distance)
+    assert torch.equal(far.index, nearest(x, 4).index[:10])

@@ -10,7 +10,7 @@ from made_tokens import normal
 from torch import Tensor
 
 from mm_lens.metrics.numerics.linear_fit import TARGETS
-from mm_lens.metrics.numerics.regression import Moments, Ridge
+from mm_lens.metrics.numerics.regression import N_CHOICES, Moments, Ridge, fit_ridge
 
 
 def rank_deficient() -> dict[str, tuple[Tensor, Tensor]]:
@@ -49,6 +49,35 @@ def test_errors_from_moments_are_errors_of_rows(target):
     goal = y - x if target == "update" else y
     outputs = goal[held] - goal[train].mean(0)
     for choice in (0, 20, 40, 57):
-        direct = (outputs - inputs @ ridge.map(target, choice)).square().sum()
+        direct = (outputs - inputs @ ridge.fitted(target, choice).map).square().sum()
         assert float(errors[choice]) == pytest.approx(float(direct), rel=1e-9)
     assert float(errors[-1]) == pytest.approx(float(outputs.square().sum()), rel=1e-12)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("choice", [0, 30, N_CHOICES - 1])
+def test_one_strength_needs_no_eigenvectors(target, choice, monkeypatch):
+    """The map and its effects are those of the decomposition; numpy's least squares agrees."""
+    x = normal(3, 400, 24)
+    y = x @ normal(4, 24, 24) + normal(5, 400, 24)
+    train, rows = Moments.of(x[:300], y[:300]), (x[300:], y[300:] - x[300:], y[300:] * 0.1)
+    part = Moments.of(x[:40], y[:40])
+    want = Ridge(train).fitted(target, choice)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.linalg, "eigh", None)
+        found = fit_ridge(train, target, choice)
+    torch.testing.assert_close(found.map, want.map, rtol=1e-8, atol=1e-10)
+    effects = [fitted.effects(*rows)(part) for fitted in (found, want)]
+    torch.testing.assert_close(*effects, rtol=1e-8, atol=1e-10)
+    if choice == 0:
+        xc, yc = (each[:300] - each[:300].mean(0) for each in (x, y))
+        plain = np.linalg.lstsq(xc.numpy(), (yc - xc if target == "update" else yc).numpy())[0]
+        torch.testing.assert_close(found.map, torch.from_numpy(plain), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", rank_deficient())
+def test_weak_directions_are_cut_off_as_before(name):
+    train = Moments.of(*rank_deficient()[name])
+    for choice in (0, 30):
+        found, want = fit_ridge(train, "state", choice), Ridge(train).fitted("state", choice)
+        assert torch.equal(found.map, want.map)
