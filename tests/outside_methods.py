@@ -243,7 +243,7 @@ def probed(case):
     states, _ = case.run(case.one, 1)
     states = states.detach()[0]
     labels = ["image" if here else "text" for here in case.one.layout.mask("visual")[0].tolist()]
-    want = RidgeClassifier(alpha=1.0).fit(states.numpy(), labels).coef_[0]
+    want = RidgeClassifier(alpha=1.0).fit(states.numpy(), labels).coef_.reshape(-1)
     return fit_probe(states, labels).weights[1], torch.tensor(want)
 
 

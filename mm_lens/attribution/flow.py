@@ -22,11 +22,11 @@ from torch import Tensor
 
 from mm_lens.attribution.result import Attribution
 from mm_lens.attribution.running import differentiate_points
-from mm_lens.causal.logit_metrics import LogitMetric
 from mm_lens.errors import InputError
 from mm_lens.layout.groups import group_mask
 from mm_lens.model.bridge import VisionLanguageBridge
 from mm_lens.model.inputs import Inputs, check_inputs
+from mm_lens.model.running.logit_metrics import LogitMetric
 
 
 def attention_rollout(

@@ -33,11 +33,11 @@ from transformer_lens.utilities.statistics import derive_generator
 from mm_lens.arguments import require_number, require_whole
 from mm_lens.attribution.result import Attribution
 from mm_lens.attribution.running import Differentiated
-from mm_lens.causal.logit_metrics import LogitMetric
 from mm_lens.errors import InputError, MMLensWarning
 from mm_lens.layout.groups import group_mask
 from mm_lens.model.bridge import VisionLanguageBridge
 from mm_lens.model.inputs import Inputs
+from mm_lens.model.running.logit_metrics import LogitMetric
 
 Baseline: TypeAlias = "Literal['mean', 'zero'] | Float[Tensor, '*batch_pos d_model']"
 """`"mean"`: each token's is the mean of the group's tokens in its row; or states that fit

@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mm_lens.causal.logit_metrics import LogitMetric
 from mm_lens.errors import InputError
 from mm_lens.model.bridge import VisionLanguageBridge
 from mm_lens.model.inputs import Inputs, check_inputs
+from mm_lens.model.running.logit_metrics import LogitMetric
 from mm_lens.model.streams import resolve_layers
 
 

@@ -28,7 +28,6 @@ from transformer_lens.utilities.components_utils import get_act_name
 
 from mm_lens.arguments import require_whole
 from mm_lens.attribution.running import differentiate_points
-from mm_lens.causal.logit_metrics import LogitMetric
 from mm_lens.causal.patching import check_sweep
 from mm_lens.causal.transfer import Move, read_clean
 from mm_lens.errors import HookError, InputError
@@ -37,6 +36,7 @@ from mm_lens.layout.regions import Axis, find_regions
 from mm_lens.model.bridge import VisionLanguageBridge
 from mm_lens.model.cache import LayoutCache
 from mm_lens.model.inputs import Inputs
+from mm_lens.model.running.logit_metrics import LogitMetric
 from mm_lens.model.streams import resolve_blocks
 
 

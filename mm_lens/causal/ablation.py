@@ -19,7 +19,6 @@ from transformer_lens.utilities.components_utils import get_act_name
 from mm_lens.arguments import suggest
 from mm_lens.causal.effects import EffectTable, check_samples, effect_table, make_windows
 from mm_lens.causal.knockout import describe_group, group_name, name_apart
-from mm_lens.causal.logit_metrics import LogitMetrics
 from mm_lens.causal.transfer import Move, read_clean
 from mm_lens.data.corruptions import assign_others
 from mm_lens.errors import HookError, InputError
@@ -30,6 +29,7 @@ from mm_lens.model.bridge import VisionLanguageBridge
 from mm_lens.model.cache import LayoutCache
 from mm_lens.model.hooks import PARENTS, NamedHook, find_frame
 from mm_lens.model.inputs import Inputs, check_inputs
+from mm_lens.model.running.logit_metrics import LogitMetrics
 from mm_lens.model.running.logits import keep_logits
 from mm_lens.model.running.rerun import Rerun
 from mm_lens.model.running.writing import Place, reach

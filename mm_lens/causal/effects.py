@@ -24,17 +24,17 @@ from transformer_lens.utilities.statistics import (
 
 from mm_lens._storage.fingerprint import weights_digest
 from mm_lens.arguments import describe_value, require_number, require_whole
-from mm_lens.causal.logit_metrics import (
-    LogitMetrics,
-    evaluate_metrics,
-    name_metrics,
-    read_positions,
-)
 from mm_lens.causal.sweep import fingerprint, probe_metrics, split_trials, sweep
 from mm_lens.errors import InputError, MMLensWarning
 from mm_lens.metrics.intervals import MIN_SAMPLES
 from mm_lens.model.bridge import VisionLanguageBridge
 from mm_lens.model.inputs import Inputs
+from mm_lens.model.running.logit_metrics import (
+    LogitMetrics,
+    evaluate_metrics,
+    name_metrics,
+    read_positions,
+)
 from mm_lens.model.running.logits import Kept
 from mm_lens.model.running.rerun import Rerun
 

@@ -36,12 +36,12 @@ from mm_lens.causal.cutting import (
     with_attention,
 )
 from mm_lens.causal.effects import EffectTable, effect_table, make_windows
-from mm_lens.causal.logit_metrics import LogitMetrics
 from mm_lens.errors import InputError, MMLensWarning
 from mm_lens.layout.groups import group_mask
 from mm_lens.layout.layout import TokenLayout
 from mm_lens.model.bridge import VisionLanguageBridge
 from mm_lens.model.inputs import Inputs, check_inputs
+from mm_lens.model.running.logit_metrics import LogitMetrics
 from mm_lens.model.running.rerun import Rerun
 from mm_lens.model.running.writing import WRITTEN
 from mm_lens.model.streams import resolve_layers

@@ -42,12 +42,6 @@ from transformer_lens.patching import PatchingResult
 from transformer_lens.utilities.components_utils import get_act_name
 
 from mm_lens._storage.fingerprint import weights_digest
-from mm_lens.causal.logit_metrics import (
-    LogitMetrics,
-    evaluate_metrics,
-    name_metrics,
-    read_positions,
-)
 from mm_lens.causal.region_result import RegionPatching
 from mm_lens.causal.sweep import fingerprint, probe_metrics, split_trials, sweep
 from mm_lens.causal.transfer import Move, average_sources, patch, read_clean
@@ -57,6 +51,12 @@ from mm_lens.layout.regions import Axis, Box, Grid, Regions, find_regions
 from mm_lens.model.bridge import VisionLanguageBridge
 from mm_lens.model.cache import LayoutCache
 from mm_lens.model.inputs import Inputs, check_inputs
+from mm_lens.model.running.logit_metrics import (
+    LogitMetrics,
+    evaluate_metrics,
+    name_metrics,
+    read_positions,
+)
 from mm_lens.model.running.rerun import Rerun
 from mm_lens.model.streams import resolve_blocks
 

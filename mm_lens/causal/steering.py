@@ -93,7 +93,7 @@ def steering_hooks(
     ]
 
 
-def _of_layer(direction: Any, layer: int) -> Float[Tensor, "*point"]:
+def _of_layer(direction: Any, layer: int) -> Float[Tensor, "*d"]:
     if isinstance(direction, Mapping):
         if layer not in direction:
             raise InputError(

@@ -18,12 +18,12 @@ from tqdm import tqdm
 
 from mm_lens.metrics import Estimate, Metric, Tokens
 from mm_lens.metrics.intervals import Replicates
+from mm_lens.profiling.collecting.token_sample import PATCH, Modality
 from mm_lens.profiling.points.numbers import measure
 from mm_lens.profiling.points.point import Point, Spot
 from mm_lens.profiling.result import COLUMNS, PLACE
 from mm_lens.profiling.run_directory import RunDirectory
 from mm_lens.profiling.states import States
-from mm_lens.profiling.token_sample import PATCH, Modality
 
 Site: TypeAlias = tuple[str, Modality, Spot]  # stream, modality, hook or head
 Source: TypeAlias = tuple[int, int]  # index of a hook, head

@@ -37,6 +37,7 @@ from mm_lens.metrics import Metric
 from mm_lens.model.bridge import VisionLanguageBridge
 from mm_lens.model.running.frames import Frame
 from mm_lens.profiling import provenance
+from mm_lens.profiling.collecting.token_sample import MODALITIES, MergedSample, TokenSample
 from mm_lens.profiling.evaluation import Evaluation, choose_device, collect_replicates, tabulate
 from mm_lens.profiling.points.budget import hold, honest_number
 from mm_lens.profiling.points.pairs import Pairs
@@ -55,7 +56,6 @@ from mm_lens.profiling.run import (
 )
 from mm_lens.profiling.run_directory import Part
 from mm_lens.profiling.states import SamplingPlan, States
-from mm_lens.profiling.token_sample import MODALITIES, MergedSample, TokenSample
 
 STREAM: Literal["residual"] = "residual"
 

@@ -24,7 +24,7 @@ from mm_lens.errors import InputError, MMLensError, lacks_memory
 from mm_lens.model.binding import identify_documents, identify_pictures, identify_texts
 from mm_lens.model.inputs import Inputs
 from mm_lens.model.running.frames import Frame
-from mm_lens.profiling.token_sample import Group, Offer
+from mm_lens.profiling.collecting.token_sample import Group, Offer
 
 OnError: TypeAlias = Literal["raise", "skip"]
 

@@ -249,7 +249,7 @@ def check_content(
         ValueError: they do not; the message names the file and the column or entry.
     """
     from mm_lens.model.streams import STREAMS
-    from mm_lens.profiling.token_sample import MODALITIES
+    from mm_lens.profiling.collecting.token_sample import MODALITIES
 
     new = "component" in table
     kinds: dict[str, type] = {"layer": int, "head": int}

@@ -7,7 +7,7 @@ inside of block l - 1 has layer l too (`mm_lens.profiling.points.point`). A metr
 of the paper leave the last layer out; it is in the table.
 
 **Tokens.** A bounded sample per modality, the same at every layer and in both streams
-(`mm_lens.profiling.token_sample`). Intrinsic dimension depends on the number of tokens, so all
+(`mm_lens.profiling.collecting.token_sample`). Intrinsic dimension depends on the number of tokens, so all
 modalities are cut to the same number for it: that of the smallest one that has any. The paper's own
 definitions take all tokens instead (`mm_lens.profiling.points.numbers`).
 
@@ -36,6 +36,7 @@ from mm_lens.metrics import METRICS, PRESETS, Estimate, Metric, preset
 from mm_lens.model.bridge import VisionLanguageBridge
 from mm_lens.model.streams import STREAMS, Stream
 from mm_lens.profiling import provenance
+from mm_lens.profiling.collecting.token_sample import MODALITIES
 from mm_lens.profiling.evaluation import (
     Evaluation,
     Place,
@@ -59,7 +60,6 @@ from mm_lens.profiling.processes import Processes
 from mm_lens.profiling.result import Profile
 from mm_lens.profiling.run_directory import RunDirectory, open_run
 from mm_lens.profiling.states import SamplingPlan, States, collect, from_cache
-from mm_lens.profiling.token_sample import MODALITIES
 
 T = TypeVar("T", bound=str)
 

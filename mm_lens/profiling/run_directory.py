@@ -47,10 +47,10 @@ from mm_lens._storage.checked import read_file, sync_directory, write_file
 from mm_lens._storage.differences import find_differences
 from mm_lens._storage.hashing import digest
 from mm_lens.errors import DamageError, DataError, InputError, MMLensWarning
+from mm_lens.profiling.collecting.token_sample import Group, TokenSample
 from mm_lens.profiling.points.point import Point
 from mm_lens.profiling.processes import Processes
 from mm_lens.profiling.stores import FileStore
-from mm_lens.profiling.token_sample import Group, TokenSample
 
 T = TypeVar("T")
 

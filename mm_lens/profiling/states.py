@@ -27,6 +27,14 @@ from mm_lens.model.inputs import Inputs
 from mm_lens.model.streams import Stream, main_stream_hooks, state_names
 from mm_lens.profiling.collecting.counting import check_counted, find_limits
 from mm_lens.profiling.collecting.staging import Staging
+from mm_lens.profiling.collecting.token_sample import (
+    MODALITIES,
+    PATCH,
+    Group,
+    MergedSample,
+    Modality,
+    TokenSample,
+)
 from mm_lens.profiling.points.cached import CachedStates, held_names
 from mm_lens.profiling.points.pairs import Pairs, known_pairs, plan_spots, resolve_pairs
 from mm_lens.profiling.points.patches import find_patches
@@ -44,14 +52,6 @@ from mm_lens.profiling.points.selection import (
 )
 from mm_lens.profiling.reading import Item, OnError, Reader, work_ahead
 from mm_lens.profiling.run_directory import Part, RunDirectory
-from mm_lens.profiling.token_sample import (
-    MODALITIES,
-    PATCH,
-    Group,
-    MergedSample,
-    Modality,
-    TokenSample,
-)
 
 __all__ = ["SamplingPlan", "States", "collect", "from_cache", "state_names", "state_points"]
 

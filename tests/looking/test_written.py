@@ -78,7 +78,7 @@ def test_readings_see_what_is_knocked_out(pair):
         got = read_written(bridge, inputs, layers=[-1], **options)
     visual = inputs.layout.mask("visual")
     assert (got.attention.transpose(0, 1)[0][..., visual[0]] == 0).all()
-    assert got.layers == (3,)
+    assert got.layers == (bridge.cfg.n_layers,)
     sampled = read_written(
         bridge, inputs, layers=[0], do_sample=True, top_k=1, num_return_sequences=2, **options
     )

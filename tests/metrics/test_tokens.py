@@ -11,7 +11,7 @@ from mm_lens.layout.layout import TokenLayout
 from mm_lens.metrics import Tokens, concatenate, deduplicate, finite, sampling_key, subsample
 from mm_lens.metrics.intervals import clustered_error, sample_groups, student_quantile
 from mm_lens.metrics.tokens import centre, unique_rows
-from mm_lens.profiling.token_sample import MergedSample, TokenSample
+from mm_lens.profiling.collecting.token_sample import MergedSample, TokenSample
 
 
 def same(a: Tokens, b: Tokens) -> bool:

@@ -17,7 +17,7 @@ from mm_lens import DataError, InputError
 from mm_lens.data.datasets import Sample
 from mm_lens.model.binding import identify_pictures
 from mm_lens.model.running.frames import Frame
-from mm_lens.profiling.token_sample import digest
+from mm_lens.profiling.collecting.token_sample import digest
 
 
 def plain_key(name: str, position: int, seed: int) -> int:

@@ -1,6 +1,6 @@
 """Which tokens a data set makes, told from its texts and the sizes of its pictures.
 
-The sample of tokens is those with the k smallest keys (`mm_lens.profiling.token_sample`). A key
+The sample of tokens is those with the k smallest keys (`mm_lens.profiling.collecting.token_sample`). A key
 follows from a sample's id and a position, so that it is known without a forward pass which keys
 there are, if it is known how many tokens each sample makes, and which of them are an image's. Then
 no row is written that does not stay: k in all, over all processes, instead of k (1 + ln(N / k)) in
@@ -32,7 +32,7 @@ from mm_lens.data.datasets import DataSet, Sample, Samples
 from mm_lens.data.prompts import render
 from mm_lens.errors import DataError, MMLensError, lacks_memory
 from mm_lens.model.inputs import with_bos
-from mm_lens.profiling.token_sample import PATCH, Group, MergedSample
+from mm_lens.profiling.collecting.token_sample import PATCH, Group, MergedSample
 
 Size = tuple[int, int]
 """(height, width) of a picture."""

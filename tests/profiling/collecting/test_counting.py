@@ -16,7 +16,7 @@ from mm_lens.profiling import states
 from mm_lens.profiling.collecting import counting
 from mm_lens.profiling.collecting.counting import find_limits
 from mm_lens.profiling.collecting.staging import Staging
-from mm_lens.profiling.token_sample import TokenSample
+from mm_lens.profiling.collecting.token_sample import TokenSample
 
 GROUPS = ("visual", "text")
 

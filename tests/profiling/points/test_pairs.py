@@ -10,7 +10,7 @@ from made_data import make_data, quick
 from made_hooks import states_at, two_of
 
 import mm_lens
-from mm_lens.profiling.token_sample import PATCH
+from mm_lens.profiling.collecting.token_sample import PATCH
 
 
 def linear(table, hook, source):

@@ -9,7 +9,7 @@ from conftest import FAMILIES
 from made_data import make_data, quick
 from made_hooks import TOWER, native_batches, states_at, two_of
 
-from mm_lens.profiling.token_sample import PATCH
+from mm_lens.profiling.collecting.token_sample import PATCH
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -12,7 +12,7 @@ from made_hooks import LANGUAGE, native_batches, states_at, two_of
 from made_tokens import in_float64, microscope
 from skdim.id import TwoNN
 
-from mm_lens.profiling.token_sample import PATCH, digest
+from mm_lens.profiling.collecting.token_sample import PATCH, digest
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

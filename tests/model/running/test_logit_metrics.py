@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mm_lens import InputError
-from mm_lens.causal.logit_metrics import evaluate_metrics, name_metrics
+from mm_lens.model.running.logit_metrics import evaluate_metrics, name_metrics
 
 LOGITS = torch.arange(24.0).reshape(2, 3, 4)
 

@@ -11,7 +11,7 @@ import pytest
 from made_data import make_data
 from made_states import states_of
 
-from mm_lens.profiling.token_sample import TokenSample
+from mm_lens.profiling.collecting.token_sample import TokenSample
 
 
 def test_memory_is_that_of_the_sample_however_large_the_data(model):
