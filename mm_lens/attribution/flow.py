@@ -49,7 +49,7 @@ def attention_rollout(
     """
     points = _patterns(model, inputs)
     with torch.no_grad():
-        _, cache = model.run_with_cache(inputs, names_filter=points)
+        _, cache = model.run_with_cache(inputs, names_filter=[*points])
     size = inputs.layout.shape[1]
     total: Tensor | None = None
     for name in points:

@@ -21,6 +21,7 @@ the last moment before zero.
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -107,8 +108,12 @@ def integrated_gradients(
     start = torch.where(mask[..., None], _baseline(baseline, states, mask), states)
     points, weights = np.polynomial.legendre.leggauss(steps)
     total = torch.zeros_like(states)
+
+    def between(own: Tensor, share: float) -> Tensor:
+        return start + share * (states - start)
+
     for point, weight in zip((points + 1) / 2, weights / 2, strict=True):
-        _, gradient, _ = run.run(lambda own, p=float(point): start + p * (states - start))
+        _, gradient, _ = run.run(partial(between, share=float(point)))
         total += float(weight) * gradient
     _, _, empty = run.run(lambda own: start)
     found = _result(
@@ -166,10 +171,14 @@ def smooth_grad(
         [x[m].float().std() for x, m in zip(states, mask, strict=True)]
     ).nan_to_num()
     total = torch.zeros_like(states)
+
+    def replace_group(own: Tensor, by: Tensor) -> Tensor:
+        return torch.where(mask[..., None], by, own)
+
     for _ in range(n):
         drawn = torch.randn(states.shape, generator=generator).to(states)
         moved = states + noise * rearrange(width, "batch -> batch 1 1").to(states) * drawn
-        _, gradient, _ = run.run(lambda own, x=moved: torch.where(mask[..., None], x, own))
+        _, gradient, _ = run.run(partial(replace_group, by=moved))
         total += gradient / n
     distance = states - _baseline(baseline, states, mask)
     return _result("SmoothGrad", (total * distance).sum(-1), mask, inputs, value)

@@ -213,9 +213,11 @@ def generic_activation_patch(
 def _make_sweep(activation_name: str, what: str, heads: bool = False) -> Any:
     """`generic_activation_patch` for one activation, with a docstring and arguments of its own."""
 
+    patch_any: Callable[..., RegionPatching] = generic_activation_patch
+    fixed: dict[str, Any] = {"activation_name": activation_name, "heads": heads}
+
     def sweep(*arguments: Any, **options: Any) -> RegionPatching:
-        fixed: dict[str, Any] = {"activation_name": activation_name, "heads": heads}
-        return generic_activation_patch(*arguments, **fixed, **options)
+        return patch_any(*arguments, **fixed, **options)
 
     whole = inspect.signature(generic_activation_patch)
     kept = [p for name, p in whole.parameters.items() if name not in ("activation_name", "heads")]

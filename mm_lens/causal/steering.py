@@ -143,4 +143,5 @@ def steer(
     unit = direction / direction.norm()
     along = rearrange(wide @ unit, "n -> n 1")
     wanted = strength if how == "clamp" else 0.0
-    return (wide + (wanted - along) * unit).to(states.dtype)
+    moved: Tensor = wide + (wanted - along) * unit
+    return moved.to(states.dtype)

@@ -1,7 +1,7 @@
 """Which tokens a data set makes, told from its texts and the sizes of its pictures.
 
-The sample of tokens is those with the k smallest keys (`mm_lens.profiling.collecting.token_sample`). A key
-follows from a sample's id and a position, so that it is known without a forward pass which keys
+The sample of tokens is those with the k smallest keys (`mm_lens.profiling.collecting.token_sample`).
+A key follows from a sample's id and a position, so that it is known without a forward pass which keys
 there are, if it is known how many tokens each sample makes, and which of them are an image's. Then
 no row is written that does not stay: k in all, over all processes, instead of k (1 + ln(N / k)) in
 each.
@@ -124,6 +124,8 @@ def _peeks(dataset: Any) -> Callable[[int], Peek] | None:
     def peek(index: int) -> Peek:
         sample: Sample = dataset[index]
         image = sample.image
+        if isinstance(image, tuple):
+            raise _Unknown
         return sample.id, sample.text, None if image is None else (image.height, image.width)
 
     return peek
@@ -220,6 +222,8 @@ class _Told:
     def is_right(self, sample: Sample, peek: Peek) -> bool:
         """Whether the processor makes of a sample what was told."""
         (row,) = self.tokens([peek])
+        if isinstance(sample.image, tuple):
+            raise _Unknown
         inputs = self._prepare(sample.text, sample.image)
         visual = torch.tensor(row) == self.family.image_token_id
         return inputs.input_ids[0].tolist() == row and all(
