@@ -249,7 +249,7 @@ def _area(values: np.ndarray, right: np.ndarray, groups: np.ndarray) -> tuple[fl
     area = area_under_curve(values, right)
     without = [area_under_curve(values[groups != g], right[groups != g]) for g in {*groups}]
     half = margin(*jackknife_error([value for value in without if np.isfinite(value)]))
-    return area, area - half, area + half
+    return area, max(area - half, 0.0), min(area + half, 1.0)
 
 
 def _together(
@@ -260,7 +260,10 @@ def _together(
     for group in {*groups}:
         held = groups == group
         for columns, into in ((known, before), (np.concatenate([known, x], 1), after)):
-            weights = fit_logistic(columns[~held], right[~held])
+            # What is known counts the same in both; many quantities are worth little each.
+            shrink = np.full(columns.shape[1], float(x.shape[1]))
+            shrink[: known.shape[1]], shrink[0] = known.shape[1], 1e-6
+            weights = fit_logistic(columns[~held], right[~held], shrink)
             into[held] = columns[held] @ weights
 
     def gain(kept: np.ndarray) -> float:
@@ -282,17 +285,15 @@ def _together(
 
 
 def fit_logistic(
-    columns: Float[np.ndarray, "n c"], right: Float[np.ndarray, " n"]
+    columns: Float[np.ndarray, "n c"],
+    right: Float[np.ndarray, " n"],
+    shrink: Float[np.ndarray, " c"],
 ) -> Float[np.ndarray, " c"]:
-    """Weights of a ridge logistic regression by Newton steps; the first column is not shrunk.
+    """Weights of a ridge logistic regression by Newton steps.
 
-    The penalty is half the squared weights times the number of columns: many columns are worth
-    little each.
+    The penalty is half of each squared weight times its `shrink`.
     """
-    count = columns.shape[1]
-    shrink = np.full(count, float(count))
-    shrink[0] = 1e-6
-    weights = np.zeros(count)
+    weights = np.zeros(columns.shape[1])
     for _ in range(50):
         chance = 1 / (1 + np.exp(-np.clip(columns @ weights, -30, 30)))
         slope = columns.T @ (right - chance) - shrink * weights

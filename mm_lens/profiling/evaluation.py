@@ -120,6 +120,7 @@ class Evaluation:
                 for source, name, fields in content
             ]
             for site, content in kept.items()
+            if site.partition(".")[0] in self.states.streams  # others keep things of their own
         }
 
     def _placed(self, site: Site, found: Found) -> Iterator[tuple[Place, Estimate]]:

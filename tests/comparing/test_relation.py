@@ -109,7 +109,8 @@ def test_the_regression_minimises_what_it_says():
         return fits.sum() + 2 * (w[1:] ** 2).sum() + 5e-7 * w[0] ** 2
 
     expected = optimize.minimize(loss, np.zeros(4), tol=1e-12).x
-    assert fit_logistic(columns, right) == pytest.approx(expected, abs=1e-4)
+    shrink = np.array([1e-6, 4.0, 4.0, 4.0])
+    assert fit_logistic(columns, right, shrink) == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize(
