@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
@@ -46,7 +46,7 @@ def read_positions(
     at: Tensor | None = None
     alone: dict[str, LogitMetric] = {}
     for name, metric in metrics.items():
-        owner = getattr(metric, "__self__", None)
+        owner: Any = getattr(metric, "__self__", None)
         if not hasattr(owner, "at_positions") or tuple(owner.shape) != shape:
             return None, metrics
         there, narrow = owner.at_positions()

@@ -23,7 +23,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, cast
 
-import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 from transformer_lens.hook_points import HookPoint, LensHandle, _AliasedHookPoint
@@ -32,6 +31,7 @@ from mm_lens.arguments import require_whole
 from mm_lens.errors import HookError, InputError, MMLensWarning
 from mm_lens.model.forward import ForwardContext, Frame, Selection
 from mm_lens.model.parts.guards import GuardedHookPoint
+from mm_lens.model.parts.snapshots import Snapshot
 
 Direction = Literal["fwd", "bwd"]
 NamedHook: TypeAlias = "tuple[str, Callable[..., Any]]"
@@ -305,21 +305,6 @@ class ModalityHookPoint(HookPoint):
                 "Take them off first: model.reset_hooks(including_permanent=True)."
             )
         return self.__dict__
-
-
-class Snapshot:
-    """Tells whether a tensor was written to in place."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor
-        # Tensors of inference mode count no versions.
-        self.before = tensor.clone() if tensor.is_inference() else tensor._version
-
-    def changed(self) -> bool:
-        """Whether it was, since this was made."""
-        if isinstance(self.before, int):
-            return self.tensor._version != self.before
-        return not torch.equal(self.tensor, self.before)
 
 
 def find_frame(hook: Any) -> Frame:

@@ -25,7 +25,7 @@ from transformer_lens.model_bridge.generalized_components.attention import Atten
 
 from mm_lens.errors import HookError
 from mm_lens.model.families.components import NativeAttentionBridge
-from mm_lens.model.hooks import Snapshot
+from mm_lens.model.parts.snapshots import Snapshot
 from mm_lens.model.running.attention_calls import (
     AttentionCalls,
     compute_pattern,

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Int64
@@ -32,7 +32,9 @@ from mm_lens.data.datasets import DataSet, Sample, Samples
 from mm_lens.data.prompts import render
 from mm_lens.errors import DataError, MMLensError, lacks_memory
 from mm_lens.model.inputs import with_bos
-from mm_lens.profiling.token_sample import PATCH, Group, MergedSample
+
+if TYPE_CHECKING:
+    from mm_lens.profiling.token_sample import Group, MergedSample
 
 Size = tuple[int, int]
 """(height, width) of a picture."""
@@ -68,7 +70,7 @@ def find_limits(
     Empty where tokens cannot be counted beforehand.
     """
     peek = _peeks(dataset)
-    wanted = [group for group in groups if group != PATCH]
+    wanted = [group for group in groups if group != "patch"]
     if peek is None or not wanted or n_samples <= FEW:
         return {}
     keep = k + k // SPARE
