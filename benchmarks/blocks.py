@@ -37,13 +37,14 @@ def save_with_nnsight(folder: str, native: Any) -> Callable[[Any], Any]:
     """Runs the native model under nnsight, saving the output of every block."""
     if folder not in sys.path:
         sys.path.append(folder)  # behind all that is installed here
-    from nnsight import NNsight
+    import nnsight
 
-    wrapped = NNsight(native)
+    wrapped = nnsight.NNsight(native)
+    layers = wrapped.model.language_model.layers
 
     def run(inputs: Any) -> Any:
         with wrapped.trace(**inputs.native):
-            states = [layer.output.save() for layer in wrapped.model.language_model.layers]
+            states = nnsight.save([layer.output for layer in layers])
         return states
 
     return run

@@ -42,7 +42,6 @@ MODULES_WITHOUT_TESTS = {
     "mm_lens/attribution/result.py": "with values: tests/attribution/test_gradients.py",
     "mm_lens/model/running/frames.py": "what every pass is: tests/model/test_forward.py",
     "mm_lens/model/report.py": "with the check that fills it: tests/model/test_check.py",
-    "mm_lens/model/parts/snapshots.py": "by edits in place: tests/model/test_hooks.py",
     "mm_lens/model/parts/guards.py": "by edits without effect: tests/model/test_traps.py",
     "mm_lens/model/naming.py": "spellings and filters: tests/model/test_hooks.py",
     "mm_lens/model/families/placeholders.py": "in each pass: tests/model/test_forward.py; of "

@@ -228,8 +228,7 @@ def effect_table(
         probes = []
         for k, (inputs, _) in enumerate(tqdm(samples, desc="baselines", disable=not progress)):
             with torch.no_grad():
-                at = read[k][0]
-                kept = None if at is None else Kept(model, at)
+                kept = None if (at := read[k][0]) is None else Kept(model, at)
                 logits = model(inputs) if kept is None else kept.of(model(inputs, **kept.options))
             baseline[:, ends[k] : ends[k + 1]] = evaluate_metrics(named[k], logits, rows[k])
             probes.append(probe_metrics(named[k], logits))

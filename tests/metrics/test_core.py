@@ -88,17 +88,23 @@ def test_wrong_names_and_wrong_pairs_are_refused():
 
 
 def test_one_neighbour_search_serves_all_estimators(monkeypatch):
-    sizes = []
-    search = dimension_module.nearest
+    alone, together = [], []
+    search, search_together = dimension_module.nearest, dimension_module.nearest_of_first
 
     def spy(x: Tensor, k: int = 2, rows: Tensor | None = None) -> object:
-        sizes.append((len(x), k))
+        alone.append((len(x), k))
         return search(x, k, rows)
 
+    def spy_together(x: Tensor, searches: list) -> object:
+        together.append([(s.rows, s.among, s.k) for s in searches])
+        return search_together(x, searches)
+
     monkeypatch.setattr(dimension_module, "nearest", spy)
+    monkeypatch.setattr(dimension_module, "nearest_of_first", spy_together)
     everything(*pair())
-    # quarter, half, data, null, and one with more neighbours
-    assert sorted(sizes) == [(60, 2), (120, 2), (240, 2), (240, 2), (240, 16)]
+    # data, half, quarter, and one with more neighbours
+    assert together == [[(240, 240, 2), (120, 120, 2), (60, 60, 2), (240, 240, 16)]]
+    assert alone == [(240, 2)]  # the null
 
 
 def test_the_same_seed_gives_the_same_numbers():

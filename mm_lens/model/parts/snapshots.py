@@ -1,4 +1,4 @@
-"""Whether a tensor was written to in place: a hook that edits so returns nothing."""
+"""Whether a hook has written into the tensor that it was given, instead of returning another."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Which tokens a data set makes, told from its texts and the sizes of its pictures.
 
-The sample of tokens is those with the k smallest keys (`mm_lens.profiling.collecting.token_sample`).
-A key follows from a sample's id and a position, so that it is known without a forward pass which keys
+The sample of tokens is those with the k smallest keys (`token_sample`, beside this module). A key
+follows from a sample's id and a position, so that it is known without a forward pass which keys
 there are, if it is known how many tokens each sample makes, and which of them are an image's. Then
 no row is written that does not stay: k in all, over all processes, instead of k (1 + ln(N / k)) in
 each.
@@ -32,7 +32,7 @@ from mm_lens.data.datasets import DataSet, Sample, Samples
 from mm_lens.data.prompts import render
 from mm_lens.errors import DataError, MMLensError, lacks_memory
 from mm_lens.model.inputs import with_bos
-from mm_lens.profiling.collecting.token_sample import PATCH, Group, MergedSample
+from mm_lens.profiling.collecting.token_sample import Group, MergedSample
 
 Size = tuple[int, int]
 """(height, width) of a picture."""
@@ -68,7 +68,7 @@ def find_limits(
     Empty where tokens cannot be counted beforehand.
     """
     peek = _peeks(dataset)
-    wanted = [group for group in groups if group != PATCH]
+    wanted = [group for group in groups if group != "patch"]
     if peek is None or not wanted or n_samples <= FEW:
         return {}
     keep = k + k // SPARE
