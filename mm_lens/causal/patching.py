@@ -208,8 +208,11 @@ def _make_sweep(activation_name: str, what: str, heads: bool = False) -> Any:
     """`generic_activation_patch` for one activation, with a docstring and arguments of its own."""
 
     def sweep(*arguments: Any, **options: Any) -> RegionPatching:
-        fixed: dict[str, Any] = {"activation_name": activation_name, "heads": heads}
-        return generic_activation_patch(*arguments, **fixed, **options)
+        run: Any = generic_activation_patch  # whose order of arguments is not this one's
+        made: RegionPatching = run(
+            *arguments, activation_name=activation_name, heads=heads, **options
+        )
+        return made
 
     whole = inspect.signature(generic_activation_patch)
     kept = [p for name, p in whole.parameters.items() if name not in ("activation_name", "heads")]
