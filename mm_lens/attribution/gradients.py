@@ -21,6 +21,7 @@ the last moment before zero.
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -108,9 +109,9 @@ def integrated_gradients(
     points, weights = np.polynomial.legendre.leggauss(steps)
     total = torch.zeros_like(states)
     for point, weight in zip((points + 1) / 2, weights / 2, strict=True):
-        _, gradient, _ = run.run(lambda own, p=float(point): start + p * (states - start))
+        _, gradient, _ = run.run(partial(_stand_in, start + float(point) * (states - start)))
         total += float(weight) * gradient
-    _, _, empty = run.run(lambda own: start)
+    _, _, empty = run.run(partial(_stand_in, start))
     found = _result(
         "integrated gradients", (total * (states - start)).sum(-1), mask, inputs, value, empty
     )
@@ -169,7 +170,7 @@ def smooth_grad(
     for _ in range(n):
         drawn = torch.randn(states.shape, generator=generator).to(states)
         moved = states + noise * rearrange(width, "batch -> batch 1 1").to(states) * drawn
-        _, gradient, _ = run.run(lambda own, x=moved: torch.where(mask[..., None], x, own))
+        _, gradient, _ = run.run(partial(_stand_in, torch.where(mask[..., None], moved, states)))
         total += gradient / n
     distance = states - _baseline(baseline, states, mask)
     return _result("SmoothGrad", (total * distance).sum(-1), mask, inputs, value)
@@ -201,6 +202,11 @@ def grad_cam(
     inside = mask[..., None].to(states.dtype)
     weights = (gradient * inside).sum(1, keepdim=True) / inside.sum(1, keepdim=True).clamp(min=1)
     return _result("Grad-CAM", (weights * states).sum(-1).relu(), mask, inputs, value)
+
+
+def _stand_in(given: Tensor, own: Tensor) -> Tensor:
+    """States in the place of those of the run."""
+    return given
 
 
 def _begin(
