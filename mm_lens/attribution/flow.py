@@ -12,7 +12,6 @@ Wants `attention="eager"`. Memory: `blocks × batch × heads × pos²`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -95,7 +94,7 @@ def relevance(
     return _result("relevance", total, inputs, where, query, value)
 
 
-def _patterns(model: VisionLanguageBridge, inputs: Inputs) -> Sequence[str]:
+def _patterns(model: VisionLanguageBridge, inputs: Inputs) -> list[str]:
     check_inputs(model, inputs)
     if model.attention != "eager":
         raise InputError(

@@ -108,14 +108,10 @@ def integrated_gradients(
     start = torch.where(mask[..., None], _baseline(baseline, states, mask), states)
     points, weights = np.polynomial.legendre.leggauss(steps)
     total = torch.zeros_like(states)
-
-    def between(own: Tensor, share: float) -> Tensor:
-        return start + share * (states - start)
-
     for point, weight in zip((points + 1) / 2, weights / 2, strict=True):
-        _, gradient, _ = run.run(partial(between, share=float(point)))
+        _, gradient, _ = run.run(partial(_stand_in, start + float(point) * (states - start)))
         total += float(weight) * gradient
-    _, _, empty = run.run(lambda own: start)
+    _, _, empty = run.run(partial(_stand_in, start))
     found = _result(
         "integrated gradients", (total * (states - start)).sum(-1), mask, inputs, value, empty
     )
@@ -171,14 +167,10 @@ def smooth_grad(
         [x[m].float().std() for x, m in zip(states, mask, strict=True)]
     ).nan_to_num()
     total = torch.zeros_like(states)
-
-    def replace_group(own: Tensor, by: Tensor) -> Tensor:
-        return torch.where(mask[..., None], by, own)
-
     for _ in range(n):
         drawn = torch.randn(states.shape, generator=generator).to(states)
         moved = states + noise * rearrange(width, "batch -> batch 1 1").to(states) * drawn
-        _, gradient, _ = run.run(partial(replace_group, by=moved))
+        _, gradient, _ = run.run(partial(_stand_in, torch.where(mask[..., None], moved, states)))
         total += gradient / n
     distance = states - _baseline(baseline, states, mask)
     return _result("SmoothGrad", (total * distance).sum(-1), mask, inputs, value)
@@ -210,6 +202,11 @@ def grad_cam(
     inside = mask[..., None].to(states.dtype)
     weights = (gradient * inside).sum(1, keepdim=True) / inside.sum(1, keepdim=True).clamp(min=1)
     return _result("Grad-CAM", (weights * states).sum(-1).relu(), mask, inputs, value)
+
+
+def _stand_in(given: Tensor, own: Tensor) -> Tensor:
+    """States in the place of those of the run."""
+    return given
 
 
 def _begin(

@@ -139,9 +139,10 @@ def steer(
     direction = direction.to(states.device, torch.promote_types(states.dtype, torch.float32))
     wide = states.to(direction.dtype)
     if how == "add":
-        return (wide + strength * direction).to(states.dtype)
+        added: Tensor = (wide + strength * direction).to(states.dtype)
+        return added
     unit = direction / direction.norm()
     along = rearrange(wide @ unit, "n -> n 1")
     wanted = strength if how == "clamp" else 0.0
-    moved: Tensor = wide + (wanted - along) * unit
-    return moved.to(states.dtype)
+    moved: Tensor = (wide + (wanted - along) * unit).to(states.dtype)
+    return moved
