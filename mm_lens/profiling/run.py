@@ -7,7 +7,7 @@ inside of block l - 1 has layer l too (`mm_lens.profiling.points.point`). A metr
 of the paper leave the last layer out; it is in the table.
 
 **Tokens.** A bounded sample per modality, the same at every layer and in both streams
-(`mm_lens.profiling.collecting.token_sample`). Intrinsic dimension depends on the number of tokens, so all
+(`collecting.token_sample`). Intrinsic dimension depends on the number of tokens, so all
 modalities are cut to the same number for it: that of the smallest one that has any. The paper's own
 definitions take all tokens instead (`mm_lens.profiling.points.numbers`).
 
