@@ -1,7 +1,7 @@
 """Where the states of sampled tokens are kept: in memory, or in files.
 
-A store belongs to one reservoir (`mm_lens.profiling.collecting.token_sample`): for every stream and state it
-has `k` slots, each for the state of one token.
+A store belongs to one reservoir (`mm_lens.profiling.collecting.token_sample`): for every stream and
+state it has `k` slots, each for the state of one token.
 
 **Files.** One file per stream and state. A record is the token's state followed by a checksum of
 it and of the token's key, so that a damaged record, or one of another token, is never taken for
