@@ -7,7 +7,7 @@ Both multiply one matrix [query, key] for each block, `A` the attention of its h
 - *relevance*: `I + mean(max(0, ∇A ⊙ A))`, the gradient of a number of your choice (Chefer et al.
   2021, arXiv 2103.15679, rule for self-attention).
 
-Wants `attention="eager"`. Memory: `blocks × batch × heads × pos²`.
+Memory: `blocks × batch × heads × pos²`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def attention_rollout(
     """Attention rollout from the queries, of which the mean is taken, to each token; one pass.
 
     Args:
-        model: loaded with `attention="eager"`.
+        model: the model.
         inputs: what `model.prepare` returned.
         where: which tokens.
         query: who looks: `"last"`, a group or a mask.
@@ -72,7 +72,7 @@ def relevance(
     """Relevance of each token for a metric; one forward and one backward pass.
 
     Args:
-        model: loaded with `attention="eager"`, in evaluation mode.
+        model: in evaluation mode.
         inputs: what `model.prepare` returned.
         metric: from logits to one number for each row; see `mm_lens.answers`.
         where: which tokens.
@@ -96,11 +96,6 @@ def relevance(
 
 def _patterns(model: VisionLanguageBridge, inputs: Inputs) -> list[str]:
     check_inputs(model, inputs)
-    if model.attention != "eager":
-        raise InputError(
-            f'Under attention="{model.attention}" there are no attention patterns. Load the model '
-            'with mm_lens.load(..., attention="eager").'
-        )
     model.report.require("Attention carried through the blocks", "pattern")
     blocks = range(model.cfg.n_layers)
     without = [b for b in blocks if getattr(model.blocks[b], "attn", None) is None]

@@ -109,24 +109,18 @@ def logit_attribution(
     ```
 
     Args:
-        model: the model; loaded with `attention="eager"` for `by_head`.
+        model: the model.
         inputs: what `model.prepare` returned.
         answers: made for these inputs.
         by_head: take attention apart, too.
 
     Raises:
-        InputError: answers of other inputs; `by_head` without attention patterns.
+        InputError: answers of other inputs.
         MMLensError: the parts do not add up on this model: its blocks scale what they write, its
             final norm is not one that only scales, or its heads' output passes another norm.
     """
     check_inputs(model, inputs)
     model.report.require("Direct logit attribution", "residual")
-    if by_head and model.attention != "eager":
-        raise InputError(
-            f'Under attention="{model.attention}" there are no attention patterns, and a head\'s '
-            'part has no sources. Load the model with mm_lens.load(..., attention="eager"), or '
-            "pass by_head=False."
-        )
     blocks = range(model.cfg.n_layers)
     known = model.hook_dict
     written = [

@@ -163,7 +163,7 @@ def test_other_kinds_of_inputs_are_refused(model):
     """As the functions tell it: types are not checked where users run them."""
     corrupted = model.prepare(*BATCH)
     _, cache = model.run_with_cache(corrupted, names_filter=mm_lens.names("resid_pre"))
-    check = patching._check
+    check = patching.check_sweep
     while hasattr(check, "__wrapped__"):
         check = check.__wrapped__
     with pytest.raises(InputError, match=r"what model\.prepare\(text, images\) returns, not bare"):

@@ -33,10 +33,10 @@ def session(tmp_path, monkeypatch):
 
 
 @cache
-def load_once(name, attention="sdpa"):
+def load_once(name, attention="sdpa", check=False):
     from mm_lens.model import load
 
-    return load(name, attention=attention, check=False)
+    return load(name, attention=attention, check=check)
 
 
 def take_few_samples(code: str) -> str:

@@ -26,13 +26,11 @@ class Method:
     Attributes:
         name: below `mm_lens`.
         needs: of the check at load.
-        patterns: whether it reads attention patterns.
         attention: "some": a block with attention; "all": in every block; "": none is needed.
     """
 
     name: str
     needs: tuple[Need, ...] = ()
-    patterns: bool = False
     attention: str = ""
 
 
@@ -48,16 +46,16 @@ METHODS: Sequence[Method] = (
     Method("causal.difference_of_means"),
     Method("causal.principal_directions"),
     Method("looking.visual_logit_lens"),
-    Method("looking.attention_map", patterns=True, attention="some"),
+    Method("looking.attention_map", attention="some"),
     Method("looking.read_written", ("cache",)),
     Method("looking.probe_table"),
     Method("attribution.gradient_input"),
     Method("attribution.integrated_gradients"),
     Method("attribution.smooth_grad"),
     Method("attribution.grad_cam"),
-    Method("attribution.attention_rollout", ("pattern",), True, "all"),
-    Method("attribution.relevance", ("pattern",), True, "all"),
-    Method("attribution.logit_attribution", ("residual",), True, "all"),
+    Method("attribution.attention_rollout", ("pattern",), "all"),
+    Method("attribution.relevance", ("pattern",), "all"),
+    Method("attribution.logit_attribution", ("residual",), "all"),
     Method("attribution.attribution_patch"),
 )
 
@@ -72,11 +70,6 @@ def list_methods(bridge: VisionLanguageBridge) -> pd.DataFrame:
 
 def reason_against(bridge: VisionLanguageBridge, method: Method) -> str:
     """Why a method does not work on a model; empty if it does."""
-    if method.patterns and bridge.attention != "eager":
-        return (
-            f'There are no attention patterns under attention="{bridge.attention}": load it with '
-            'attention="eager".'
-        )
     found = [f for f in bridge.report.findings if f.level == "error" and f.spoils in method.needs]
     if found:
         return found[0].message
