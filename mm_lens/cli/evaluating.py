@@ -14,8 +14,8 @@ import typer
 import mm_lens
 from mm_lens import demo
 from mm_lens._storage.files import check_ahead, whole_directory
-from mm_lens.cli import failures, left_over
-from mm_lens.cli.data import options
+from mm_lens.cli import failures, left_over, options
+from mm_lens.cli.data import options as data_options
 from mm_lens.cli.models import load_model, silence_libraries
 from mm_lens.errors import MMLensError
 from mm_lens.profiling import processes
@@ -24,10 +24,8 @@ CONDITIONS = ("given", "blanked", "removed")
 
 
 def evaluate_command(
-    model: Annotated[
-        str, typer.Option(help="Hub id, local directory, or a demo model, e.g. demo/llava-next.")
-    ],
-    data: options.Data,
+    model: options.Model,
+    data: data_options.Data,
     out: Annotated[Path, typer.Option(help="Directory for answers, accuracies and provenance.")],
     protocol: Annotated[
         Literal["exact", "llava", "lmms-eval", "letters", "options", "options-mean"],
@@ -59,17 +57,17 @@ def evaluate_command(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
-    split: options.Split = None,
-    image_column: options.ImageColumn = "image",
-    text_column: options.TextColumn = "text",
-    answer_column: options.AnswerColumn = None,
-    options_column: options.OptionsColumn = None,
-    id_column: options.IdColumn = None,
-    prompt: options.Prompt = None,
-    question: options.Question = None,
-    image_folder: options.ImageFolder = None,
-    separator: options.Separator = None,
-    fetch: options.Fetch = False,
+    split: data_options.Split = None,
+    image_column: data_options.ImageColumn = "image",
+    text_column: data_options.TextColumn = "text",
+    answer_column: data_options.AnswerColumn = None,
+    options_column: data_options.OptionsColumn = None,
+    id_column: data_options.IdColumn = None,
+    prompt: data_options.Prompt = None,
+    question: data_options.Question = None,
+    image_folder: data_options.ImageFolder = None,
+    separator: data_options.Separator = None,
+    fetch: data_options.Fetch = False,
     batch_size: Annotated[
         int, typer.Option(min=1, help="Samples per forward pass: memory against speed.")
     ] = 16,
@@ -77,42 +75,22 @@ def evaluate_command(
         int | None,
         typer.Option(min=1, help="Most tokens to write.", show_default="the protocol's"),
     ] = None,
-    attention: Annotated[
-        Literal["sdpa", "eager"], typer.Option(help="Attention implementation; sdpa is faster.")
-    ] = "sdpa",
-    device: Annotated[
-        str | None,
-        typer.Option(help="cpu, cuda, cuda:1, …", show_default="the GPU if there is one"),
-    ] = None,
-    dtype: Annotated[
-        Literal["float32", "bfloat16", "float16"] | None,
-        typer.Option(help="Of the weights.", show_default="as stored"),
-    ] = None,
-    device_map: Annotated[
-        str | None,
-        typer.Option(help="auto: spread a model over GPUs that is too large for one."),
-    ] = None,
+    attention: options.Attention = "sdpa",
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    device_map: options.DeviceMap = None,
     on_error: Annotated[
         Literal["raise", "skip"],
         typer.Option(help="A sample that cannot be read ends the run, or is left out and listed."),
     ] = "raise",
-    chat_template: Annotated[
-        bool | None,
-        typer.Option(
-            "--chat-template/--no-chat-template",
-            help="Apply the model's chat template to the questions.",
-            show_default="unless they hold image placeholders",
-        ),
-    ] = None,
+    chat_template: options.ChatTemplate = None,
     restart: Annotated[
         bool, typer.Option("--restart", help="Begin anew, whatever a killed run has left.")
     ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace earlier scores at --out.")
     ] = False,
-    no_check: Annotated[
-        bool, typer.Option("--no-check", help="Skip the check of the loaded model.")
-    ] = False,
+    no_check: options.NoCheck = False,
     quiet: Annotated[
         bool, typer.Option("--quiet", help="No progress bar and no table, only errors.")
     ] = False,
@@ -127,7 +105,7 @@ def evaluate_command(
     from mm_lens.data import datasets
 
     asked = split_names(conditions, CONDITIONS, "--conditions")
-    which = options.read(locals())
+    which = data_options.read(locals())
     mark = "provenance.json"
     if processes.is_started_alone():
         raise MMLensError(
