@@ -77,6 +77,7 @@ fuzz: $(VENV)/.installed
 
 # mutmut copies what is new and never takes away what is gone.
 mutants: $(VENV)/.installed
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev,mutants]"
 	rm -rf mutants
 	PYTHONPATH=tests $(OFFLINE) $(BIN)/mutmut run --max-children 1
 	$(BIN)/python tests/mutation/score.py
@@ -124,7 +125,7 @@ release: $(VENV)/.installed
 	cd $(TRIAL) && $(OFFLINE) bin/python -I $(CURDIR)/tests/smoke.py
 
 constraints: $(VENV)/.installed
-	$(BIN)/pip install -q --disable-pip-version-check -e ".[dev,release]"
+	$(BIN)/pip install -q --disable-pip-version-check -e ".[dev,mutants,release]"
 	@{ echo "# Versions that CI runs with: pip install -c constraints.txt. Made by: make constraints"; \
 	$(BIN)/pip freeze --exclude-editable | sed 's/+cpu//' | grep -viE '^(pip|setuptools|wheel)=='; } > .constraints
 	@mv .constraints constraints.txt
