@@ -245,8 +245,32 @@ def test_a_hole_settles_nothing_and_is_named(found, column):
     table = found(says({"visual": ["", YES]}, note="so"), given=given, claims={("M",): True})
     said = "no value or interval at layer 5 of m: why 5"
     assert {*table.note} == {said}
+    assert table.low.isna().all()
+    assert table.high.isna().all()
     assert [*table.answer] == ["", OPEN] * 2
     assert [*table.verdict] == ["", OPEN] * 2
+
+
+def test_an_interval_that_holds_the_threshold_says_so(found):
+    table = found(says({"visual": OPEN}), says({"text": OPEN}, note="so"))
+    assert [*table.note] == ["the interval contains 1.5", "the interval contains 1.5; so"] * 2
+    assert table.low.notna().all()
+
+
+@pytest.mark.parametrize("fewer", [0, 1])
+def test_counts_of_dimensions_are_compared_at_equal_numbers(found, fewer):
+    given = {label: dict(curves_of(label, ("dimension_mle",))) for label in "mn"}
+    for key, curve in given["mn"[fewer]].items():
+        given["mn"[fewer]][key] = replace(curve, table=curve.table.assign(n_tokens=60))
+    for key, curve in given["mn"[1 - fewer]].items():
+        given["mn"[1 - fewer]][key] = replace(curve, table=curve.table.assign(n_tokens=900))
+    alone = found(says({"visual": YES}, kind="dimension"), given=given)
+    assert {*alone.note} == {""}
+    table = found(says({"visual": YES}, models=2, kind="dimension"), given=given)
+    n = ("60 and 900", "900 and 60")[fewer]
+    assert len(table)
+    assert table.note.str.startswith(f"on {n} tokens, and counts of dimensions").all()
+    assert {*table.answer} == {OPEN}
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ from nbclient import NotebookClient
 TUTORIALS = sorted((Path(__file__).parents[1].parent / "tutorials").glob("*.ipynb"))
 HUNG = 3600
 """Seconds in which no cell takes so long, however slow or busy the machine is."""
-SAMPLES = 48
-"""The first tutorial takes three batches of sixteen; no notebook asserts a number of a profile."""
+SAMPLES = 24
+"""The first tutorial takes a batch and a half of sixteen; no notebook asserts a number of a profile."""
 
 
 def take_few_samples(source: str) -> str:

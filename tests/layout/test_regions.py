@@ -196,6 +196,16 @@ def test_axes_of_text_alone():
         find_regions(layout, "cell")
 
 
+def test_what_shows_no_pixel_is_passed_over_wherever_it_stands():
+    """Above the picture as below it: a letterbox pads both edges."""
+    band = [token(0, 0, 0), token(0, 1, 0, 0, 0, 6, 4), token(0, 2, 0)]
+    layout = laid_out([1, image(4, 6, *band)])
+    assert find_regions(layout, "cell").labels == ("row 1 col 0",)
+    found = find_regions(layout, "row band")
+    assert found.labels == ("row band 1",)
+    assert places(found.masks[0]) == [[2]]
+
+
 def test_overviews_must_be_alike():
     other = image(4, 4, *overview(4, 4, 3, 2))
     wide = image(4, 4, *overview(4, 4, 2, 2))
