@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from conftest import FAMILIES, load_tiny
 from made_layouts import image, laid_out, token
 from native_runs import metric, run_native
 
-from mm_lens import InputError
+from mm_lens import InputError, MMLensError
+from mm_lens.arguments import describe_value
 from mm_lens.causal.ablation import (
     ablation_hooks,
     ablation_table,
@@ -26,6 +28,7 @@ from mm_lens.causal.knockout import (
     knockout_table,
     name_apart,
 )
+from mm_lens.model.report import Finding, Report
 
 pytestmark = pytest.mark.every_family
 
@@ -125,6 +128,60 @@ def test_the_rows_of_a_table_by_hand(model):
             want = metric(model(inputs)).item()
         assert row.value == pytest.approx(want, abs=1e-5)
         assert abs(row.effect) > 1e-4
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore::mm_lens.MMLensWarning")
+def test_a_table_takes_one_layer_at_a_time_unless_told(model):
+    """Windows that do not overlap; and a query's own key, which goes unless it is kept."""
+    inputs = model.prepare("Eh?", IMAGES[0])
+    samples, own = [(inputs, metric)], {"e": ("text", "text")}
+    options = {"progress": False, "n_resamples": 10}
+    kept = knockout_table(model, samples, own, keep_self=True, **options)
+    assert [*zip(kept.first_layer, kept.last_layer, strict=True)] == [(0, 0), (1, 1), (2, 2)]
+    with pytest.raises(InputError, match="without any key"):  # the first word sees itself alone
+        knockout_table(model, samples, own, **options)
+    wide = knockout_table(model, samples, [("visual", "last")], window=3, **options)
+    assert [*zip(wide.first_layer, wide.last_layer, strict=True)] == [(0, 2)]
+    assert [*wide.edge] == ["visual → last"]
+    far = knockout_table(model, samples, [("visual", "last")], stride=2, **options)
+    assert [*far.first_layer] == [0, 2]
+
+
+def test_what_is_no_edge_is_told(model):
+    samples = [(model.prepare("Eh?", IMAGES[0]), metric)]
+    for edge in ("ab", ("visual",), ["visual", "last", "all"], 3):
+        with pytest.raises(InputError) as error:
+            inspect.unwrap(knockout_table)(model, samples, [edge])  # types are checked in tests alone
+        assert str(error.value) == (
+            'Edges are pairs (key, query), as [("visual", "last")]; '
+            f"{describe_value(edge)} is none."
+        )
+    with pytest.raises(InputError) as error:
+        knockout_table(model, samples, 2 * [("visual", "last")])
+    assert str(error.value) == (
+        "Two edges are called 'visual → last', and would be one row of the table. Pass a mapping "
+        "from names to edges."
+    )
+
+
+def test_a_model_whose_keys_cannot_be_hidden_is_refused(model, monkeypatch):
+    inputs = model.prepare("Eh?", IMAGES[0])
+    spoiled = Report([Finding("error", "Keys stay seen.", "mask")], 0.0)
+    monkeypatch.setattr(model, "report", spoiled)
+    said = (
+        "A knock-out: refused, since its numbers would be wrong on this model. Keys stay seen. "
+        "Load with check=False to look at them all the same."
+    )
+    with pytest.raises(MMLensError) as error:
+        knockout_table(model, [(inputs, metric)], [("visual", "last")])
+    assert str(error.value) == said
+    with (
+        pytest.raises(MMLensError) as error,
+        knockout(model, inputs, key="visual", query="last"),
+    ):
+        pass
+    assert str(error.value) == said
 
 
 def test_a_pass_of_another_shape_is_refused(model):

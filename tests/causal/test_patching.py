@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pandas as pd
 import pytest
 import torch
@@ -75,6 +77,72 @@ def test_results_of_other_sweeps_do_not_stack():
             )
     with pytest.raises(InputError, match=r"^There is no result to stack\.$"):
         patching.stack([])
+
+
+def test_only_results_stack():
+    """Each of them, in a list; as users call it, without the checks of types that tests have."""
+    one = result_of([[[1.0], [2.0]]])
+    for wrong in (iter([one]), [one, 1], [1]):
+        with pytest.raises(InputError) as error:
+            inspect.unwrap(patching.stack)(wrong)
+        assert str(error.value) == "stack takes a list of results of sweeps of this module."
+
+
+def test_baselines_of_several_metrics_stack_by_example():
+    """[metric, example]: examples come last."""
+    values = [[[[1.0]], [[2.0]]], [[[3.0]], [[4.0]]]]
+    one = patching.PatchingResult(
+        torch.tensor(values),
+        ["layer", "region"],
+        result_of([[[1.0], [2.0]], [[1.0], [2.0]]]).index_df,
+        ["m", "n"],
+        reduced=False,
+        baseline=torch.tensor([[5.0], [6.0]]),
+        has_metric_axis=True,
+    )
+    assert patching.stack([one, one]).baseline.tolist() == [[5.0, 5.0], [6.0, 6.0]]
+
+
+def test_a_sweep_is_the_general_one_for_one_activation(monkeypatch):
+    """Its name, arguments and docstring are those of the general one without the activation."""
+    calls = []
+
+    def sweep_any(model, activation_name, *, heads=False, axis="cell"):
+        """Sweep.
+
+        Args: of all sweeps.
+
+        Args:
+            model: what is run.
+            activation_name: where,
+                as TransformerLens has it.
+            heads: each of them apart.
+            axis: of regions.
+
+        Raises:
+            InputError: never.
+        """
+        calls.append((model, activation_name, heads, axis))
+        return patching.stack([result_of([[[1.0]]], names=("a",))])
+
+    monkeypatch.setattr(patching, "generic_activation_patch", sweep_any)
+    sweep = patching._make_sweep("z", "the thing", True)
+    assert sweep.__name__ == sweep.__qualname__ == "get_act_patch_attn_head_out_by_pos"
+    assert str(inspect.signature(sweep)) == "(model, *, axis='cell')"
+    assert sweep.__doc__ == (
+        "Patch the thing by region, for every layer and region.\n\n```python\n"
+        '_, clean_cache = model.run_with_cache(clean, names_filter=mm_lens.names("z"))\n'
+        "get_act_patch_attn_head_out_by_pos(model, corrupted, clean_cache, answers.logit_diff, "
+        'axis="cell").plot()\n```\n\nArgs: of all sweeps.\n\nArgs:\n    model: what is run.\n'
+        "    axis: of regions.\n\nRaises:\n    InputError: never."
+    )
+    sweep("a model", axis="tile")
+    other = patching._make_sweep("mlp_out", "another")
+    other(model="a model")
+    assert other.__name__ == "get_act_patch_mlp_out"
+    assert calls == [("a model", "z", True, "tile"), ("a model", "mlp_out", False, "cell")]
+    sweep_any.__doc__ = None  # under `python -OO`
+    assert patching._make_sweep("mlp_out", "another").__doc__.endswith("```\n\n")
 
 
 def test_the_table_of_a_result_by_hand(model):

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from _pytest.tmpdir import TempPathFactory
 from jaxtyping import install_import_hook
 from mutmut.mutation.trampoline import get_mutant_under_test, set_mutant_under_test
 from mutmut.runners.harness import PytestRunner
@@ -26,6 +27,9 @@ from mutmut.utils.file_utils import change_cwd
 
 # Imported once, before the tests, in place of --jaxtyping-packages: see pyproject.toml.
 install_import_hook(["mm_lens", "mm_lens_adapters"], "typecheck.check")
+
+ALSO = {"knockout": ("cutting",), "masks": ("cutting",)}
+"""Tests of which other modules a file holds: what a knock-out cuts is seen in the model that is cut."""
 
 STUCK = 600
 """Seconds after which a mutant is ended that is over its time and waits instead of computing."""
@@ -79,6 +83,8 @@ def run_collected(tests: Iterable[str]) -> int:
         if manager.has_plugin(name):
             manager.unregister(name=name)
     manager.register(verdict)
+    config = items[0].config  # over, and its folders for tests with it
+    vars(config)["_tmp_path_factory"] = TempPathFactory.from_config(config, _ispytest=True)
     try:
         for item, following in zip(items, [*items[1:], None], strict=True):
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
@@ -168,8 +174,9 @@ def pytest_runtest_teardown(item: pytest.Item) -> None:
     for definitions in item._fixtureinfo.name2fixturedefs.values():  # type: ignore[attr-defined]
         hits |= getattr(definitions[-1], "mutation_hits", set())
     path = Path(item.path)
-    module = f"mm_lens.{path.parent.name}.{path.stem.removeprefix('test_')}."
-    hits -= {name for name in hits if not name.startswith(module)}
+    own = path.stem.removeprefix("test_")
+    modules = tuple(f"mm_lens.{path.parent.name}.{name}." for name in (own, *ALSO.get(own, ())))
+    hits -= {name for name in hits if not name.startswith(modules)}
 
 
 @pytest.hookimpl(trylast=True)
