@@ -48,7 +48,7 @@ CASES = [
     ([*PROFILE, "--attention", "flash"], "'sdpa', 'eager'"),
     ([*PROFILE, "--dtype", "float8"], "float32"),
     ([*PROFILE, "--on-error", "ignore"], "'raise', 'skip'"),
-    ([*PROFILE, "--samples", "0"], "'--samples': 0"),
+    ([*PROFILE, "--samples", "0"], "'--samples'"),
     ([*PROFILE, "--nonsense"], "No such option"),
     ([*PROFILE[:-1], "FULL"], "not written by mm-lens"),
     ([*PROFILE[:-1], "FILE"], "is a file"),
