@@ -152,7 +152,7 @@ def test_what_is_no_edge_is_told(model):
     samples = [(model.prepare("Eh?", IMAGES[0]), metric)]
     for edge in ("ab", ("visual",), ["visual", "last", "all"], 3):
         with pytest.raises(InputError) as error:
-            inspect.unwrap(knockout_table)(model, samples, [edge])  # types are checked in tests alone
+            inspect.unwrap(knockout_table)(model, samples, [edge])  # as without checked types
         assert str(error.value) == (
             'Edges are pairs (key, query), as [("visual", "last")]; '
             f"{describe_value(edge)} is none."

@@ -16,7 +16,7 @@ TUTORIALS = sorted((Path(__file__).parents[1].parent / "tutorials").glob("*.ipyn
 HUNG = 3600
 """Seconds in which no cell takes so long, however slow or busy the machine is."""
 SAMPLES = 24
-"""The first tutorial takes a batch and a half of sixteen; no notebook asserts a number of a profile."""
+"""A batch and a half of the first tutorial; no notebook asserts a number of a profile."""
 
 
 def take_few_samples(source: str) -> str:

@@ -29,7 +29,7 @@ from mutmut.utils.file_utils import change_cwd
 install_import_hook(["mm_lens", "mm_lens_adapters"], "typecheck.check")
 
 ALSO = {"knockout": ("cutting",), "masks": ("cutting",)}
-"""Tests of which other modules a file holds: what a knock-out cuts is seen in the model that is cut."""
+"""Whose tests a file holds as well: what a knock-out cuts is seen in the model that is cut."""
 
 STUCK = 600
 """Seconds after which a mutant is ended that is over its time and waits instead of computing."""
