@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from conftest import FAMILIES, load_tiny
 from made_layouts import image, laid_out, token
 from native_runs import metric, run_native
 
-from mm_lens import InputError, MMLensError
+from mm_lens import InputError, MMLensError, MMLensWarning
 from mm_lens.arguments import describe_value
 from mm_lens.causal.ablation import (
     ablation_hooks,
@@ -21,6 +23,7 @@ from mm_lens.causal.ablation import (
     mean_embedding_hooks,
 )
 from mm_lens.causal.knockout import (
+    _check_windows,
     describe_group,
     find_edges,
     group_name,
@@ -146,6 +149,36 @@ def test_a_table_takes_one_layer_at_a_time_unless_told(model):
     assert [*wide.edge] == ["visual → last"]
     far = knockout_table(model, samples, [("visual", "last")], stride=2, **options)
     assert [*far.first_layer] == [0, 2]
+
+
+def test_windows_that_cut_nothing_are_named():
+    """In no row, or not in all: blocks 0 and 3 show what is before, the others themselves alone."""
+    layout, own = a_layout(), torch.eye(5, dtype=torch.bool).expand(2, 1, 5, 5)
+    causal = own.new_ones(5, 5).tril().expand(2, 1, 5, 5)
+    half = torch.cat([causal[:1], own[:1]])
+    masks = {0: causal, 1: own, 2: own, 3: causal, 4: own, 5: own, 6: own, 7: half}
+    edges = find_edges(layout, "last", "visual")[:, None]
+    spans = [range(0, 1), range(1, 2), range(2, 4), range(1, 3), range(4, 7), range(7, 8)]
+    rerun = SimpleNamespace(inputs=SimpleNamespace(layout=layout), masks=masks)
+    check_windows = inspect.unwrap(_check_windows)
+    with pytest.warns(MMLensWarning) as warned:
+        check_windows(rerun, spans, edges, "e")
+    (warning,) = warned
+    assert str(warning.message) == (
+        "The edge 'e' is cut in no row, or not in all, by the windows of layers 1, 1–2, 4–6, 7: "
+        "the model's attention mask shows its queries none of its keys there (as a sliding window "
+        "does). Where it cuts nothing the effect is 0."
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_windows(rerun, [range(0, 1), range(2, 4), range(3, 9)], edges, "e")
+    with pytest.raises(InputError) as error:
+        check_windows(rerun, [range(1, 2), range(4, 7)], edges, "e")
+    assert str(error.value).startswith(
+        "There is nothing to knock out in row 0: of e, no query sees a key at any of the blocks. "
+    )
+    with pytest.raises(InputError, match="in row 1: of e, no query sees a key at any of the"):
+        check_windows(rerun, [range(7, 8)], edges, "e")
 
 
 def test_what_is_no_edge_is_told(model):
