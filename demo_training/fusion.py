@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from demo_training.parts import FEATURE_LAYER, Parts
+from demo_training.parts import DEMO, FEATURE_LAYER, Parts, Size
 
 
 class Fusion(ABC):
@@ -27,7 +27,7 @@ class Fusion(ABC):
     model: Any
 
     @abstractmethod
-    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, size: Size = DEMO) -> None:
         """Build processor and model; `tokenizer` is the language model's, yours to change."""
 
     @abstractmethod

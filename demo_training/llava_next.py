@@ -17,7 +17,15 @@ from transformers import (
 )
 
 from demo_training.fusion import Fusion
-from demo_training.parts import FEATURE_LAYER, PATCH, TILE, text_config, vision_config
+from demo_training.parts import (
+    DEMO,
+    FEATURE_LAYER,
+    PATCH,
+    TILE,
+    Size,
+    text_config,
+    vision_config,
+)
 
 GRIDS = [[TILE * h, TILE * w] for h, w in ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))]
 
@@ -39,7 +47,7 @@ CHAT_TEMPLATE = """\
 class LlavaNextFusion(Fusion):
     """An overview and up to four tiles, each token projected on its own."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, size: Size = DEMO) -> None:
         tokenizer.add_special_tokens({"extra_special_tokens": ["<image>"]})
         images = LlavaNextImageProcessorPil(
             size={"shortest_edge": TILE},
@@ -55,8 +63,8 @@ class LlavaNextFusion(Fusion):
             chat_template=CHAT_TEMPLATE,
         )
         config = LlavaNextConfig(
-            vision_config=vision_config(),
-            text_config=text_config(tokenizer),
+            vision_config=vision_config(size),
+            text_config=text_config(tokenizer, size),
             image_token_index=tokenizer.vocab["<image>"],
             image_grid_pinpoints=GRIDS,
             vision_feature_layer=FEATURE_LAYER,

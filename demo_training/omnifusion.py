@@ -14,14 +14,22 @@ from torch import Tensor, nn
 from transformers import CLIPImageProcessorPil, PreTrainedTokenizerFast
 
 from demo_training.fusion import Fusion
-from demo_training.parts import FEATURE_LAYER, PATCH, TILE, text_config, vision_config
+from demo_training.parts import (
+    DEMO,
+    FEATURE_LAYER,
+    PATCH,
+    TILE,
+    Size,
+    text_config,
+    vision_config,
+)
 
 
 class OmniFusionFusion(Fusion):
     """One centre crop, whose tokens attend to each other in the projector."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
-        text = text_config(tokenizer)
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, size: Size = DEMO) -> None:
+        text = text_config(tokenizer, size)
         add_markers(tokenizer, text.vocab_size)
         self.processor = OmniFusionProcessor(
             image_processor=CLIPImageProcessorPil(
@@ -31,10 +39,10 @@ class OmniFusionFusion(Fusion):
             patch_size=PATCH,
         )
         config = OmniFusionConfig(
-            vision_config=vision_config(),
+            vision_config=vision_config(size),
             text_config=text,
             vision_feature_layer=FEATURE_LAYER,
-            projector_intermediate_size=2 * vision_config().hidden_size,  # as 2048 to 1024
+            projector_intermediate_size=2 * size.width,  # as 2048 to 1024
             image_seq_length=(TILE // PATCH) ** 2,
             architectures=["OmniFusionForConditionalGeneration"],
         )

@@ -5,6 +5,7 @@ first; each family then fuses the same two in its own way (`fusion`).
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import nn
@@ -19,6 +20,27 @@ from transformers import (
 TILE = 48
 PATCH = 8
 FEATURE_LAYER = -2
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large tower and language model are; both are of one width.
+
+    Attributes:
+        width: of both.
+        blocks: of the language model.
+        tower: layers of the vision tower, of which all but the last are used.
+        inner: of the language model's MLPs.
+    """
+
+    width: int = 96
+    blocks: int = 8
+    tower: int = 4
+    inner: int = 256
+
+
+DEMO = Size()
+"""What ships. Four heads in both, grouped queries in the language model."""
 
 
 def tokenizer(corpus: Iterable[str], vocab_size: int = 400) -> PreTrainedTokenizerFast:
@@ -61,29 +83,29 @@ def tokenizer(corpus: Iterable[str], vocab_size: int = 400) -> PreTrainedTokeniz
     )
 
 
-def vision_config() -> CLIPVisionConfig:
-    """4 layers, of which 3 are used: layer -2 is read."""
+def vision_config(size: Size = DEMO) -> CLIPVisionConfig:
+    """Of the tower; layer -2 is read."""
     return CLIPVisionConfig(
         image_size=TILE,
         patch_size=PATCH,
-        hidden_size=96,
-        intermediate_size=384,
-        num_hidden_layers=4,
+        hidden_size=size.width,
+        intermediate_size=4 * size.width,
+        num_hidden_layers=size.tower,
         num_attention_heads=4,
-        projection_dim=96,
+        projection_dim=size.width,
     )
 
 
-def text_config(tokens: PreTrainedTokenizerFast) -> MistralConfig:
-    """8 layers of width 96, with grouped queries."""
+def text_config(tokens: PreTrainedTokenizerFast, size: Size = DEMO) -> MistralConfig:
+    """Of the language model, with grouped queries."""
     return MistralConfig(
         vocab_size=len(tokens),
-        hidden_size=96,
-        intermediate_size=256,
-        num_hidden_layers=8,
+        hidden_size=size.width,
+        intermediate_size=size.inner,
+        num_hidden_layers=size.blocks,
         num_attention_heads=4,
         num_key_value_heads=2,
-        head_dim=24,
+        head_dim=size.width // 4,
         sliding_window=None,
         max_position_embeddings=4096,
         tie_word_embeddings=False,
@@ -96,7 +118,7 @@ def text_config(tokens: PreTrainedTokenizerFast) -> MistralConfig:
 class Parts(nn.Module):
     """What every fusion starts from: a vision tower and a language model that never met."""
 
-    def __init__(self, tokens: PreTrainedTokenizerFast) -> None:
+    def __init__(self, tokens: PreTrainedTokenizerFast, size: Size = DEMO) -> None:
         super().__init__()
-        self.tower = CLIPVisionModel(vision_config())
-        self.language = MistralForCausalLM(text_config(tokens))
+        self.tower = CLIPVisionModel(vision_config(size))
+        self.language = MistralForCausalLM(text_config(tokens, size))

@@ -49,6 +49,7 @@ from demo_training.learning import (
     word_ids,
 )
 from demo_training.packing import Packed
+from demo_training.parts import DEMO, Size
 
 PARTS_FILE = "parts.pt"
 
@@ -65,7 +66,8 @@ class Training:
     def pictures(self, name: str, model: Fusion) -> Pictures:
         """Training images as a fusion shows them; made once and kept in the output folder."""
         cache = self.args.out / f"{name}.canvases.pt"
-        buckets = canvases.pool(model, limit=self.args.images, seed=self.args.seed, cache=cache)
+        args = self.args
+        buckets = canvases.pool(model, args.copies, args.images, args.seed, cache)
         return Pictures(model, buckets, self.args.seed, self.device)
 
     def loop(
@@ -103,10 +105,10 @@ class Training:
 class Pretraining(Training):
     """Tower and language model, each alone."""
 
-    def __init__(self, args: argparse.Namespace) -> None:
+    def __init__(self, args: argparse.Namespace, size: Size = DEMO) -> None:
         super().__init__(args)
-        self.tokenizer = tokenizer()
-        self.parts = parts.Parts(self.tokenizer).to(self.device)
+        self.tokenizer, self.size = tokenizer(), size
+        self.parts = parts.Parts(self.tokenizer, size).to(self.device)
         self.reader = Reader(self.parts.tower).to(self.device)
 
     def run(self) -> None:
@@ -121,7 +123,8 @@ class Pretraining(Training):
     def see(self) -> None:
         """Stage 1: the vision tower, on what each fusion shows in turn."""
         shown = [
-            self.pictures(name, FUSIONS[name](deepcopy(self.tokenizer))) for name in sorted(FUSIONS)
+            self.pictures(name, FUSIONS[name](deepcopy(self.tokenizer), self.size))
+            for name in sorted(FUSIONS)
         ]
 
         def loss(step: int) -> tuple[Tensor, float]:
@@ -168,13 +171,13 @@ class Pretraining(Training):
 class Fusing(Training):
     """One fusion of the pretrained parts."""
 
-    def __init__(self, args: argparse.Namespace, name: str) -> None:
+    def __init__(self, args: argparse.Namespace, name: str, size: Size = DEMO) -> None:
         super().__init__(args)
         self.name, base = name, tokenizer()
         state = torch.load(args.out / PARTS_FILE, weights_only=True)
-        pretrained = parts.Parts(base)
+        pretrained = parts.Parts(base, size)
         pretrained.load_state_dict(state["parts"])
-        self.fusion = FUSIONS[name](base)
+        self.fusion = FUSIONS[name](base, size)
         self.fusion.adopt(pretrained)
         if args.again:
             model_class = type(self.fusion.model)
@@ -196,18 +199,28 @@ class Fusing(Training):
         """Stages 4 and 5; the averaged model goes to the output folder."""
         self.model.train()
         tower, reader = self.model.model.vision_tower, [*self.reader.parameters()]
+        self.watch("joined", 0)
         if not self.args.again:
             connected = [*self.fusion.connectors(), *tower.parameters(), *reader]
             self.loop("connect", self.args.connect, connected, self.args.lr, self.answer)
         self.slow.load_state_dict(self.model.state_dict())
 
+        self.watch("connected", 0)
+
         def after(step: int) -> None:
             average(self.slow, self.model, step)
+            self.watch("answering", step + 1)
 
         everything = [*self.model.parameters(), *reader]
         self.loop("answer", self.args.answer, everything, self.args.lr_all, self.answer, after)
         self.slow.eval().save_pretrained(self.args.out / self.name)
         self.fusion.processor.save_pretrained(self.args.out / self.name)
+
+    def watch(self, stage: str, step: int) -> None:
+        """Called where a checkpoint can be made: parts joined; connected; after each last step.
+
+        What would be exported then is `slow`.
+        """
 
     def answer(self, step: int) -> tuple[Tensor, float]:
         """Loss of questions about images, with what keeps the tower from forgetting."""
@@ -236,8 +249,8 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return parts.tokenizer(f"[INST] {q} [/INST] {a}" for q, a in zip(asked, answers, strict=True))
 
 
-def main() -> None:
-    """Command line."""
+def options() -> argparse.ArgumentParser:
+    """What training can be told."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     known = sorted(FUSIONS)
     parser.add_argument("--out", type=Path, required=True, help="folder for all that is made")
@@ -255,6 +268,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8, help="images per step")
     parser.add_argument("--questions", type=int, default=12, help="questions per image")
     parser.add_argument("--images", type=int, help="train on the first so many images only")
+    parser.add_argument("--copies", type=int, default=3, help="canvases per image")
     parser.add_argument("--question-weight", type=float, default=0.1, help="of the questions' loss")
     parser.add_argument("--vision-weight", type=float, default=0.5, help="of reader and naming")
     parser.add_argument("--lr", type=float, default=1e-3, help="peak, where parts are trained")
@@ -262,8 +276,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    args = parser.parse_args()
+    return parser
 
+
+def main() -> None:
+    """Command line."""
+    args = options().parse_args()
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
     for name in args.only:

@@ -41,6 +41,9 @@ from . import (
 from . import (
     profiling as profiling,
 )
+from . import (
+    replacing as replacing,
+)
 from .causal import (
     Answers as Answers,
 )

@@ -1,0 +1,10 @@
+from .blocks import replacement_table as replacement_table
+from .dimension import dimension_table as dimension_table
+from .dimension import functional_dimension as functional_dimension
+from .maps import BlockMaps as BlockMaps
+from .maps import fit_maps as fit_maps
+from .maps import replacement_hooks as replacement_hooks
+from .outcomes import Outcomes as Outcomes
+from .removing import removal_table as removal_table
+from .subspaces import Subspaces as Subspaces
+from .subspaces import fit_subspaces as fit_subspaces
