@@ -26,12 +26,13 @@ from mm_lens.data.samples import DataSet
 SIZE = Size(width=48, blocks=4, tower=3, inner=128)
 """A quarter of a million weights: a sixth of the demo's."""
 STAGES = {
-    **{"see": 150, "read": 300, "negate": 100, "connect": 150, "answer": 300},
-    **{"images": 1000, "copies": 0},
+    **{"see": 150, "read": 250, "negate": 80, "connect": 100, "answer": 240},
+    **{"images": 1000, "copies": 0, "batch": 4},
 }
-"""Steps of each stage, and pictures: what half an hour of one core allows for three seeds."""
-TOKENS = 1536
-"""Of each modality, in a profile: 32 to a dimension."""
+"""Steps of each stage, pictures and pictures in a step: a quarter of an hour of one core for three
+seeds, of which measuring takes half."""
+TOKENS = 768
+"""Of each modality, in a profile: 16 to a dimension."""
 MOMENTS = (0.25, 0.5, 1.0)
 """Of the last stage: where a model is measured, beside joined and connected."""
 KINDS = ("shape", "colour", "yes/no")
@@ -114,8 +115,8 @@ def options() -> argparse.ArgumentParser:
     parser = train.options()
     parser.description = __doc__.splitlines()[0]
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--each", type=int, default=60, help="questions of each kind")
-    parser.add_argument("--profiled", type=int, default=60, help="samples of a profile")
+    parser.add_argument("--each", type=int, default=40, help="questions of each kind")
+    parser.add_argument("--profiled", type=int, default=40, help="samples of a profile")
     parser.set_defaults(**STAGES)
     return parser
 

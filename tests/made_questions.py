@@ -9,6 +9,7 @@ from tiny import random_image
 from mm_lens.causal.answers import Answers
 
 OPTIONS = ["a", "b", "c"]
+TOKENS = [40, 41, 42]  # words are several tokens here, one for each letter
 
 
 def ask(model, seeds, text="Eh?"):
@@ -16,7 +17,7 @@ def ask(model, seeds, text="Eh?"):
     found = []
     for seed in seeds:
         inputs = model.prepare(text, random_image(31, 57, seed))
-        found.append((inputs, Answers(model, inputs, OPTIONS, OPTIONS[seed % 3])))
+        found.append((inputs, Answers(model, inputs, OPTIONS, OPTIONS[seed % 3], tokens=TOKENS)))
     return found
 
 

@@ -83,7 +83,7 @@ TESTS_WITHOUT_MODULE = {
     "tests/demo_training/test_shipped.py": "the weights that ship, which are no module",
     "tests/families/test_conformance.py": "every family, by mm_lens/check/suite.py",
     "tests/outside/test_methods.py": "every method against numbers of others, in docs/tools.md",
-    "tests/docs/test_method_pages.py": "the code of docs/writing.md and docs/attribution.md",
+    "tests/docs/test_method_pages.py": "the code of docs/writing.md, docs/attribution.md and docs/replacing.md",
     "tests/docs/test_errors_page.py": "the page docs/errors.md",
     "tests/docs/test_metrics_pages.py": "the pages below docs/metrics and docs/adding_a_metric.md",
     "tests/docs/test_security_page.py": "the limits in docs/security.md, against the code",

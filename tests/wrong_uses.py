@@ -30,7 +30,7 @@ from tiny import random_image, tiny_llava_next
 from transformer_lens import patching as by_position
 
 import mm_lens
-from mm_lens import ablation, corruptions, datasets, knockout, patching
+from mm_lens import ablation, corruptions, datasets, knockout, patching, replacing
 from mm_lens.causal import knockout_table
 from mm_lens.data import Sample
 from mm_lens.drawing import draw_layout, draw_values
@@ -128,6 +128,10 @@ def zero(rows: Any, hook: Any) -> Any:
 
 
 VIEW = "blocks.0.visual.hook_resid_post"
+
+
+MAPS = replacing.BlockMaps("visual", {}, frozenset())
+DIRECTIONS = replacing.Subspaces("visual", {}, frozenset())
 
 
 @dataclass(frozen=True)
@@ -237,6 +241,19 @@ USES: dict[str, Use] = {
     "half a character": says("half of a character", lambda c: c.model.prepare("\ud800", c.image)),
     "one of two prompts None": says(r"prompt 1", lambda c: c.model.prepare(["a", None], None)),
     "one image for two": says("images for 1", lambda c: c.model.prepare(["a", "b"], c.image)),
+    "a word that takes no block's place": says(
+        "how is out of affine", lambda c: replacing.replacement_hooks(c.model, MAPS, how="linear")
+    ),
+    "maps of no block": says(
+        "no map of block 1", lambda c: replacing.replacement_hooks(c.model, MAPS, layers=[1])
+    ),
+    "a model in place of maps": says(
+        "what fit_maps returns", lambda c: replacing.replacement_table(c.model, c.pairs, c.model)
+    ),
+    "directions that are no word": says(
+        "directions are out of",
+        lambda c: replacing.dimension_table(c.model, c.pairs, DIRECTIONS, directions="principal"),
+    ),
     "no such image": says("cannot be read", lambda c: c.model.prepare("What?", "no-such.png")),
     "an image that is a number": says("not int", lambda c: c.model.prepare("What?", 3)),
     "an address": says("not fetched", lambda c: c.model.prepare("What?", "https://a.org/b.png")),

@@ -157,7 +157,8 @@ def load(
         split: of a set that has several; None takes its usual one.
         limit: at most this many samples, drawn without replacement, spread over the images; None
             takes all, in order.
-        seed: of the draw. The same seed gives the same samples in the same order.
+        seed: of the draw, and of samples that are made ("scenes"). The same seed gives the same
+            samples in the same order.
         image_column: column of images: paths, bytes, structs of the two, pictures; a list in a cell
             where a sample has several. Several columns, if each has one. None: no images.
         text_column: column of the question.
@@ -191,7 +192,7 @@ def load(
     if separator is not None and len(separator) != 1:
         raise DataError(f"separator is one character, as ';', not {separator!r}.")
     if isinstance(source, str | PathLike):
-        samples = _open(source, split, columns, question, separator)
+        samples = _open(source, split, columns, question, separator, seed)
     else:
         samples = _of_objects(source, split, columns)
     if not len(samples):
@@ -216,6 +217,7 @@ def _open(
     columns: Columns,
     question: str | None,
     separator: str | None,
+    seed: int,
 ) -> DataSet:
     """A data set by its name or path."""
     path = Path(source)
@@ -225,7 +227,7 @@ def _open(
             return hugging_face.open_set(where, split, columns)
         if replace(columns, fetch=False) != Columns():
             raise DataError(f"{name} has columns of its own: leave out names of columns.")
-        return sets.opener(name)(where, split)
+        return sets.open_set(name, where, split, seed)
     if not path.exists():
         raise DataError(
             f"{str(source)!r} is neither a data set ({', '.join(names())}) nor an existing "

@@ -9,7 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
+import torch
+from jaxtyping import Float, Int
 from PIL import Image
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList
 
 from mm_lens.data.samples import DataSet, Sample, Samples
 from mm_lens.errors import DataError
@@ -123,25 +127,53 @@ def answer_batch(
 
 def _answer(
     model: Any, inputs: Inputs, samples: list[Sample], questions: Questions, tokens: int
-) -> list[tuple[str, list[float]]]:
-    """What is written in answer to each, and the log-probabilities of what was to choose from."""
+) -> list[tuple[str, float, list[float]]]:
+    """What is written in answer to each, how sure the model was of it, and the log-probabilities of
+    what was to choose from."""
     protocol = questions.protocol
     if protocol.candidates is None:
+        stops, sure = _find_stops(model), Sureness()
         written = model.generate(
             inputs,
             max_new_tokens=tokens,
             do_sample=False,
-            eos_token_id=_find_stops(model),
+            eos_token_id=stops,
             return_type="tokens",
             verbose=False,
+            logits_processor=LogitsProcessorList([sure]),
         )
         new = written[:, inputs.input_ids.shape[1] :]
         texts = model.tokenizer.batch_decode(new, skip_special_tokens=True)
-        return [(text, []) for text in texts]
+        return [(text, log, []) for text, log in zip(texts, sure.of(new, stops), strict=True)]
     choices = [protocol.candidates(sample) for sample in samples]
     scores = score_answers(model, inputs, choices, protocol.mean)
     best = [max(range(len(row)), key=row.__getitem__) for row in scores]
-    return [(row[k], logs) for row, k, logs in zip(choices, best, scores, strict=True)]
+    shares = [float(torch.tensor(row).log_softmax(0).max()) for row in scores]
+    return [
+        *zip((row[k] for row, k in zip(choices, best, strict=True)), shares, scores, strict=True)
+    ]
+
+
+class Sureness(LogitsProcessor):
+    """Remembers the log-probability of what greedy decoding takes at each step; changes nothing."""
+
+    def __init__(self) -> None:
+        self.steps: list[Float[Tensor, " batch"]] = []
+
+    def __call__(
+        self, input_ids: Int[Tensor, "batch pos"], scores: Float[Tensor, "batch d_vocab"]
+    ) -> Float[Tensor, "batch d_vocab"]:
+        """The scores as they are."""
+        self.steps.append(scores.float().log_softmax(-1).amax(-1).cpu())
+        return scores
+
+    def of(self, new: Int[Tensor, "batch step"], stops: int | list[int] | None) -> list[float]:
+        """Of each row's text, up to and with the token that ends it."""
+        ends = torch.tensor([] if stops is None else stops).reshape(-1)
+        logs = torch.stack(self.steps, 1)[:, : new.shape[1]]
+        over = torch.isin(new.cpu(), ends).cumsum(1)
+        counted = (over == 0) | ((over == 1) & torch.isin(new.cpu(), ends))
+        return [float(row[kept].sum()) for row, kept in zip(logs, counted, strict=True)]
 
 
 def _find_stops(model: Any) -> int | list[int] | None:
@@ -160,11 +192,11 @@ def _find_stops(model: Any) -> int | list[int] | None:
 def _record(
     index: int,
     asked: Asked,
-    answer: tuple[str, list[float]],
+    answer: tuple[str, float, list[float]],
     questions: Questions,
     by: tuple[str, ...],
 ) -> dict[str, Any]:
-    written, logs = answer
+    written, confidence, logs = answer
     sample, protocol = asked.sample, questions.protocol
     said, wanted = protocol.read(written, sample), protocol.right(sample)
     about = {name: str(sample.about.get(name, "")) for name in by}
@@ -179,6 +211,7 @@ def _record(
         "said": said,
         "wanted": wanted,
         "right": said == wanted,
+        "confidence": confidence,
         "n_options": len(sample.options),
         **({"log_probabilities": logs} if logs else {}),
         **about,

@@ -28,7 +28,7 @@ COLUMNS = (
 )
 ANSWERS = (
     *("condition", "index", "id", "image", "shared"),
-    *("asked", "written", "said", "wanted", "right"),
+    *("asked", "written", "said", "wanted", "right", "confidence"),
 )
 """Columns that the answers have under any protocol."""
 ANSWERS_FILE, TABLE_FILE, CSV_FILE = "answers.parquet", "accuracy.parquet", "accuracy.csv"
@@ -46,8 +46,10 @@ class Scores:
             what one guess among the options is worth; of open questions, the share of the most
             frequent answer of the group.
         answers: a row for each question and condition: what was asked, what the model wrote, what
-            that was taken to say and what was right (`ANSWERS`), the columns of groups, and, where
-            answers were scored, the log-probability of each.
+            that was taken to say and what was right (`ANSWERS`), how sure the model was of it
+            (`confidence`: log-probability of all that it wrote, its end included; of options, among
+            these), the columns of groups, and, where answers were scored, the log-probability of
+            each.
         provenance: versions, model, data, protocol and options, ready for JSON.
     """
 

@@ -124,7 +124,7 @@ def fit_subspaces(
             _add(every, k, x)
             _add(ordinary, k, x[~apart])
             found = Tokens(x, *(each.to(x.device) for each in (row + first, position, row)))
-            found = found if k not in kept else concatenate([kept[k], found])
+            found = found if k not in kept else concatenate(kept[k], found)
             kept[k] = subsample(found, MOST, seed)
         first += len(mask)
     if not every or min(scatter.n for scatter in every.values()) < 2:

@@ -28,6 +28,7 @@ def test_a_table_equals_a_loop_of_native_hooks(model, native, samples, others):
     table = replacement_table(
         model, samples, maps, how=["identity", "block"], runs=[1, 2], progress=False
     ).set_index(["how", "first_layer", "last_layer", "metric"])
+    table = table.sort_index()
     for first, last in ((1, 1), (0, 1)):
         found = []
         for inputs, answers in samples:
@@ -52,7 +53,6 @@ def test_what_was_fitted_on_is_not_tried(model, samples, others):
     partial = fit_maps(model, others, layers=[0])
     for options, complaint in (
         ({"maps": partial}, "no map of block 1"),
-        ({"maps": None}, "fit_maps"),
         ({"runs": []}, "runs names"),
         ({"how": []}, "how is out of"),
     ):

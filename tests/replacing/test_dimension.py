@@ -81,7 +81,6 @@ def test_what_is_no_dimension_is_refused(model, others):
     samples = ask(model, [0])
     for options, complaint in (
         ({"sizes": [25]}, "from 0 to 24"),
-        ({"directions": "principal"}, "directions are out of"),
         ({"layers": [0]}, "no directions of layer 0"),
     ):
         with pytest.raises(InputError, match=complaint):
