@@ -5,9 +5,9 @@ fusion differ in both. Here are both fusions, several seeds (of weights, of part
 five moments of each training, from parts that were joined and never met to the end. Each moment is
 asked the same questions, as many of each kind, and profiled on the same pictures.
 
-Two tables come out. `models.csv`: a row for each model and kind of question. `geometry.parquet`: the
-profile of each model, as `mm_lens.profile` gives it. A run of one seed and fusion that is done is
-not done again. What the tables say: `demo_training.across`.
+Two tables come out. `models.csv`: a row for each model and kind of question; `geometry.parquet`:
+the profile of each model, as `mm_lens.profile` gives it. A run of one seed and fusion that is done
+is not done again. What the tables say: `demo_training.across`.
 """
 
 import argparse

@@ -26,8 +26,8 @@ from mm_lens import replacing
 
 DOCS = Path(__file__).parent
 PAGE = DOCS / "descriptive_or_prescriptive.md"
-MODELS = ("demo/llava-next", "demo/omnifusion")
-EACH, FITTED = 150, 120
+MODELS = ("demo/omnifusion", "demo/llava-next")
+EACH, FITTED = 100, 100
 SIZES = (0, 1, 2, 4, 8, 16, 32, 96)
 HOWS = ("affine", "shift", "identity", "random", "mean")
 REPLACED = (
