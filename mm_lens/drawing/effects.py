@@ -23,10 +23,12 @@ FEW = 4
 MOST = 40
 """Rows of a table of colours."""
 MARKERS = "os^Dvp"
+TELLING = ("group", "how", "what", "directions", "k")
+"""Columns that tell the interventions of a table apart."""
 
 
 def draw_effects(table: pd.DataFrame, metric: str | None = None) -> InlineFigure:
-    """Effects over the layers with their intervals: a curve for each edge or group.
+    """Effects over the layers with their intervals: a curve for each intervention.
 
     Args:
         table: what `knockout_table` or `ablation_table` returned, or rows of it.
@@ -38,14 +40,16 @@ def draw_effects(table: pd.DataFrame, metric: str | None = None) -> InlineFigure
     known = [*dict.fromkeys(table["metric"])]
     if not known or (metric is not None and metric not in known):
         raise InputError(f"The table holds no metric {metric!r}; it holds {', '.join(known)}.")
-    what = next(name for name in ("edge", "group") if name in table)
+    table = table.reset_index(drop=True)
+    lengths = table.last_layer - table.first_layer + 1
+    labels = _name_curves(table, lengths)
     chosen = known if metric is None else [metric]
     figure = InlineFigure(figsize=(5.2 * len(chosen) + 0.4, 3.9), dpi=DPI, layout="constrained")
     axes = np.atleast_1d(figure.subplots(1, len(chosen)))
     for axis, name in zip(axes, chosen, strict=True):
         rows = table[table["metric"] == name]
-        for k, label in enumerate(dict.fromkeys(rows[what])):
-            line = rows[rows[what] == label].sort_values("first_layer")
+        for k, label in enumerate(dict.fromkeys(labels[rows.index])):
+            line = rows[labels[rows.index] == label].sort_values("first_layer")
             x = (line.first_layer + line.last_layer).to_numpy(float) / 2
             colour, marker = TILE_COLOURS[k % len(TILE_COLOURS)], MARKERS[k % len(MARKERS)]
             axis.fill_between(
@@ -54,8 +58,9 @@ def draw_effects(table: pd.DataFrame, metric: str | None = None) -> InlineFigure
             )  # fmt: skip
             axis.plot(x, line.effect.to_numpy(float), color=colour, marker=marker, label=label)
         axis.axhline(0, color="0.6", linewidth=1)
-        width = int((table.last_layer - table.first_layer).max()) + 1
-        axis.set_xlabel("layer" if width == 1 else f"middle of the window of {width} layers")
+        width = int(lengths.max())
+        window = f"middle of the window of {width} layers" if lengths.nunique() == 1 else "middle"
+        axis.set_xlabel("layer" if width == 1 else window)
         axis.set_ylabel(f"effect on {name}")
         axis.set_title(f"without any edit: {rows.baseline.mean():.3g}", fontsize=10)
         axis.grid(color="0.9")
@@ -65,6 +70,18 @@ def draw_effects(table: pd.DataFrame, metric: str | None = None) -> InlineFigure
     bands = "Bands: 95 % interval over samples" if table.low.notna().any() else "No interval"
     figure.supxlabel(f"{bands}; n = {n}.", fontsize=9, color="0.35")
     return figure
+
+
+def _name_curves(table: pd.DataFrame, lengths: pd.Series) -> pd.Series:
+    """The curve that each row belongs to: what tells its intervention from others at its layers."""
+    if "edge" in table:
+        return table["edge"]
+    there = [name for name in TELLING if name in table]
+    telling = [name for name in there if table[name].nunique() > 1] or there[:1]
+    labels = table[telling].astype(str).agg(" ".join, axis=1)
+    if lengths.nunique() > 1:
+        labels += ", " + lengths.astype(str) + " in a row"
+    return labels
 
 
 def draw_patching(

@@ -52,6 +52,21 @@ def test_curves_of_a_table():
         draw_effects(table(), "bogus")
 
 
+def test_each_intervention_has_its_curve():
+    rows = table(["accuracy"]).drop(columns="edge").assign(group="visual", how="affine")
+    other = rows.assign(how="identity")
+    (axis,) = EffectTable(pd.concat([rows, other])).plot().axes
+    assert [line.get_label() for line in axis.lines[:2]] == ["affine", "identity"]
+    longer = rows.assign(last_layer=rows["first_layer"] + 2)
+    (axis,) = EffectTable(pd.concat([rows, other, longer])).plot().axes
+    names = [line.get_label() for line in axis.lines[:3]]
+    assert names == ["affine, 2 in a row", "identity, 2 in a row", "affine, 3 in a row"]
+    assert axis.get_xlabel() == "middle"
+    kept = rows.assign(directions="principal", k=rows["first_layer"] % 2)
+    (axis,) = EffectTable(kept).plot().axes
+    assert [line.get_label() for line in axis.lines[:2]] == ["0", "1"]
+
+
 def test_other_plots_are_those_of_pandas():
     axis = table()[["low", "high"]].plot()
     assert [line.get_label() for line in axis.lines] == ["low", "high"]
