@@ -1,6 +1,6 @@
 """The figures of docs/descriptive_or_prescriptive.md.
 
-    python docs/descriptive_or_prescriptive.py measure runs/prescriptive   # interventions: minutes
+    python docs/descriptive_or_prescriptive.py measure runs/prescriptive [MODEL]   # minutes
     python docs/descriptive_or_prescriptive.py tell runs/prescriptive      # tables and the picture
 
 `measure` goes on where it was stopped. `tell` writes the tables into the page, between its markers,
@@ -52,10 +52,10 @@ COUNTS = {
 }
 
 
-def measure(out: Path, each: int = EACH, fitted: int = FITTED) -> None:
+def measure(out: Path, *models: str, each: int = EACH, fitted: int = FITTED) -> None:
     out.mkdir(parents=True, exist_ok=True)
     data = mm_lens.datasets.load("easy-vqa", limit=each + fitted)
-    for name in MODELS:
+    for name in models or MODELS:
         model = mm_lens.load(name)
         stem = out / name.removeprefix("demo/")
         inputs = [model.prepare(sample.text, sample.image) for sample in data]
@@ -340,5 +340,5 @@ def tell(out: Path) -> None:
 
 
 if __name__ == "__main__":
-    what, folder = sys.argv[1:3]
-    {"measure": measure, "tell": tell}[what](Path(folder), *map(int, sys.argv[3:]))
+    what, folder, *names = sys.argv[1:]
+    {"measure": measure, "tell": tell}[what](Path(folder), *names)
