@@ -33,8 +33,8 @@ STAGES = {
 which measuring takes half. The defaults of `demo_training.train` are five times as many."""
 TOKENS = 768
 """Of each modality, in a profile: 16 to a dimension."""
-MOMENTS = (0.25, 0.5, 1.0)
-"""Of the last stage: where a model is measured, beside joined and connected."""
+MOMENTS = ("joined", "connected", 0.25, 0.5, 1.0)
+"""Where a model is measured: parts that were joined, connected, and parts of the last stage."""
 KINDS = ("shape", "colour", "yes/no")
 
 
@@ -52,21 +52,22 @@ class Watched(train.Fusing):
 
     def watch(self, stage: str, step: int) -> None:
         """Measure the model, where it is time to."""
-        if stage == "answering" and step not in {
-            round(part * self.args.answer) for part in MOMENTS
-        }:
+        steps = [round(part * self.args.answer) for part in MOMENTS if isinstance(part, float)]
+        if stage not in MOMENTS and (stage != "answering" or step not in steps):
             return
         chance = torch.get_rng_state()
         place = {"fusion": self.name, "seed": self.args.seed, "stage": stage, "step": step}
         folder = self.args.out / self.name / f"{stage}-{step}"
         self.slow.eval().save_pretrained(folder)
         self.fusion.processor.save_pretrained(folder)
-        found = measure(folder, self.data, self.args.profiled)
+        found = measure(folder, self.data, self.args.profiled, self.args.metrics)
         self.measured.append(tuple(table.assign(**place) for table in found))  # type: ignore[arg-type]
         torch.set_rng_state(chance)
 
 
-def measure(folder: Path, data: DataSet, profiled: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+def measure(
+    folder: Path, data: DataSet, profiled: int, metrics: list[str] | None = None
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """How often the model in a folder is right, and its profile on the first `profiled` samples."""
     model = mm_lens.load(str(folder), check=False)
     options: Any = {"progress": False, "conditions": ["given"]}
@@ -79,6 +80,7 @@ def measure(folder: Path, data: DataSet, profiled: int) -> tuple[pd.DataFrame, p
         modalities=["visual", "text"],
         samples=profiled,
         tokens=TOKENS,
+        metrics=metrics,
         progress=False,
     )
     return accuracy, profile.table
@@ -125,6 +127,7 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--each", type=int, default=30, help="questions of each kind")
     parser.add_argument("--profiled", type=int, default=40, help="samples of a profile")
+    parser.add_argument("--metrics", nargs="+", help="these alone, instead of both presets")
     parser.set_defaults(**STAGES)
     return parser
 
