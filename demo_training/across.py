@@ -42,11 +42,12 @@ def join(models: pd.DataFrame, geometry: pd.DataFrame) -> pd.DataFrame:
     """A row for each model: its accuracy, and a column for each quantity."""
     given = models[models["condition"] == "given"]
     accuracy = given.groupby([*TRAINING, *MOMENT])["accuracy"].mean()
-    states = geometry[geometry["hook"].isin(["resid_pre", "resid_post"])]
+    states = geometry[geometry["hook"].str.contains(r"hook_resid_(?:pre|post)$")]
     mean = states.groupby([*TRAINING, *MOMENT, *PLACE])["value"].mean()
     wide = mean.unstack(PLACE)
     wide = wide.loc[:, wide.notna().all() & (wide.std() > 0)]
-    found: pd.DataFrame = wide.assign(accuracy=accuracy)
+    found = wide.copy()
+    found["accuracy", "", ""] = accuracy
     return found
 
 

@@ -180,7 +180,7 @@ def functional_dimension(
             name: _from_on(rows["k"].to_list(), (rows[of] >= bound).to_list())
             for name, of in columns.items()
         }
-        counts = subspaces.layers[layer].counts if subspaces is not None else {}
+        counts = subspaces.layers[int(str(layer))].counts if subspaces is not None else {}
         found.append({**place, **where, **counts})
     return pd.DataFrame(found)
 

@@ -105,7 +105,8 @@ def turn_at_random(matrix: Float64[Tensor, "d d"], seed: int) -> Float64[Tensor,
     generator = derive_generator(seed, "directions")
     sides = [torch.randn(*matrix.shape, generator=generator, dtype=matrix.dtype) for _ in range(2)]
     left, right = (torch.linalg.qr(side)[0].to(matrix.device) for side in sides)
-    return (left * torch.linalg.svdvals(matrix)) @ right
+    turned: Tensor = (left * torch.linalg.svdvals(matrix)) @ right
+    return turned
 
 
 @dataclass(frozen=True, eq=False)

@@ -83,7 +83,8 @@ def find_massive(rows: Float[Tensor, "batch n d"]) -> Bool[Tensor, "batch n"]:
     """Tokens longer than `KAPPA` times the median of their row; rows of zeros are padding."""
     norms = torch.linalg.vector_norm(rows.float(), dim=-1)
     typical = norms.masked_fill(norms == 0, torch.nan).nanmedian(1, keepdim=True).values
-    return norms > KAPPA * typical
+    found: Tensor = norms > KAPPA * typical
+    return found
 
 
 def fit_subspaces(

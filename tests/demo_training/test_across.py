@@ -10,6 +10,9 @@ from scipy import stats
 from demo_training import across
 
 
+HOOKS = ["blocks.0.hook_resid_pre", "blocks.0.hook_resid_post", "blocks.0.hook_attn_out"]
+
+
 def plant(seed=0):
     """Both fusions, four seeds, four moments; what goes with accuracy is known."""
     chance, models, geometry = np.random.default_rng(seed), [], []
@@ -28,7 +31,7 @@ def plant(seed=0):
                     "fused": 3.0 * (fusion == "b") + 0.3 * chance.normal(),
                 }
                 for metric, value in values.items():
-                    for layer, hook in enumerate(["resid_pre", "resid_post", "attn_out"]):
+                    for layer, hook in enumerate(HOOKS):
                         where = {"stream": "residual", "modality": "visual", "layer": layer}
                         told = {"hook": hook, "metric": metric, "value": value + (layer == 2)}
                         geometry.append({**place, **where, **told})

@@ -60,8 +60,6 @@ def test_what_was_fitted_on_is_not_tried(model, samples, others):
             replacement_table(
                 model, samples, **{"maps": fit_maps(model, others), **options}, progress=False
             )
-    with pytest.raises(InputError, match="list of pairs"):
-        replacement_table(model, [samples[0][0]], fit_maps(model, others), progress=False)
 
 
 def test_text_can_be_replaced(model, others):

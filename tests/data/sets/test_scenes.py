@@ -7,11 +7,20 @@ import pytest
 
 from mm_lens import DataError
 from mm_lens.data import datasets
+from mm_lens.data.sets import scenes
 from mm_lens.data.sets.scenes import open_set
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few():
+    """Pictures enough for these tests; each is made from its own number."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scenes, "PICTURES", {"train": 8, "test": 50})
+        yield
+
+
 @pytest.fixture(scope="module")
-def data():
+def data(few):
     return datasets.load("scenes", limit=40, seed=3)
 
 

@@ -10,6 +10,8 @@ from mm_lens.data.sets.scenes.drawing import COLOURS, SHAPES, Scene, Thing
 
 KINDS = ("colour", "shape", "left", "right", "count", "present", "absent")
 """`present` and `absent` are both "is there a …?"; their answers are yes and no."""
+CHECKED = ("left", "right", "count")
+"""Kinds that may have no partner: what would have to come about is there already."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,8 @@ def ask_all(scene: Scene, chance: random.Random) -> list[Question]:
         asked = [
             question
             for question in asked
-            if question.answer(scene) is not None and find_partner(question, scene, chance)
+            if question.answer(scene) is not None
+            and (kind not in CHECKED or find_partner(question, scene, chance))
         ]
         if asked:
             found.append(chance.choice(asked))

@@ -11,7 +11,7 @@ from scipy import ndimage
 from mm_lens.data.sets.scenes.drawing import COLOURS, make_scene
 from mm_lens.data.sets.scenes.questions import KINDS, ask_all, find_partner
 
-SCENES = [(scene, k) for k in range(40) if (scene := make_scene(random.Random(k)))]
+SCENES = [(scene, k) for k in range(24) if (scene := make_scene(random.Random(k)))]
 
 
 def seen(image):
