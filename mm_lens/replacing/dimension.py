@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 import pandas as pd
 import torch
@@ -180,7 +180,7 @@ def functional_dimension(
             name: _from_on(rows["k"].to_list(), (rows[of] >= bound).to_list())
             for name, of in columns.items()
         }
-        counts = subspaces.layers[int(str(layer))].counts if subspaces is not None else {}
+        counts = subspaces.layers[cast(int, layer)].counts if subspaces is not None else {}
         found.append({**place, **where, **counts})
     return pd.DataFrame(found)
 

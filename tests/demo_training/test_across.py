@@ -9,7 +9,6 @@ from scipy import stats
 
 from demo_training import across
 
-
 HOOKS = ["blocks.0.hook_resid_pre", "blocks.0.hook_resid_post", "blocks.0.hook_attn_out"]
 
 
