@@ -106,7 +106,7 @@ def _between(index: pd.MultiIndex, values: np.ndarray, accuracy: np.ndarray) -> 
     names = sorted(index.unique("fusion"))
     if len(names) != 2:
         return {"fusion": np.nan, "fusion_low": np.nan, "fusion_high": np.nan}
-    slope, shift = np.polyfit(accuracy, values, 1)
+    slope, shift = np.polyfit(accuracy, values, 1) if np.ptp(accuracy) else (0.0, values.mean())
     rest = pd.Series((values - slope * accuracy - shift) / values.std(), index=index)
     by = rest.groupby(TRAINING).mean().unstack("fusion")
     apart = (by[names[1]] - by[names[0]]).to_numpy()
