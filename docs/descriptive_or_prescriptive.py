@@ -85,11 +85,12 @@ def measure(out: Path, *models: str, each: int = EACH, fitted: int = FITTED) -> 
 
 
 def read(out: Path, kind: str) -> pd.DataFrame:
-    """A table of both models."""
+    """A table of the models that were measured."""
     tables = []
     for name in MODELS:
         short = name.removeprefix("demo/")
-        tables.append(pd.read_csv(out / f"{short}-{kind}.csv").assign(model=short))
+        if (path := out / f"{short}-{kind}.csv").exists():
+            tables.append(pd.read_csv(path).assign(model=short))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -261,7 +262,7 @@ def draw(out: Path, path: Path) -> None:
     single = table[table["metric"] == "accuracy"]
     figure = Figure(figsize=(9, 3), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(1, 2, sharey=True)
+    axes = figure.subplots(1, single["model"].nunique(), sharey=True, squeeze=False)[0]
     colours = {"affine": "#0072B2", "identity": "#D55E00", "random": "#CC79A7", "mean": "#555555"}
     for axis, (model, rows) in zip(axes, single.groupby("model"), strict=True):
         for shift, (how, colour) in enumerate(colours.items()):
@@ -278,7 +279,7 @@ def draw(out: Path, path: Path) -> None:
         axis.set_title(f"demo/{model}", fontsize=9)
         axis.set_xlabel("block, and its held-out R²", fontsize=8)
     axes[0].set_ylabel("accuracy with the block replaced", fontsize=8)
-    axes[1].legend(fontsize=7)
+    axes[-1].legend(fontsize=7)
     figure.savefig(path)
 
 
@@ -331,7 +332,7 @@ def tell(out: Path) -> None:
         ("text", blocks_table(read(out, "text"), read(out, "text-maps"))),
         ("dimension", dimension_text(read(out, "functional"))),
         ("removal", removal_text(read(out, "removal"))),
-        ("population", population_text(POPULATION)),
+        *([("population", population_text(POPULATION))] if POPULATION.exists() else []),
     ):
         page = put(page, name, content)
         print(f"== {name}\n{content}\n")
