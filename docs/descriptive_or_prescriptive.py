@@ -27,7 +27,7 @@ from mm_lens import replacing
 DOCS = Path(__file__).parent
 PAGE = DOCS / "descriptive_or_prescriptive.md"
 MODELS = ("demo/omnifusion", "demo/llava-next")
-EACH, FITTED = 100, 100
+EACH, FITTED = 80, 100
 SIZES = (0, 1, 2, 4, 8, 16, 32, 96)
 HOWS = ("affine", "shift", "identity", "random", "mean")
 REPLACED = (
@@ -91,7 +91,7 @@ def read(out: Path, kind: str) -> pd.DataFrame:
         short = name.removeprefix("demo/")
         if (path := out / f"{short}-{kind}.csv").exists():
             tables.append(pd.read_csv(path).assign(model=short))
-    return pd.concat(tables, ignore_index=True)
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
 def interval_of_rank_correlation(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
@@ -247,12 +247,14 @@ def verdicts(out: Path) -> list[tuple[str, str, dict[str, object]]]:
     """Each quantity, what the interventions say of it, and on what grounds."""
     table, functional, removal = (read(out, kind) for kind in ("visual", "functional", "removal"))
     found = [("linearity", *judge_linearity(table))]
-    found += [(COUNTS[name], *judge_dimension(functional, name)) for name in COUNTS]
+    if not functional.empty:
+        found += [(COUNTS[name], *judge_dimension(functional, name)) for name in COUNTS]
     for name, what, control in (
         ("anisotropy", "leading direction", "random direction"),
         ("sinks", "massive tokens", "ordinary tokens"),
     ):
-        found.append((name, *judge_removal(removal, functional, what, control)))
+        if not removal.empty and not functional.empty:
+            found.append((name, *judge_removal(removal, functional, what, control)))
     return found
 
 
@@ -325,17 +327,18 @@ def tell(out: Path) -> None:
         )  # fmt: skip
         lines.append(f"| {name} | {verdict} | {grounds} |")
     page = PAGE.read_text("utf-8")
-    for name, content in (
-        ("verdicts", "\n".join(lines)),
-        ("blocks", blocks_table(read(out, "visual"), read(out, "visual-maps"))),
-        ("runs", runs_table(read(out, "runs"))),
-        ("text", blocks_table(read(out, "text"), read(out, "text-maps"))),
-        ("dimension", dimension_text(read(out, "functional"))),
-        ("removal", removal_text(read(out, "removal"))),
-        *([("population", population_text(POPULATION))] if POPULATION.exists() else []),
+    page = put(page, "verdicts", "\n".join(lines))
+    for name, kind, write in (
+        ("blocks", "visual", lambda table: blocks_table(table, read(out, "visual-maps"))),
+        ("runs", "runs", runs_table),
+        ("text", "text", lambda table: blocks_table(table, read(out, "text-maps"))),
+        ("dimension", "functional", dimension_text),
+        ("removal", "removal", removal_text),
     ):
-        page = put(page, name, content)
-        print(f"== {name}\n{content}\n")
+        if not (table := read(out, kind)).empty:
+            page = put(page, name, write(table))
+    if POPULATION.exists():
+        page = put(page, "population", population_text(POPULATION))
     PAGE.write_text(page, "utf-8")
     draw(out, DOCS / "images" / "replacing.png")
 
