@@ -18,9 +18,16 @@ MIRRORED = {
 }
 
 MODULES_WITHOUT_TESTS = {
+    "mm_lens/check/attention.py": "as what is compared: tests/check/test_suite.py",
     "mm_lens/check/checks.py": "as what they find: tests/check/test_suite.py",
+    "mm_lens/check/interventions.py": "as what they find: tests/check/test_suite.py",
     "mm_lens/check/native.py": "as what is compared: tests/check/test_suite.py",
     "mm_lens/check/painting.py": "by wrong places: tests/check/test_suite.py",
+    "mm_lens/check/runs.py": "as what they find: tests/check/test_suite.py",
+    "mm_lens/check/subject.py": "what every check is given: tests/check/test_suite.py",
+    "mm_lens/check/traces.py": "by a check that leaves some: tests/check/test_suite.py",
+    "mm_lens/check/views.py": "as what they find: tests/check/test_suite.py",
+    "mm_lens/check/writing.py": "as what they find: tests/check/test_suite.py",
     "mm_lens/arguments.py": "by wrong uses of every function: tests/test_wrong_uses.py",
     "mm_lens/model/parts/copying.py": "by copies and pickles: tests/test_wrong_uses.py",
     "mm_lens/cli/runs/comparing.py": "the command compare: tests/comparing/test_comparison.py",
@@ -53,6 +60,7 @@ MODULES_WITHOUT_TESTS = {
     "mm_lens/profiling/points/lines.py": "what pictures show: tests/drawing/test_components.py",
     "mm_lens/profiling/points/probe.py": "refused names: tests/profiling/points/test_selection.py",
     "adapters/mm_lens_adapters/claims.py": "a table, read by tests/comparing/test_statements.py",
+    "adapters/mm_lens_adapters/cohere2_vision.py": "its declaration: tests/families",
     "adapters/mm_lens_adapters/deepseek_vl.py": "its declaration: tests/families",
     "adapters/mm_lens_adapters/fitting.py": "by wrong processors: tests/model/test_loading.py",
     "adapters/mm_lens_adapters/gemma3.py": "its declaration: tests/families",

@@ -565,6 +565,34 @@ def _internvl() -> Built:
     return finish(tf.InternVLForConditionalGeneration, config, processor)
 
 
+@configuration("cohere2-vision")
+def _cohere2_vision() -> Built:
+    words = tokenizer(
+        boi_token="<|START_OF_IMG|>",
+        eoi_token="<|END_OF_IMG|>",
+        image_token="<|IMG_PATCH|>",
+        img_line_break_token="<|IMG_LINE_BREAK|>",
+    )
+    config = tf.Cohere2VisionConfig(
+        vision_config=_siglip(),
+        text_config=tf.Cohere2Config(
+            **{**TEXT, "num_hidden_layers": 4},
+            sliding_window=12,
+            layer_types=["sliding_attention", "full_attention"] * 2,
+        ),
+        image_token_id=words.image_token_id,
+        alignment_intermediate_size=52,
+        tie_word_embeddings=False,
+    )
+    images = tf.Cohere2VisionImageProcessor(
+        size={"height": 24, "width": 24}, max_patches=6, patch_size=3
+    )
+    processor = tf.Cohere2VisionProcessor(
+        image_processor=images, tokenizer=words, chat_template=template("<|IMG_PATCH|>")
+    )
+    return finish(tf.Cohere2VisionForConditionalGeneration, config, processor)
+
+
 def _idefics_marks() -> list[str]:
     tags = [f"<row_{i}_col_{j}>" for i in range(1, 5) for j in range(1, 5)]
     return ["<fake_token_around_image>", "<end_of_utterance>", "<global-img>", *tags]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import torch
 from PIL import Image
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
@@ -13,6 +12,7 @@ from mm_lens.errors import InputError
 from mm_lens.layout.layout import ImageGeometry, TokenLayout
 from mm_lens.layout.tiles import Size
 from mm_lens.model.families import NO_INPUTS
+from mm_lens.model.families.declaration import make_noise
 from mm_lens_adapters import llava_next_layout
 from mm_lens_adapters.llava_style import LlavaStyleFamily
 
@@ -66,6 +66,4 @@ class LlavaNextFamily(LlavaStyleFamily):
     def probe_image(self) -> Image.Image:
         """Noise of an extreme aspect ratio: most of its tiles is padding, which makes no tokens."""
         side = self.config.vision_config.image_size
-        size = (2 * side, side // 5)
-        noise = torch.rand(size[1], size[0], 3, generator=torch.Generator().manual_seed(0))
-        return Image.fromarray((noise * 255).byte().numpy())
+        return make_noise((side // 5, 2 * side))

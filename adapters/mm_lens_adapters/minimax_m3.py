@@ -28,7 +28,9 @@ class MiniMaxM3Family(GridFamily):
     padding_side: ClassVar[Literal["left", "right"] | None] = "right"
     exceptions: ClassVar = {
         "left padding": "its attention chooses blocks of keys, and counts padding on the left "
-        "among them, in the native model too: rows are padded on the right"
+        "among them, in the native model too: rows are padded on the right",
+        "knock-out": "its attention chooses blocks of keys before its mask hides any: knocked out, "
+        "keys do not take part in the choice, in the native model's own mask they do",
     }
 
 

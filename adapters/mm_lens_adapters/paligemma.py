@@ -16,6 +16,7 @@ class PaliGemmaFamily(SquareFamily):
     architectures: ClassVar[tuple[str, ...]] = ("PaliGemmaForConditionalGeneration",)
     drop: ClassVar[frozenset[str]] = frozenset({"labels"})
     bidirectional: ClassVar[bool] = True
+    behind_image: ClassVar[str] = ""  # its processor writes <bos> there, and a newline at the end
     needs_image: ClassVar[str] = "its processor writes the beginning of the prompt behind an image"
     exceptions: ClassVar = {
         "text only": needs_image,

@@ -12,14 +12,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from itertools import chain
 from typing import Any
 
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from mm_lens.check.native import embed, path_of
+from mm_lens.check.native import embed
 from mm_lens.layout.layout import TokenLayout
 from mm_lens.model.bridge import VisionLanguageBridge
 from mm_lens.model.inputs import Inputs
@@ -56,20 +55,30 @@ def check_places(
         return [f"no token of {sizes} has a box of two pixels"]
     step = max(1, -(-len(chosen) // most))
     faults = []
-    with still_attention(native, model):
+    with still_attention(native):
         before = embed(native, inputs)
         for token in chosen[::step]:
             k = int(layout.image[0, token])
             x0, y0, x1, y1 = box[token].tolist()
-            inner = [(3 * x0 + x1) / 4, (3 * y0 + y1) / 4, (x0 + 3 * x1) / 4, (y0 + 3 * y1) / 4]
             painted = [picture.copy() for picture in grey]
-            x0, y0, x1, y1 = map(round, inner)
-            x1, y1 = max(x1, x0 + 1), max(y1, y0 + 1)
+            x0, x1 = _inner(x0, x1, grey[k].width)
+            y0, y1 = _inner(y0, y1, grey[k].height)
             ImageDraw.Draw(painted[k]).rectangle((x0, y0, x1 - 1, y1 - 1), fill=PAINT)
             after = embed(native, model.prepare("x", painted))
             moved = (after - before)[0].float().norm(dim=-1).cpu()
             faults += _judge(layout, token, k, (x0, y0, x1, y1), moved)
     return faults
+
+
+def _inner(low: float, high: float, edge: int) -> tuple[int, int]:
+    """Pixels of the inner half of a box along one axis; at the picture's edge up to there.
+
+    There a box may be cut: what of the token lies beyond cannot be painted, and its middle is not
+    the box's.
+    """
+    quarter = (high - low) / 4
+    begin = 0 if low <= 0 else round(low + quarter)
+    return begin, edge if high >= edge else max(round(high - quarter), begin + 1)
 
 
 def _judge(
@@ -111,15 +120,15 @@ def _boxes(inputs: Inputs) -> Tensor:
 
 
 @contextmanager
-def still_attention(native: Any, model: VisionLanguageBridge) -> Iterator[None]:
-    """Inside, attention of the vision tower and of the projector writes nothing."""
+def still_attention(native: Any) -> Iterator[None]:
+    """Inside, attention outside of the language model writes nothing: tower and projector."""
 
     def silence(module: Any, args: Any, out: Any) -> Any:
         return (torch.zeros_like(out[0]), *out[1:]) if isinstance(out, tuple) else out * 0
 
-    parts = [native.get_submodule(path_of(model, f"vision_{x}")) for x in ("encoder", "projector")]
+    language = {*native.get_decoder().modules()}
     with ExitStack() as stack:
-        for module in chain.from_iterable(part.modules() for part in parts):
-            if re.search(r"Attention(2D)?$", type(module).__name__):
+        for module in native.modules():
+            if module not in language and re.search(r"Attention(2D)?$", type(module).__name__):
                 stack.callback(module.register_forward_hook(silence).remove)
         yield

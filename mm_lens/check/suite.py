@@ -10,8 +10,9 @@ from typing import Any, Literal, TypeAlias
 
 from mm_lens._notebook import make_table
 from mm_lens.arguments import suggest
-from mm_lens.check import checks
-from mm_lens.check.checks import Subject
+from mm_lens.check import checks, interventions, runs, views, writing
+from mm_lens.check.subject import Fault, Subject
+from mm_lens.check.traces import changed, find_traces
 from mm_lens.errors import InputError
 from mm_lens.model.bridge import VisionLanguageBridge
 
@@ -25,18 +26,25 @@ CHECKS: Mapping[str, Callable[[Subject], None]] = {
     "right padding": checks.right_padding,
     "row without image": checks.row_without_image,
     "rows of a batch": checks.rows_of_a_batch,
-    "read": checks.read,
-    "edit": checks.edit,
-    "gradient": checks.gradient,
+    "read": views.read,
+    "edit": views.edit,
+    "gradient": views.gradient,
     "places": checks.places,
     "places of two images": checks.places_of_two_images,
     "segments": checks.segments,
     "bound tokens": checks.bound_tokens,
-    "generation": checks.generation,
+    "generation": writing.greedy,
+    "beams": writing.beams,
+    "sampling": writing.sampled,
+    "generation with hooks": writing.under_hooks,
     "rerun": checks.rerun,
-    "patching": checks.patching_table,
+    "patching": interventions.patching_tables,
+    "ablation": interventions.ablation_tables,
+    "knock-out": interventions.knockouts,
+    "patterns": interventions.patterns,
     "logit lens": checks.last_layer,
-    "profile": checks.batch_sizes,
+    "profile": runs.batch_sizes,
+    "save and resume": runs.save_and_resume,
     "bfloat16": checks.half_precision,
 }
 """Name of each check, as in `Family.exceptions`, and what it runs: it raises where it fails."""
@@ -116,7 +124,12 @@ def _run(subject: Subject, name: str) -> Outcome:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            before = [find_traces(x) for x in (subject.native, subject.model.original_model)]
             CHECKS[name](subject)
+            after = [find_traces(x) for x in (subject.native, subject.model.original_model)]
+        for was, now in zip(before, after, strict=True):
+            if left := changed(was, now):
+                raise Fault(f"the check leaves another {left} behind")
     except Exception as error:  # whatever a model's code raises is a check that fails
         fault = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     seconds = time.perf_counter() - start

@@ -140,9 +140,20 @@ def _decoded(text: Any) -> bytes:
 
 
 def render(
-    processor: Any, prompt: str | Sequence[Message], n_images: int, chat_template: bool | None
+    processor: Any,
+    prompt: str | Sequence[Message],
+    n_images: int,
+    chat_template: bool | None,
+    behind_image: str = "\n",
 ) -> Rendered:
     """A prompt as the model gets it; see `mm_lens.model.inputs.prepare`.
+
+    Args:
+        processor: the model's processor.
+        prompt: a text or messages.
+        n_images: images of the prompt.
+        chat_template: whether the template is applied; None: where no placeholder is written.
+        behind_image: what stands behind a placeholder that is put before a text without a template.
 
     Raises:
         InputError: placeholders and images do not match; there is no template where one is needed,
@@ -168,7 +179,7 @@ def render(
             "The processor has no chat template. Pass chat_template=False and write the prompt in "
             "the model's own format."
         )
-    as_it_is = prompt if written else f"{token}\n" * n_images + prompt
+    as_it_is = prompt if written else (token + behind_image) * n_images + prompt
     if chat_template is False or template is None:
         return Rendered(as_it_is, False)
     rendered = _apply_template(processor, [_user_turn(prompt, token, n_images)], n_images)

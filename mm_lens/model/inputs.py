@@ -232,7 +232,7 @@ def prepare(
         for i, row in enumerate(sources)
     )
     rendered = [
-        render(processor, prompt, len(row), chat_template)
+        render(processor, prompt, len(row), chat_template, family.behind_image)
         for prompt, row in zip(prompts, pictures, strict=True)
     ]
     for doubt in sorted({prompt.doubt for prompt in rendered if prompt.doubt}):

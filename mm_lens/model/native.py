@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import GatedRepoError
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
@@ -106,7 +107,8 @@ def _read_config(path: Any, attention: str, options: Mapping[str, Any], declared
         entries, _ = PreTrainedConfig.get_config_dict(path, **hub_options(options))
         check_entries(entries, where)
         config = AutoConfig.from_pretrained(path, **hub_options(options))
-    except (OSError, MMLensError):
+    except (OSError, MMLensError) as error:
+        _require_access(path, error)
         raise
     except Exception as error:  # each class of a configuration fails in its own way
         raise InputError(f"{where} cannot be used: {say(error)}.") from error
@@ -140,12 +142,37 @@ def read_processor(path: Any, options: Mapping[str, Any]) -> Any:
     except Exception as error:  # many libraries read its files, each failing in its own way
         if lacks_memory(error):
             raise
+        if isinstance(error, ImportError):
+            raise _lacks_library(where, error) from error
         raise InputError(
             f"{where} cannot be read: {say(error)}. Get processor_config.json and the files of the "
             "tokenizer again."
         ) from error
     _check_sizes(getattr(processor, "image_processor", None), where)
     return processor
+
+
+def _require_access(path: Any, error: BaseException) -> None:
+    """Tell of terms that were not accepted: transformers says that there is no such model, too.
+
+    Raises:
+        MMLensError: the repository is gated.
+    """
+    if isinstance(error.__cause__, GatedRepoError):
+        raise MMLensError(
+            f"{path} is gated: its files are given only to who accepted its terms. Accept them "
+            "on its page in the hub, and log in here (hf auth login), or pass token=."
+        ) from error
+
+
+def _lacks_library(where: str, error: ImportError) -> InputError:
+    """What to install, as transformers names it; its own advice goes on over many lines."""
+    found = re.search(r"requires the (\S+) library", str(error))
+    named = (found[1] if found else error.name or "").lower()
+    if not named:
+        return InputError(f"{where} cannot be read without a library: {say(error)}. Install it.")
+    own = 'pip install "mm-lens[torchvision]"' if named == "torchvision" else f"pip install {named}"
+    return InputError(f"{where} needs {named}, which is not installed. Install it: {own}.")
 
 
 def _check_sizes(images: Any, where: str) -> None:

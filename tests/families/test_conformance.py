@@ -1,6 +1,7 @@
 """The conformance suite (mm_lens.check) on a small random model of each configuration.
 
-`make test` runs a sample, `make test-families` all of it.
+`make test` runs a sample, `make test-families` all of it: a test for each configuration and check.
+The tests of one configuration share its two models.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from tiny_families import CONFIGURATIONS, build
 
 import mm_lens
@@ -16,34 +18,38 @@ from mm_lens.check import CHECKS, run_suite
 SAMPLE = ("one image", "left padding", "row without image", "rows of a batch", "read", "places")
 
 
-def table_of(name, only, sample):
-    native, _ = build(name)
-    wrapped, processor = build(name)
+@pytest.fixture(scope="module", params=CONFIGURATIONS)
+def pair(request):
+    """The native model and the bridge of the same weights, for all tests of a configuration."""
+    native, _ = build(request.param)
+    wrapped, processor = build(request.param)
     model = mm_lens.load(hf_model=wrapped, processor=processor, check=False)
-    return run_suite(native, model, only, sample)
+    before = [x.clone() for x in weights(native, model)]
+    yield native, model
+    assert all(torch.equal(x, y) for x, y in zip(before, weights(native, model), strict=True))
 
 
-@pytest.mark.parametrize("name", CONFIGURATIONS)
-def test_sample(name):
-    table = table_of(name, SAMPLE, sample=True)
+def weights(native, model):
+    return [*native.state_dict().values(), *model.original_model.state_dict().values()]
+
+
+def test_sample(pair):
+    table = run_suite(*pair, SAMPLE, sample=True)
     assert table.ok, table
     assert len(table.outcomes) == len(SAMPLE)
 
 
 @pytest.mark.families
-@pytest.mark.parametrize("name", CONFIGURATIONS)
 @pytest.mark.parametrize("check", CHECKS)
-def test_everything(name, check):
-    table = table_of(name, [check], sample=False)
+def test_everything(pair, check):
+    table = run_suite(*pair, [check])
     assert table.ok, table
 
 
-@pytest.mark.parametrize("name", CONFIGURATIONS)
-def test_declared_exceptions_are_checks_with_a_reason(name):
-    wrapped, processor = build(name)
-    family = mm_lens.families.family_for(type(wrapped).__name__)(wrapped, processor)
-    assert set(family.exceptions) <= set(CHECKS)
-    assert all(len(reason.split()) > 4 for reason in family.exceptions.values())
+def test_declared_exceptions_are_checks_with_a_reason(pair):
+    _, model = pair
+    assert set(model.family.exceptions) <= set(CHECKS)
+    assert all(len(reason.split()) > 4 for reason in model.family.exceptions.values())
 
 
 def test_the_page_has_a_row_for_each_configuration():

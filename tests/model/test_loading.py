@@ -7,20 +7,26 @@ import os
 import sys
 import tempfile
 from contextlib import suppress
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 from conftest import FAMILIES, load_tiny
+from huggingface_hub.errors import GatedRepoError
 from opened_families import open_family
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny import random_image, tiny_llava_next
+from transformers import AutoProcessor
+from transformers.utils import import_utils
 
 import mm_lens
 from mm_lens import InputError, MMLensError
 from mm_lens.data import templates
 from mm_lens.model.families import family_for
+from mm_lens.model.native import read_model, read_processor
 
 
 def test_from_a_directory(tmp_path):
@@ -375,6 +381,35 @@ def test_code_of_a_checkpoint_runs_only_if_it_is_allowed(checkpoint, monkeypatch
     with pytest.raises(ValueError, match="trust_remote_code"):
         mm_lens.load(str(path))
     assert not (path / "ran").exists()
+
+
+def test_a_library_that_a_processor_needs_is_named(monkeypatch):
+    """As transformers says it where the library is not there."""
+    known = import_utils.BACKENDS_MAPPING
+    monkeypatch.setitem(known, "torchvision", (lambda: False, known["torchvision"][1]))
+
+    def read(*args, **options):
+        import_utils.requires_backends(AutoProcessor, ["torchvision"])
+
+    monkeypatch.setattr(AutoProcessor, "from_pretrained", read)
+    told = r'^The processor of a/b needs torchvision, .*: pip install "mm-lens\[torchvision\]"\.$'
+    with pytest.raises(InputError, match=told):
+        read_processor("a/b", {})
+    for error, told in (
+        (ModuleNotFoundError("No module", name="num2words"), "pip install num2words"),
+        (ImportError("cannot import name x"), "without a library: cannot import name x"),
+    ):
+        monkeypatch.setattr(AutoProcessor, "from_pretrained", Mock(side_effect=error))
+        with pytest.raises(InputError, match=told):
+            read_processor("a/b", {})
+
+
+def test_terms_that_were_not_accepted_are_told(monkeypatch):
+    answer = SimpleNamespace(headers={}, request=None)
+    refused = GatedRepoError("403 Client Error", response=answer)
+    monkeypatch.setattr("transformers.utils.hub.hf_hub_download", Mock(side_effect=refused))
+    with pytest.raises(MMLensError, match=r"a/b is gated.*Accept them"):
+        read_model("a/b", None, None, None, "sdpa", {})
 
 
 def test_a_tokenizer_cannot_allow_its_own_code(checkpoint):

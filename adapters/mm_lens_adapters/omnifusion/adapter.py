@@ -15,6 +15,7 @@ from transformer_lens.model_bridge.generalized_components.base import Generalize
 from transformer_lens.model_bridge.supported_architectures.llava import LlavaArchitectureAdapter
 
 from mm_lens.layout.layout import PAD, VISUAL, TokenLayout
+from mm_lens.model.families.declaration import make_noise
 from mm_lens_adapters.llava_style import CroppedFamily
 
 from .configuration import MARKERS
@@ -91,4 +92,4 @@ class OmniFusionFamily(CroppedFamily):
     def probe_image(self) -> Image.Image:
         """Noise, wider than high, so that the crop cuts it."""
         side = self.config.vision_config.image_size
-        return Image.effect_noise((side + side // 3, side), 80).convert("RGB")
+        return make_noise((side, side + side // 3))

@@ -55,6 +55,12 @@ class TowerGrid:
     cols: int
 
 
+def make_noise(size: Size) -> Image.Image:
+    """A picture of noise, of (height, width), always the same: runs are told apart by it."""
+    noise = torch.rand(*size, 3, generator=torch.Generator().manual_seed(0))
+    return Image.fromarray((noise * 255).byte().numpy())
+
+
 class Family(ABC):
     """One way of building a vision-language model, for one loaded model and its processor."""
 
@@ -79,6 +85,9 @@ class Family(ABC):
 
     needs_image: ClassVar[str] = ""
     """Why every prompt must have an image; empty where it need not."""
+
+    behind_image: ClassVar[str] = "\n"
+    """What stands between an image and a text that no chat template puts together."""
 
     markers: ClassVar[str] = ""
     """Regular expression of tokens that the processor writes around images: begin and end of one,
@@ -286,6 +295,5 @@ class Family(ABC):
         return None
 
     def probe_image(self) -> Image.Image:
-        """A synthetic image that makes few tokens, for the check at load: noise."""
-        noise = torch.rand(*self.probe_size, 3, generator=torch.Generator().manual_seed(0))
-        return Image.fromarray((noise * 255).byte().numpy())
+        """A synthetic image that makes few tokens, for the check at load: the same each time."""
+        return make_noise(self.probe_size)

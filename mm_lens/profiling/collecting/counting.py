@@ -211,13 +211,17 @@ class _Told:
         a forward pass of a small model, and puts the same around any text without a placeholder.
         """
         if self.processor.image_token in text or text != text.strip():
-            return render(self.processor, text, n_images, self.chat_template).text
+            return self._rendered(text, n_images)
         if n_images not in self._frames:
-            frame = render(self.processor, _PROBE, n_images, self.chat_template).text
+            frame = self._rendered(_PROBE, n_images)
             if frame.count(_PROBE) != 1:
                 raise _Unknown
             self._frames[n_images] = frame
         return self._frames[n_images].replace(_PROBE, text)
+
+    def _rendered(self, text: str, n_images: int) -> str:
+        behind = self.family.behind_image
+        return render(self.processor, text, n_images, self.chat_template, behind).text
 
     def is_right(self, sample: Sample, peek: Peek) -> bool:
         """Whether the processor makes of a sample what was told."""

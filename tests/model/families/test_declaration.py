@@ -76,6 +76,27 @@ def test_a_family_whose_prompts_need_an_image_refuses_one_without():
         loaded("paligemma").prepare(TEXTS, PICTURES)
 
 
+def test_a_prompt_of_paligemma_is_the_published_one():
+    """Images, <bos>, the text, a newline: nothing stands between image and <bos>."""
+    model, processor, image = loaded("paligemma"), build("paligemma")[1], random_image(20, 30)
+    for given in ("caption en", "<image>caption en"):  # the processor finds the image's place, too
+        native = processor(images=image, text=given, return_tensors="pt")
+        ours = model.prepare("caption en", image, chat_template=False)
+        assert torch.equal(ours.input_ids, native["input_ids"])
+    native = processor(images=[[image, image]], text=["<image><image>same?"], return_tensors="pt")
+    assert torch.equal(model.prepare("same?", [image, image]).input_ids, native["input_ids"])
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_the_picture_of_the_check_is_the_same_each_time(name):
+    """By what becomes of it a run knows itself again, to be resumed."""
+    wrapped, processor = build(name)
+    family = mm_lens.families.family_for(type(wrapped).__name__)(wrapped, processor)
+    one, two = (family.probe_image() for _ in range(2))
+    assert one.size == two.size
+    assert one.tobytes() == two.tobytes()
+
+
 def test_the_native_model_gets_nothing_of_ours():
     model = loaded("qwen2.5-vl")
     inputs = model.prepare("What is it?", random_image(31, 57))
