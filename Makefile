@@ -11,6 +11,7 @@
 # make fuzz   5,000 damaged files: none may end in a traceback, or in another result without a word
 # make mutants  small faults put into nine modules: how many the tests notice; about an hour
 # make bench  speed and memory, each as a ratio from one run: about an hour
+# make site   the documentation site, in build/site/html: warnings are errors, links are checked
 # make release  sdist and wheel, checked, and the wheel tried in an empty environment
 #
 # Each creates the environment if it is missing. Needs Python >= 3.11 (PYTHON=… to choose one).
@@ -29,7 +30,7 @@ BIN := $(VENV)/bin
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 PIP_NO_INDEX=1
 SOURCES := mm_lens adapters/mm_lens_adapters
 
-.PHONY: demo test suite test-oldest test-latest test-families test-tutorials test-loaded test-slow fuzz mutants test-upstream lint bench constraints release clean
+.PHONY: demo test suite test-oldest test-latest test-families test-tutorials test-loaded test-slow fuzz mutants test-upstream lint bench constraints site release clean
 
 demo: $(VENV)/.installed
 	@echo "Profiles two small models on $(SAMPLES) questions of easy-VQA, then compares them: about five"
@@ -117,6 +118,10 @@ $(VENV)/.installed: pyproject.toml $(PINS)
 		torchvision==$(TORCHVISION)
 	touch $@
 
+site: $(VENV)/.installed
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev,docs]"
+	$(OFFLINE) $(BIN)/python docs/site/build.py
+
 # The wheel is tried outside of the checkout (-I: nothing but what is installed can be imported).
 release: $(VENV)/.installed
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev,release]"
@@ -129,7 +134,7 @@ release: $(VENV)/.installed
 	cd $(TRIAL) && $(OFFLINE) bin/python -I $(CURDIR)/tests/smoke.py
 
 constraints: $(VENV)/.installed
-	$(BIN)/pip install -q --disable-pip-version-check -e ".[dev,mutants,release]"
+	$(BIN)/pip install -q --disable-pip-version-check -e ".[dev,docs,mutants,release]"
 	@{ echo "# Versions that CI runs with: pip install -c constraints.txt. Made by: make constraints"; \
 	$(BIN)/pip freeze --exclude-editable | sed 's/+cpu//' | grep -viE '^(pip|setuptools|wheel)=='; } > .constraints
 	@mv .constraints constraints.txt
