@@ -81,14 +81,17 @@ class Reference:
 
     def __init__(self) -> None:
         self.things = public_things()
-        self.packages = [
-            thing for thing in self.things if thing.name.count(".") == 1 and thing.is_package
-        ]
+        top = [thing for thing in self.things if thing.name.count(".") == 1]
         self.home: dict[int, str] = {}
-        self.known: set[str] = set()
         own = [thing for thing in self.things if thing.name.count(".") == 2]
-        for thing in [*own, *(t for t in self.things if t.name.count(".") == 1)]:
+        # Modules before what they hold, or that would be told at home, which is a table of links.
+        for thing in [*own, *sorted(top, key=lambda thing: thing.kind != "module")]:
             self._settle(thing)
+        self.pages = [thing for thing in top if thing.kind == "module" and self._is_own(thing)]
+
+    def _is_own(self, thing: Thing) -> bool:
+        """Whether it is told under this name."""
+        return thing.is_package or self.home[id(thing.value)] == thing.name
 
     def _settle(self, thing: Thing) -> None:
         if thing.is_package:
@@ -110,10 +113,10 @@ class Reference:
             rows.append(
                 f"| {{py:{role}}}`{thing.name.removeprefix('mm_lens.')} <{home}>` | {said} |"
             )
-        pages = "\n".join(thing.name for thing in self.packages)
+        pages = "\n".join(thing.name for thing in self.pages)
         packages = "\n".join(
             f"| [`{thing.name}`]({thing.name}.md) | {first_sentence(thing.value)} |"
-            for thing in self.packages
+            for thing in self.pages
         )
         return (
             "# Reference\n\nEverything that is public, from the docstrings: `help` shows the same. "
@@ -131,6 +134,7 @@ class Reference:
             markdown(package.value),
         ]
         inside = [t for t in self.things if t.name.rpartition(".")[0] == package.name]
+        inside = inside or members(package.value, package.name)
         modules = [t for t in inside if t.kind == "module" and not t.is_package]
         others = [t for t in inside if t.kind != "module"]
         elsewhere = [t for t in others if self.home[id(t.value)] != t.name]
@@ -279,5 +283,5 @@ def write(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     reference = Reference()
     (folder / "index.md").write_text(reference.home_page(), encoding="utf-8")
-    for package in reference.packages:
+    for package in reference.pages:
         (folder / f"{package.name}.md").write_text(reference.page(package), encoding="utf-8")
