@@ -6,6 +6,7 @@
 #                  pyproject.toml allows (torch as pinned), each in an environment of its own
 # make test-loaded   every test three times on a machine that is busy with other things
 # make test-slow   what takes minutes: coverage of the intervals over 200 repetitions
+# make test-browser  the pages in Chromium (Debian: apt-get install chromium), looked over by axe-core
 # make test-upstream   TransformerLens's own tests on our bridge: what passes on the plain one and fails
 #                      here. Fetches them once; about half an hour
 # make fuzz   5,000 damaged files: none may end in a traceback, or in another result without a word
@@ -30,7 +31,7 @@ BIN := $(VENV)/bin
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 PIP_NO_INDEX=1
 SOURCES := mm_lens adapters/mm_lens_adapters
 
-.PHONY: demo test suite test-oldest test-latest test-families test-tutorials test-loaded test-slow fuzz mutants test-upstream lint bench constraints site release clean
+.PHONY: demo test suite test-oldest test-latest test-families test-tutorials test-loaded test-slow test-browser fuzz mutants test-upstream lint bench constraints site release clean
 
 demo: $(VENV)/.installed
 	@echo "Profiles two small models on $(SAMPLES) questions of easy-VQA, then compares them: about five"
@@ -50,7 +51,7 @@ demo: $(VENV)/.installed
 test: lint suite
 
 suite: $(VENV)/.installed
-	$(OFFLINE) $(BIN)/pytest -n 2 --dist worksteal -m "not slow and not families and not tutorials" $(TESTS)
+	$(OFFLINE) $(BIN)/pytest -n 2 --dist worksteal -m "not slow and not families and not tutorials and not browser" $(TESTS)
 
 test-oldest:
 	$(MAKE) suite VENV=build/oldest PINS=oldest.txt
@@ -73,6 +74,12 @@ test-tutorials: $(VENV)/.installed
 
 test-slow: $(VENV)/.installed
 	$(OFFLINE) $(BIN)/pytest -n 2 --dist worksteal -m slow
+
+test-browser: $(VENV)/.installed
+	mkdir -p build/axe
+	test -f build/axe/package/axe.min.js || (cd build/axe && npm pack --silent axe-core@4.14.1 \
+		&& tar xzf axe-core-4.14.1.tgz)
+	$(OFFLINE) $(BIN)/pytest -m browser tests/drawing/test_in_browser.py
 
 test-upstream: $(VENV)/.installed
 	$(BIN)/python tests/transformer_lens_suite/run.py

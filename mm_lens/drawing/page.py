@@ -27,7 +27,8 @@ SYMBOLS = {
 MEANINGS = {
     "linearity": (
         "How well one linear map predicts a layer's states from those before, on pictures it has "
-        "not seen. Near 1, the layer could be replaced by a matrix; near 0, none does better than the mean."
+        "not seen. Near 1, the layer could be replaced by a matrix; near 0, none is of "
+        "any use."
     ),
     "dimension": (
         "How many directions it takes, locally, to tell a token from its neighbours. High: tokens "
