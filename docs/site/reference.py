@@ -42,11 +42,6 @@ class Thing:
             return "exception" if issubclass(self.value, BaseException) else "class"
         return "function" if callable(self.value) else "data"
 
-    @property
-    def is_package(self) -> bool:
-        """Whether it has a page of its own."""
-        return self.kind == "module" and hasattr(self.value, "__path__")
-
 
 def public_things() -> list[Thing]:
     """All of the list but the command line, whose page is docs/command_line.md."""
@@ -82,6 +77,7 @@ class Reference:
     def __init__(self) -> None:
         self.things = public_things()
         top = [thing for thing in self.things if thing.name.count(".") == 1]
+        self.packages = {thing.name.rpartition(".")[0] for thing in self.things}
         self.home: dict[int, str] = {}
         own = [thing for thing in self.things if thing.name.count(".") == 2]
         # Modules before what they hold, or that would be told at home, which is a table of links.
@@ -91,10 +87,10 @@ class Reference:
 
     def _is_own(self, thing: Thing) -> bool:
         """Whether it is told under this name."""
-        return thing.is_package or self.home[id(thing.value)] == thing.name
+        return thing.name in self.packages or self.home[id(thing.value)] == thing.name
 
     def _settle(self, thing: Thing) -> None:
-        if thing.is_package:
+        if thing.name in self.packages:
             return
         self.home.setdefault(id(thing.value), thing.name)
         if thing.kind == "module" and self.home[id(thing.value)] == thing.name:
@@ -105,7 +101,7 @@ class Reference:
         """What `import mm_lens` gives, with links to where it is told."""
         rows = []
         for thing in self.things:
-            if thing.name.count(".") > 1 or thing.is_package:
+            if thing.name.count(".") > 1 or thing.name in self.packages:
                 continue
             home = self.home[id(thing.value)]
             role = "mod" if thing.kind == "module" else "obj"
@@ -135,7 +131,7 @@ class Reference:
         ]
         inside = [t for t in self.things if t.name.rpartition(".")[0] == package.name]
         inside = inside or members(package.value, package.name)
-        modules = [t for t in inside if t.kind == "module" and not t.is_package]
+        modules = [t for t in inside if t.kind == "module" and t.name not in self.packages]
         others = [t for t in inside if t.kind != "module"]
         elsewhere = [t for t in others if self.home[id(t.value)] != t.name]
         parts += [self.entry(t) for t in others if self.home[id(t.value)] == t.name]

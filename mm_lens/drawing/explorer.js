@@ -31,21 +31,21 @@ function draw() {
   slider.setAttribute("aria-valuetext", view.layers[k]);
   words.forEach((span, i) => span.className = i == k ? "now" : "");
   for (const p of drawn) {
-    const g = p.canvas.getContext("2d"), s = p.scale;
+    const g = p.canvas.getContext("2d"), [s, t] = p.scale;
     g.clearRect(0, 0, p.canvas.width, p.canvas.height);
-    g.fillStyle = hatch(g); g.fillRect(0, 0, data.width * s, data.height * s);
+    g.fillStyle = hatch(g); g.fillRect(0, 0, data.width * s, data.height * t);
     p.cells.forEach((c, i) => {
       const v = values(p, k)[i]; if (v === null) return;
-      const x = Math.round(c[0] * s), y = Math.round(c[1] * s);
+      const x = Math.round(c[0] * s), y = Math.round(c[1] * t);
       g.fillStyle = colour(v);
-      g.fillRect(x, y, Math.round(c[2] * s) - x, Math.round(c[3] * s) - y);
+      g.fillRect(x, y, Math.round(c[2] * s) - x, Math.round(c[3] * t) - y);
     });
-    g.drawImage(picture, 0, 0, data.width * s, data.height * s);
+    g.drawImage(picture, 0, 0, data.width * s, data.height * t);
     const outline = (c, ink) => {
       g.lineWidth = 5; g.strokeStyle = "#fff";
-      g.strokeRect(c[0] * s, c[1] * s, (c[2] - c[0]) * s, (c[3] - c[1]) * s);
+      g.strokeRect(c[0] * s, c[1] * t, (c[2] - c[0]) * s, (c[3] - c[1]) * t);
       g.lineWidth = 3; g.strokeStyle = ink;
-      g.strokeRect(c[0] * s, c[1] * s, (c[2] - c[0]) * s, (c[3] - c[1]) * s);
+      g.strokeRect(c[0] * s, c[1] * t, (c[2] - c[0]) * s, (c[3] - c[1]) * t);
     };
     if (p.at >= 0) outline(p.cells[p.at], "#D55E00");
     if (held && held.p === p) outline(held.box || p.cells[held.at], "#0072B2");
@@ -78,8 +78,8 @@ function tellHeld() {
 }
 function place(p, event) {
   const box = p.canvas.getBoundingClientRect();
-  return [(event.clientX - box.left) / box.width * p.canvas.width / p.scale,
-          (event.clientY - box.top) / box.height * p.canvas.height / p.scale];
+  return [(event.clientX - box.left) / box.width * p.canvas.width / p.scale[0],
+          (event.clientY - box.top) / box.height * p.canvas.height / p.scale[1]];
 }
 const cellAt = (p, [x, y]) => p.cells.findIndex(c => c[0] <= x && x < c[2] && c[1] <= y && y < c[3]);
 function tell(p, event) {
@@ -101,7 +101,7 @@ function listen(p) {
   canvas.addEventListener("pointermove", event => {
     if (!start || !(event.buttons & 1)) { start = null; return tell(p, event); }
     const end = place(p, event);
-    dragged = dragged || Math.hypot(end[0] - start[0], end[1] - start[1]) * p.scale > 12;
+    dragged = dragged || Math.hypot((end[0] - start[0]) * p.scale[0], (end[1] - start[1]) * p.scale[1]) > 12;
     if (!dragged) return;
     const box = [Math.min(start[0], end[0]), Math.min(start[1], end[1]),
                  Math.max(start[0], end[0]), Math.max(start[1], end[1])];
@@ -124,14 +124,21 @@ function listen(p) {
     held = { p, at: (at + p.cells.length) % p.cells.length }; draw();
   });
 }
+// A strip of a picture is drawn broader than it is: else its tokens could not be told apart.
+function fit(width, height) {
+  const flat = data.flattest, scale = 1000 / Math.max(width, height), least = 1000 / flat;
+  if (Math.max(width, height) > flat * Math.min(width, height)) document.getElementById("stretched")
+    .textContent = "; the picture is stretched, it has " + data.width + "×" + data.height + " pixels";
+  return [Math.max(width * scale, least), Math.max(height * scale, least)];
+}
 data.parts.forEach((part, number) => {
   const figure = document.createElement("figure"), caption = document.createElement("figcaption");
   const canvas = document.createElement("canvas");
   caption.textContent = part.name; figure.append(caption, canvas); panels.append(figure);
   const right = Math.max(data.width, ...part.cells.map(c => c[2]));
-  const scale = 1000 / Math.max(right, data.height);
-  canvas.width = Math.max(1, right * scale); canvas.height = Math.max(1, data.height * scale);
-  canvas.style.maxWidth = Math.round(480 * Math.min(1, right / data.height)) + "px";
+  const [across, down] = fit(right, data.height), scale = [across / right, down / data.height];
+  canvas.width = across; canvas.height = down;
+  canvas.style.maxWidth = Math.round(.48 * across) + "px";
   canvas.tabIndex = 0; canvas.setAttribute("role", "group");
   canvas.setAttribute("aria-label", part.name + ": " + part.cells.length
     + " tokens over the picture; arrow keys go through them");
@@ -141,7 +148,9 @@ if (data.original) {
   const figure = document.createElement("figure"), caption = document.createElement("figcaption");
   const image = document.createElement("img"); image.src = data.original;
   image.alt = "the picture, " + data.width + "×" + data.height + " pixels";
-  image.style.maxWidth = Math.round(480 * Math.min(1, data.width / data.height)) + "px";
+  const [across, down] = fit(data.width, data.height);
+  image.style.maxWidth = Math.round(.48 * across) + "px";
+  image.style.aspectRatio = across + "/" + down;
   caption.textContent = "picture"; figure.append(caption, image); panels.prepend(figure);
 }
 const said = document.getElementById("sentence");

@@ -38,6 +38,8 @@ from mm_lens.layout.layout import TokenLayout
 
 LONGEST = 1024
 """Longest side of the picture in the page, in pixels."""
+FLATTEST = 8
+"""Pictures that are longer for their width are drawn as if they were not, and it is said."""
 BESIDE = 512
 """Longest side of the original beside it, in pixels."""
 
@@ -64,8 +66,8 @@ class Explorer:
     def _repr_html_(self) -> str:
         page = escape(self.html)
         return (
-            f'<iframe srcdoc="{page}" style="width:100%; height:{self.height}px; border:0" '
-            'sandbox="allow-scripts"></iframe>'
+            f'<iframe title="values on the picture" srcdoc="{page}" sandbox="allow-scripts" '
+            f'style="width:100%; height:{self.height}px; border:0"></iframe>'
         )
 
 
@@ -126,6 +128,7 @@ def explore(
         "picture": _encode(relief(picture)),
         "original": _encode(original, BESIDE, "jpeg"),
         "sentence": sentence,
+        "flattest": FLATTEST,
         **views[0],
         "more": views[1:],
     }
@@ -133,13 +136,13 @@ def explore(
     style, script = (here.joinpath(f"explorer.{kind}").read_text("utf-8") for kind in ("css", "js"))
     title = escape(", ".join(kinds))
     body = (
-        '<p id="sentence"></p><div id="controls">'
+        f'<h1>{title}</h1><p id="sentence"></p><div id="controls">'
         '<label id="choose">show <select id="choice"></select></label>'
         '<label id="slide"><input id="slider" type="range" min="0" step="1" value="0"> '
         '<b id="layer"></b></label></div><div id="panels"></div>'
         '<p><span id="label"></span>: <span id="low"></span> <span id="bar"></span> '
         '<span id="high"></span> <span class="soft">· hatched: no value; strip at the right: '
-        "newline tokens, beside the row they end</span></p>"
+        'newline tokens, beside the row they end<span id="stretched"></span></span></p>'
         '<p id="chosen" aria-live="polite"></p><div id="tip"></div>'
     )
     html = (
@@ -148,7 +151,7 @@ def explore(
         f"<style>{style}</style></head><body><main>{body}</main>"
         f"<script>const data = {embed_json(first)};\n{script}</script></body></html>"
     )
-    aspect = picture.height / picture.width
+    aspect = min(max(picture.height / picture.width, 1 / FLATTEST), FLATTEST)
     return Explorer(html, 220 + round(min(480.0, 480 * aspect)))
 
 

@@ -14,7 +14,9 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto
        color: light-dark(#222, #ddd); background: light-dark(#fff, #1b1b1b); }
 h1 { font-size: 1.4em; } h2 { font-size: 1.1em; margin: 2em 0 .4em; }
 img { background: #fff; max-width: 100%; height: auto; } pre { white-space: pre-wrap; }
-iframe { max-width: 100%; } table { overflow-wrap: anywhere; } summary { cursor: pointer; }
+iframe { max-width: 100%; } section { overflow-x: auto; }
+@media (max-width: 700px) { section img { max-width: none !important; width: 640px; } }
+ table { overflow-wrap: anywhere; } summary { cursor: pointer; }
 th, td { text-align: left; vertical-align: top; padding-right: 1em; }
 """
 SCRIPT = """
