@@ -53,7 +53,10 @@ def test_what_is_said_of_a_curve_is_what_its_values_say():
     rows = rows[rows.modality == "visual"].sort_values("layer")
     said = report.say_what_it_shows(profile, "anisotropy")
     first, last = rows.value.iloc[0], rows.value.iloc[-1]
-    assert f"visual tokens go from {first:.3g} (layer 0) to {last:.3g} (layer {rows.layer.max()})" in said
+    assert (
+        f"visual tokens go from {first:.3g} (layer 0) to {last:.3g} (layer {rows.layer.max()})"
+        in said
+    )
     assert "warning" not in said
     profile.table.loc[rows.index[:2], "warning"] = "few tokens"
     assert "2 of these values carry a warning" in report.say_what_it_shows(profile, "anisotropy")
