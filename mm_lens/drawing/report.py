@@ -87,7 +87,8 @@ def say_what_it_shows(profile: Profile, metric: str) -> str:
             told.append(f"{curve.label} tokens have no value")
             continue
         first, last = rows.iloc[0], rows.iloc[-1]
-        top, low = rows.loc[rows.value.idxmax()], rows.loc[rows.value.idxmin()]
+        values = rows.value.to_numpy()
+        top, low = rows.iloc[int(values.argmax())], rows.iloc[int(values.argmin())]
         told.append(
             f"{curve.label} tokens go from {first.value:.3g} (layer {first.layer}) to "
             f"{last.value:.3g} (layer {last.layer}), between {low.value:.3g} (layer {low.layer}) "
