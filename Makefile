@@ -6,11 +6,13 @@
 #                  pyproject.toml allows (torch as pinned), each in an environment of its own
 # make test-loaded   every test three times on a machine that is busy with other things
 # make test-slow   what takes minutes: coverage of the intervals over 200 repetitions
+# make test-browser  the pages in Chromium (Debian: apt-get install chromium), looked over by axe-core
 # make test-upstream   TransformerLens's own tests on our bridge: what passes on the plain one and fails
 #                      here. Fetches them once; about half an hour
 # make fuzz   5,000 damaged files: none may end in a traceback, or in another result without a word
 # make mutants  small faults put into nine modules: how many the tests notice; about an hour
 # make bench  speed and memory, each as a ratio from one run: about an hour
+# make site   the documentation site, in build/site/html: warnings are errors, links are checked
 # make release  sdist and wheel, checked, and the wheel tried in an empty environment
 #
 # Each creates the environment if it is missing. Needs Python >= 3.11 (PYTHON=… to choose one).
@@ -29,7 +31,7 @@ BIN := $(VENV)/bin
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 PIP_NO_INDEX=1
 SOURCES := mm_lens adapters/mm_lens_adapters
 
-.PHONY: demo test suite test-oldest test-latest test-families test-tutorials test-loaded test-slow fuzz mutants test-upstream lint bench constraints release clean
+.PHONY: demo test suite test-oldest test-latest test-families test-tutorials test-loaded test-slow test-browser fuzz mutants test-upstream lint bench constraints site release clean
 
 demo: $(VENV)/.installed
 	@echo "Profiles two small models on $(SAMPLES) questions of easy-VQA, then compares them: about five"
@@ -49,7 +51,7 @@ demo: $(VENV)/.installed
 test: lint suite
 
 suite: $(VENV)/.installed
-	$(OFFLINE) $(BIN)/pytest -n 2 --dist worksteal -m "not slow and not families and not tutorials" $(TESTS)
+	$(OFFLINE) $(BIN)/pytest -n 2 --dist worksteal -m "not slow and not families and not tutorials and not browser" $(TESTS)
 
 test-oldest:
 	$(MAKE) suite VENV=build/oldest PINS=oldest.txt
@@ -72,6 +74,12 @@ test-tutorials: $(VENV)/.installed
 
 test-slow: $(VENV)/.installed
 	$(OFFLINE) $(BIN)/pytest -n 2 --dist worksteal -m slow
+
+test-browser: $(VENV)/.installed
+	mkdir -p build/axe
+	test -f build/axe/package/axe.min.js || (cd build/axe && npm pack --silent axe-core@4.14.1 \
+		&& tar xzf axe-core-4.14.1.tgz)
+	$(OFFLINE) $(BIN)/pytest -m browser tests/drawing/test_in_browser.py
 
 test-upstream: $(VENV)/.installed
 	$(BIN)/python tests/transformer_lens_suite/run.py
@@ -117,6 +125,10 @@ $(VENV)/.installed: pyproject.toml $(PINS)
 		torchvision==$(TORCHVISION)
 	touch $@
 
+site: $(VENV)/.installed
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev,docs]"
+	$(OFFLINE) $(BIN)/python docs/site/build.py
+
 # The wheel is tried outside of the checkout (-I: nothing but what is installed can be imported).
 release: $(VENV)/.installed
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev,release]"
@@ -129,7 +141,7 @@ release: $(VENV)/.installed
 	cd $(TRIAL) && $(OFFLINE) bin/python -I $(CURDIR)/tests/smoke.py
 
 constraints: $(VENV)/.installed
-	$(BIN)/pip install -q --disable-pip-version-check -e ".[dev,mutants,release]"
+	$(BIN)/pip install -q --disable-pip-version-check -e ".[dev,docs,mutants,release]"
 	@{ echo "# Versions that CI runs with: pip install -c constraints.txt. Made by: make constraints"; \
 	$(BIN)/pip freeze --exclude-editable | sed 's/+cpu//' | grep -viE '^(pip|setuptools|wheel)=='; } > .constraints
 	@mv .constraints constraints.txt

@@ -24,7 +24,8 @@ def make_table(head: Sequence[str], rows: Iterable[Sequence[object]], caption: s
     top = "".join(f'<th style="text-align:left">{escape(name)}</th>' for name in head)
     body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
     title = f"<caption>{escape(caption)}</caption>" if caption else ""
-    return f"<table>{title}<tr>{top}</tr>{body}</table>"
+    first = f"<tr>{top}</tr>" if any(head) else ""
+    return f"<table>{title}{first}{body}</table>"
 
 
 def make_thumbnails(pictures: Iterable[Image.Image]) -> Html:

@@ -99,6 +99,8 @@ TESTS_WITHOUT_MODULE = {
     "tests/docs/test_descriptive_page.py": "verdicts of docs/descriptive_or_prescriptive.md",
     "tests/docs/test_docstrings.py": "docstrings of what users call, over all packages",
     "tests/docs/test_readme.py": "the code of README.md",
+    "tests/docs/test_site.py": "what the site holds, against docs/",
+    "tests/drawing/test_in_browser.py": "pages of several modules, in a real browser",
     "tests/docs/test_code.py": "the code of the pages below docs/",
     "tests/docs/test_minimax_page.py": "the page docs/minimax_m3.md",
     "tests/test_typecheck.py": "the check of signatures that runs with the tests",

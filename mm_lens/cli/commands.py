@@ -246,6 +246,7 @@ def profile_command(
             result = replace(result, provenance=about)
             with whole_directory(out, PROVENANCE_FILE, overwrite) as new:
                 files = [
+                    *_draw_sample(loaded, chosen, new),
                     *_write(result, new, bars),
                     configs.write_config(_find("profile"), given, new),
                 ]
@@ -353,6 +354,24 @@ def _find(name: str) -> Any:
     """A command with its parameters."""
     group: Any = typer.main.get_command(app)
     return group.commands[name]
+
+
+def _draw_sample(model: Any, data: Any, directory: Path) -> list[str]:
+    """The first sample with a picture, with its tokens, for the report; returns the file's name."""
+    from mm_lens.drawing import draw_layout, report
+
+    for i in range(min(8, len(data))):
+        try:
+            sample = data[i]
+            if sample.image is None:
+                continue
+            draw_layout(model.prepare(sample.text, sample.image)).savefig(
+                directory / report.SAMPLE_FILE
+            )
+        except MMLensError:  # no places in the picture, or none that can be read: told elsewhere
+            continue
+        return [report.SAMPLE_FILE]
+    return []
 
 
 def _write(result: Profile, directory: Path, progress: bool) -> list[str]:

@@ -151,6 +151,31 @@ def markdown(findings: pd.DataFrame) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in rows) + f"\n{LEGEND}\n"
 
 
+def verdict(findings: pd.DataFrame) -> str:
+    """What came out, in a sentence."""
+    presets = presets_of(findings)
+    told = [line for line in lines(findings, presets) if line.is_finding]
+    counts = dict.fromkeys(line.cells[0] for line in told) if presets else {}
+    parts = [f"{name}: {sum(line.cells[0] == name for line in told)}" for name in counts]
+    if not parts:
+        return "No claim could be tested on these profiles."
+    by = f", by the {PRESET_NAMES[presets[0]]}" if presets[0] == "paper" else ""
+    return f"{len(told)} claims, each on one stream{by}. {'; '.join(parts).capitalize()}."
+
+
+def verdicts_html(findings: pd.DataFrame) -> str:
+    """The verdicts alone, as HTML."""
+    presets = presets_of(findings)
+    head = "".join(f"<th>{escape(PRESET_NAMES[p])}</th>" for p in presets)
+    body = "".join(
+        f'<tr><th scope="row">{escape(line.label)}<br><span class="note">{escape(line.criterion)}'
+        f"</span></th>{''.join(f'<td>{escape(cell)}</td>' for cell in line.cells)}</tr>\n"
+        for line in lines(findings, presets)
+        if line.is_finding
+    )
+    return f'<div class="scroll"><table><tr><th>claim</th>{head}</tr>\n{body}</table></div>\n'
+
+
 def html(findings: pd.DataFrame) -> str:
     """The table as HTML."""
     presets = presets_of(findings)
@@ -165,4 +190,5 @@ def html(findings: pd.DataFrame) -> str:
         for reason in line.reasons:
             label += f'<br><span class="note">? {escape(reason)}</span>'
         body += f"<tr><{tag}>{label}</{tag}>{cells}</tr>\n"
-    return f"<table><tr><th>finding</th>{head}</tr>\n{body}</table><p>{escape(LEGEND)}</p>\n"
+    table = f"<table><tr><th>finding</th>{head}</tr>\n{body}</table>"
+    return f'<div class="scroll">{table}</div><p>{escape(LEGEND)}</p>\n'

@@ -161,22 +161,37 @@ def write(comparison: Comparison, directory: Path) -> Iterator[Path]:
 
 
 def render(comparison: Comparison) -> str:
-    """The page: findings, then every metric with its curves and definition, the provenance."""
+    """The page: the verdict, three metrics in view, and everything else folded by topic."""
     chosen, modalities = metrics(comparison), _modalities(comparison)
-    sections = []
+    sections: dict[str, str] = {}
+    first = []
     for metric in chosen:
         rows = {name: _row(comparison, metric, name, modalities) for name in modalities}
         figures = {name: page.side_by_side(*row) for name, row in rows.items()}
         title = next(iter(rows.values()))[0].title
-        sections.append(page.section(metric, title, figures))
-    titles = {metric: METRICS[metric].label if metric in METRICS else metric for metric in chosen}
+        kind = METRICS[metric].kind if metric in METRICS else "other"
+        sections[kind] = sections.get(kind, "") + page.section(metric, title, figures)
+        if metric in headline(comparison)[:3]:
+            meaning = escape(page.MEANINGS.get(kind, ""))
+            first.append(
+                f'<section class="headline"><h2>{escape(title)}</h2><p class="note">{meaning}</p>'
+                + page.plots(f"first-{metric}", title, figures)
+                + "</section>"
+            )
     notes = "".join(f"<li>{escape(note)}</li>" for note in comparison.notes)
+    numbers = findings_table.html(comparison.findings) + f"<ul>{notes}</ul>" * bool(notes)
+    about = "what stands behind the verdicts: docs/comparing.md"
     body = (
-        "<h2>Findings</h2>"
-        + findings_table.html(comparison.findings)
-        + f"<ul>{notes}</ul>" * bool(notes)
-        + page.links(titles)
-        + "".join(sections)
+        f'<p class="lead">{escape(findings_table.verdict(comparison.findings))}</p>'
+        + findings_table.verdicts_html(comparison.findings)
+        + page.topic("findings", "Findings in numbers", about, numbers)
+        + page.HOW_TO_READ
+        + "".join(first)
+        + '<h2 id="all">Everything that was compared</h2>'
+        + "".join(
+            page.topic(f"topic-{kind}", page.TOPICS.get(kind, kind.capitalize()), "", html)
+            for kind, html in sections.items()
+        )
         + page.provenance(comparison.provenance)
     )
     return page.document(comparison.title, body)

@@ -217,7 +217,7 @@ DRAWN = {"components": draw_components, "heads": draw_heads, "path": draw_path}
 
 
 def sections(profile: Profile) -> str:
-    """The same for the page, in plotly's own terms."""
+    """The same for the page, as its charts."""
     if not has_components(profile):
         return ""
     parts = ["<h2 id='components'>Components, heads, and the way from pixel to word</h2>"]
@@ -253,17 +253,12 @@ def _path(rows: pd.DataFrame, metric: str) -> dict[str, Any]:
 def _map(grid: pd.DataFrame) -> dict[str, Any]:
     values = [[None if np.isnan(x) else float(x) for x in row] for row in grid.to_numpy()]
     trace = {"type": "heatmap", "z": values, "x": list(grid.columns), "y": list(grid.index)}
-    axis = {"dtick": 1}
     layout = {
         "height": 380,
-        "xaxis": {"title": {"text": "layer"}, **axis},
-        "yaxis": {"title": {"text": "head"}, **axis},
+        "xaxis": {"title": {"text": "layer"}},
+        "yaxis": {"title": {"text": "head"}},
     }
-    return {
-        "data": [{**trace, "colorscale": "Viridis"}],
-        "layout": layout,
-        "config": {"displaylogo": False, "responsive": True},
-    }
+    return {"data": [trace], "layout": layout}
 
 
 # ---- parts of a figure ----

@@ -1,4 +1,7 @@
-"""Values of image tokens through the layers as an interactive picture: slider, and hover.
+"""Values of image tokens through the layers as an interactive picture.
+
+A slider over the layers; a token is told about where it is pointed at, and kept by a click; a box
+that is drawn gives the mean of its tokens. Of several kinds of values one is chosen.
 
 One small page without any library: it needs no network, and is light enough to be kept inside a
 notebook (plotly alone is 5 MB).
@@ -8,9 +11,10 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
+from importlib.resources import files
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -34,100 +38,10 @@ from mm_lens.layout.layout import TokenLayout
 
 LONGEST = 1024
 """Longest side of the picture in the page, in pixels."""
-
-STYLE = """
-body { font: 14px/1.4 system-ui, sans-serif; color: #222; background: #fff; margin: .5em; }
-#panels { display: flex; flex-wrap: wrap; gap: 1em; }
-figure { margin: 0; flex: 1 1 260px; max-width: 560px; } canvas { width: 100%; display: block; }
-figcaption { margin-bottom: .2em; } #slider { width: min(100%, 420px); vertical-align: middle; }
-#bar { width: min(60%, 320px); height: 12px; display: inline-block; vertical-align: middle; }
-#sentence { font-size: 17px; line-height: 1.8; } #sentence span { padding: .1em .2em;
-       border-radius: 3px; cursor: default; white-space: pre-wrap; }
-#sentence span.now { background: #222; color: #fff; }
-#tip { position: fixed; background: #222; color: #fff; padding: .4em .6em; border-radius: 4px;
-       pointer-events: none; visibility: hidden; font-size: 13px; max-width: 24em; z-index: 1; }
-"""
-
-SCRIPT = """
-const panels = document.getElementById("panels"), tip = document.getElementById("tip");
-const slider = document.getElementById("slider"), name = document.getElementById("layer");
-const shown = x => Math.abs(x) >= 1e4 || (x && Math.abs(x) < 1e-3) ? x.toExponential(2)
-                                                             : String(+x.toPrecision(4));
-const picture = new Image(), drawn = [];
-slider.max = data.layers.length - 1; slider.value = 0;
-document.getElementById("slide").hidden = data.layers.length < 2;
-document.getElementById("low").textContent = data.marks[0] + shown(data.low);
-document.getElementById("high").textContent = data.marks[1] + shown(data.high);
-document.getElementById("bar").style.background =
-  "linear-gradient(to right," + data.colours.filter((c, i) => i % 15 == 0).join(",") + ")";
-function colour(v) {
-  const share = (v - data.low) / (data.high - data.low);
-  return data.colours[Math.max(0, Math.min(255, Math.floor(share * 256)))];
-}
-function hatch(g) {
-  const tile = document.createElement("canvas"); tile.width = tile.height = 8;
-  const t = tile.getContext("2d"); t.strokeStyle = "#999";
-  t.beginPath(); t.moveTo(0, 8); t.lineTo(8, 0); t.stroke(); return g.createPattern(tile, "repeat");
-}
-function draw() {
-  const k = +slider.value; name.textContent = data.layers[k];
-  words.forEach((span, i) => span.className = i == k ? "now" : "");
-  for (const p of drawn) {
-    const g = p.canvas.getContext("2d"), s = p.scale;
-    g.clearRect(0, 0, p.canvas.width, p.canvas.height);
-    g.fillStyle = hatch(g); g.fillRect(0, 0, data.width * s, data.height * s);
-    p.cells.forEach((c, i) => {
-      const v = p.values[k][i]; if (v === null) return;
-      const x = Math.round(c[0] * s), y = Math.round(c[1] * s);
-      g.fillStyle = colour(v);
-      g.fillRect(x, y, Math.round(c[2] * s) - x, Math.round(c[3] * s) - y);
-    });
-    g.drawImage(picture, 0, 0, data.width * s, data.height * s);
-    if (p.at >= 0) {
-      const c = p.cells[p.at];
-      g.strokeStyle = "#D55E00"; g.lineWidth = 3;
-      g.strokeRect(c[0] * s, c[1] * s, (c[2] - c[0]) * s, (c[3] - c[1]) * s);
-    }
-  }
-}
-function tell(p, event) {
-  const box = p.canvas.getBoundingClientRect(), k = +slider.value;
-  const x = (event.clientX - box.left) / box.width * p.canvas.width / p.scale;
-  const y = (event.clientY - box.top) / box.height * p.canvas.height / p.scale;
-  p.at = p.cells.findIndex(c => c[0] <= x && x < c[2] && c[1] <= y && y < c[3]);
-  tip.style.visibility = p.at < 0 ? "hidden" : "visible";
-  if (p.at >= 0) {
-    const v = p.values[k][p.at], words = p.words ? p.words[k][p.at] : [];
-    const lines = [p.places[p.at], data.label + ": " + (v === null ? "no value" : shown(v))];
-    const quoted = words.map(w => "“" + data.words[w] + "”").join(" ");
-    if (quoted) lines.push("top words: " + quoted);
-    tip.replaceChildren(...lines.map(line => {
-      const div = document.createElement("div"); div.textContent = line; return div; }));
-    tip.style.left = Math.max(0, Math.min(event.clientX + 14, innerWidth - tip.offsetWidth)) + "px";
-    const below = event.clientY + 14 + tip.offsetHeight < innerHeight;
-    tip.style.top = Math.max(0, event.clientY + (below ? 14 : -14 - tip.offsetHeight)) + "px";
-  }
-  draw();
-}
-for (const part of data.parts) {
-  const figure = document.createElement("figure"), caption = document.createElement("figcaption");
-  const canvas = document.createElement("canvas");
-  caption.textContent = part.name; figure.append(caption, canvas); panels.append(figure);
-  const right = Math.max(data.width, ...part.cells.map(c => c[2]));
-  const scale = 1000 / Math.max(right, data.height);
-  canvas.width = right * scale; canvas.height = data.height * scale;
-  canvas.style.maxWidth = Math.round(480 * Math.min(1, right / data.height)) + "px";
-  const p = { ...part, canvas, scale, at: -1 }; drawn.push(p);
-  canvas.addEventListener("mousemove", event => tell(p, event));
-  canvas.addEventListener("mouseleave", () => {
-    p.at = -1; tip.style.visibility = "hidden"; draw(); });
-}
-const said = document.getElementById("sentence");
-const words = (data.sentence ? data.layers : []).map((word, k) => {
-  const span = document.createElement("span"); span.textContent = word; said.append(span);
-  span.addEventListener("mouseenter", () => { slider.value = k; draw(); }); return span; });
-slider.addEventListener("input", draw); picture.onload = draw; picture.src = data.picture;
-"""
+FLATTEST = 8
+"""Pictures that are longer for their width are drawn as if they were not, and it is said."""
+BESIDE = 512
+"""Longest side of the original beside it, in pixels."""
 
 
 @dataclass(frozen=True)
@@ -152,8 +66,8 @@ class Explorer:
     def _repr_html_(self) -> str:
         page = escape(self.html)
         return (
-            f'<iframe srcdoc="{page}" style="width:100%; height:{self.height}px; border:0" '
-            'sandbox="allow-scripts"></iframe>'
+            f'<iframe title="values on the picture" srcdoc="{page}" sandbox="allow-scripts" '
+            f'style="width:100%; height:{self.height}px; border:0"></iframe>'
         )
 
 
@@ -180,13 +94,15 @@ def explore(
     Args:
         image: the picture that was prepared, in any of the forms that `prepare` takes.
         layout: `inputs.layout`.
-        values: `[layers, pos]`, or `[layers, n]` for the n visual tokens; or without layers.
+        values: `[layers, pos]`, or `[layers, n]` for the n visual tokens; or without layers. Of
+            several kinds, a mapping from what they are to such values: the page has a menu.
         row: row of the batch.
         index: image of this row.
         label: what the values are, with the unit.
         layers: numbers of those to draw, as they stand in the values; None draws all.
         names: of the layers drawn; without any, their numbers.
-        words: top words of each layer and position of the values, as `Readout.words` returns them.
+        words: top words of each layer and position of the values, as `Readout.words` returns them;
+            of several kinds they go with those that have as many layers.
         limits: of the colours, the same at all layers; None takes the range of all values. The
             ends of the colour bar say where values lie beyond.
         sentence: write the names out as a sentence: a word that is pointed at shows its values.
@@ -195,28 +111,86 @@ def explore(
         InputError: as `overlay`; or the words do not fit the values.
     """
     picture = open_picture(image)
-    table = values_table(picture, layout, values, row, index, layers)
-    names = panel_names(table, layers, names)
-    count = 1 if np.ndim(values) == 1 else len(values)
-    if words is not None:
-        if [len(layer) for layer in words] != [table.shape[1]] * count:
-            raise InputError(
-                f"The words are not those of {count} layers × {table.shape[1]} positions. Read "
-                "the lens at the layers of the values: visual_logit_lens(..., layers=...)."
-            )
-        words = [words[k] for k in (range(count) if layers is None else layers)]
+    kinds = values if isinstance(values, Mapping) else {label: values}
+    if not kinds:
+        raise InputError("values holds nothing to draw: give at least one entry.")
+    views = []
+    for name, each in kinds.items():
+        fit = len(kinds) == 1 or (words is not None and len(words) == _count(each))
+        table = values_table(picture, layout, each, row, index, layers)
+        named = panel_names(table, layers, names)
+        chosen = _choose_words(words if fit else None, _count(each), table.shape[1], layers)
+        views.append(_view(layout, table, named, chosen, name, limits, row, index))
+    original = picture.convert("RGB")
+    first = {
+        "width": picture.width,
+        "height": picture.height,
+        "picture": _encode(relief(picture)),
+        "original": _encode(original, BESIDE, "jpeg"),
+        "sentence": sentence,
+        "flattest": FLATTEST,
+        **views[0],
+        "more": views[1:],
+    }
+    here = files("mm_lens.drawing")
+    style, script = (here.joinpath(f"explorer.{kind}").read_text("utf-8") for kind in ("css", "js"))
+    title = escape(", ".join(kinds))
+    body = (
+        f'<h1>{title}</h1><p id="sentence"></p><div id="controls">'
+        '<label id="choose">show <select id="choice"></select></label>'
+        '<label id="slide"><input id="slider" type="range" min="0" step="1" value="0"> '
+        '<b id="layer"></b></label></div><div id="panels"></div>'
+        '<p><span id="label"></span>: <span id="low"></span> <span id="bar"></span> '
+        '<span id="high"></span> <span class="soft">· hatched: no value; strip at the right: '
+        'newline tokens, beside the row they end<span id="stretched"></span></span></p>'
+        '<p id="chosen" aria-live="polite"></p><div id="tip"></div>'
+    )
+    html = (
+        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
+        f'<meta name="viewport" content="width=device-width"><title>{title}</title>'
+        f"<style>{style}</style></head><body><main>{body}</main>"
+        f"<script>const data = {embed_json(first)};\n{script}</script></body></html>"
+    )
+    aspect = min(max(picture.height / picture.width, 1 / FLATTEST), FLATTEST)
+    return Explorer(html, 220 + round(min(480.0, 480 * aspect)))
+
+
+def _count(values: Any) -> int:
+    """How many layers there are."""
+    return 1 if np.ndim(values) == 1 else len(values)
+
+
+def _choose_words(words: Any, count: int, n: int, layers: Sequence[int] | None) -> Any:
+    """The words of the layers that are drawn."""
+    if words is None:
+        return None
+    if [len(layer) for layer in words] != [n] * count:
+        raise InputError(
+            f"The words are not those of {count} layers × {n} positions. Read "
+            "the lens at the layers of the values: visual_logit_lens(..., layers=...)."
+        )
+    return [words[k] for k in (range(count) if layers is None else layers)]
+
+
+def _view(
+    layout: TokenLayout,
+    table: Any,
+    names: Sequence[str],
+    words: Any,
+    label: str,
+    limits: tuple[float, float] | None,
+    row: int,
+    index: int,
+) -> dict[str, Any]:
+    """One kind of values, as the page draws it."""
     scale = scale_of(table, limits)
     parts = find_token_boxes(layout, row, index)
     here = layout.row_of(row).to("cpu")
     drawn = [position for part in parts for position in part.positions]
     spelled = sorted({w for layer in words or () for position in drawn for w in layer[position]})
     number = {word: i for i, word in enumerate(spelled)}
-    data = {
-        "width": picture.width,
-        "height": picture.height,
-        "picture": _encode(relief(picture)),
+    return {
         "layers": names,
-        "sentence": sentence,
         "label": label,
         "low": scale.low,
         "high": scale.high,
@@ -234,19 +208,6 @@ def explore(
             for part in parts
         ],
     }
-    script = f"const data = {embed_json(data)};{SCRIPT}"
-    body = (
-        '<p id="sentence"></p>'
-        '<p id="slide"><input id="slider" type="range" min="0" step="1"> <b id="layer"></b></p>'
-        f'<div id="panels"></div><p>{escape(label)}: <span id="low"></span> <span id="bar"></span> '
-        '<span id="high"></span> · hatched: no value</p><div id="tip"></div>'
-    )
-    html = (
-        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{escape(label)}</title>'
-        f"<style>{STYLE}</style></head><body>{body}<script>{script}</script></body></html>"
-    )
-    aspect = picture.height / picture.width
-    return Explorer(html, 140 + round(min(480.0, 480 * aspect)))
 
 
 def explore_written(
@@ -306,8 +267,9 @@ def _place(layout: TokenLayout, position: int) -> str:
     return f"position {position}: {where}, row {row}, column {column}"
 
 
-def _encode(image: Image.Image) -> str:
-    image.thumbnail((LONGEST, LONGEST))
+def _encode(image: Image.Image, longest: int = LONGEST, format: str = "png") -> str:
+    image = image.copy()
+    image.thumbnail((longest, longest))
     buffer = BytesIO()
-    image.save(buffer, format="png")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    image.save(buffer, format=format)
+    return f"data:image/{format};base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -34,6 +34,9 @@ from mm_lens.model.inputs import Inputs
 WIDTH = 10.0
 """Of a figure with values, in inches: that of a notebook."""
 MAX_LAYERS = 8
+FLATTEST = 8.0
+"""Pictures that are longer for their width are drawn as if they were not, and it is said."""
+STRETCHED = "stretched: a strip of these proportions would hide its tokens"
 
 # Okabe and Ito's colours, told apart also by the colour-blind.
 TILE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -69,7 +72,7 @@ def draw_layout(inputs: Inputs, row: int = 0, image: int = 0) -> InlineFigure:
     groups = {name: where for name, where in groups.items() if where.any()}
 
     picture = pictures[image]
-    aspect = picture.height / picture.width
+    aspect = _drawn_aspect(picture)
     width = 4.6 if aspect > 1 / 3 else 7.5
     stacked = aspect < 1 / 3  # very wide images go below each other
     shape = (len(groups), 1) if stacked else (1, len(groups))
@@ -84,11 +87,23 @@ def draw_layout(inputs: Inputs, row: int = 0, image: int = 0) -> InlineFigure:
             n_newlines = _draw_newlines(axis, layout, mine)
         extra = f" + {n_newlines} newlines" if n_newlines else ""
         axis.set_title(f"{name}: {int(where.sum())} tokens{extra}", fontsize=11)
+    if aspect != picture.height / picture.width:
+        figure.supxlabel(STRETCHED, fontsize=9, color="0.35")
     return figure
 
 
+def _drawn_aspect(picture: Image.Image) -> float:
+    """Height over width as it is drawn: a strip is stretched, or its tokens could not be seen."""
+    return min(max(picture.height / picture.width, 1 / FLATTEST), FLATTEST)
+
+
 def _draw_picture(axis: Axes, picture: Image.Image) -> None:
-    axis.imshow(np.asarray(picture), extent=(0, picture.width, picture.height, 0))
+    real, drawn = picture.height / picture.width, _drawn_aspect(picture)
+    axis.imshow(
+        np.asarray(picture), extent=(0, picture.width, picture.height, 0), aspect=drawn / real
+    )
+    axis.locator_params("x", nbins=min(6, picture.width), integer=True)
+    axis.locator_params("y", nbins=min(6, picture.height), integer=True)
     axis.set_xlabel("x in pixels")
     axis.set_ylabel("y in pixels")
     axis.set_xlim(0, picture.width)
@@ -183,6 +198,7 @@ def draw_values(
     scale, shade = scale_of(table, limits), np.asarray(relief(picture))
     parts: list[TokenBoxes | None] = [*find_token_boxes(layout, row, index)]
     single, wide = len(table) == 1, picture.height < picture.width / 3
+    aspect = _drawn_aspect(picture)
     if single:
         parts = [None, *parts]  # the picture itself beside it
     titles = ["picture" if part is None else part.title for part in parts]
@@ -192,13 +208,15 @@ def draw_values(
     if single != wide:
         panels = [list(line) for line in zip(*panels, strict=True)]
         rows, columns = columns, rows
-    figure, grid, bar = _grid(len(rows), len(columns), picture.height / picture.width)
+    figure, grid, bar = _grid(len(rows), len(columns), aspect)
+    stretched = aspect != picture.height / picture.width
+    down = "y in pixels, stretched" if stretched else "y in pixels"
     for i, line in enumerate(panels):
         for j, (part, layer) in enumerate(line):
             _fill_panel(grid[i][j], picture, part, layer, scale, shade)
             # All panels show the same pixels: the outer ones say which.
             grid[i][j].tick_params(labelleft=j == 0, labelbottom=i == len(rows) - 1)
-        grid[i][0].set_ylabel("\n".join(filter(None, [rows[i], "y in pixels"])))
+        grid[i][0].set_ylabel("\n".join(filter(None, [rows[i], down])))
     for axis, title in zip(grid[0], columns, strict=True):
         axis.set_title(title, fontsize=10)
     for axis in grid[-1]:

@@ -7,100 +7,84 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from html import escape
+from importlib.resources import files
 from typing import Any
-
-from plotly.offline import get_plotlyjs
 
 from mm_lens._notebook import embed_json
 from mm_lens.drawing.curves import LOG_TICKS, DrawnCurve, Look, Panel, find_log_ticks
 from mm_lens.metrics import METRICS
 
 DASHES = {"-": "solid", "--": "dash", "-.": "dashdot"}
-LINES = {"gridcolor": "#e5e5e5", "linecolor": "#444", "zerolinecolor": "#e5e5e5"}
-SYMBOLS = {"o": "circle", "s": "square", "^": "triangle-up"}
+SYMBOLS = {
+    "o": "circle",
+    "s": "square",
+    "^": "triangle-up",
+    "v": "triangle-down",
+    "D": "diamond",
+    "P": "cross",
+}
 
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 1240px; margin: 2em auto;
-       padding: 0 1em; }
-h1 { font-size: 1.5em; } h2 { font-size: 1.2em; margin: 2em 0 0; }
-nav a { margin-right: 1em; display: inline-block; }
-table { border-collapse: collapse; font-size: .9em; }
-td, th { border-bottom: 1px solid #ddd; padding: .25em .8em .25em 0; text-align: left;
-         vertical-align: top; }
-td.number, th.number { text-align: right; } .note { font-weight: normal; color: #555; }
-summary { cursor: pointer; font-weight: 600; }
-p.note { color: #555; margin: .2em 0 0; } pre { font-size: .85em; overflow-x: auto; }
-"""
+MEANINGS = {
+    "linearity": (
+        "How well one linear map predicts a layer's states from those before, on pictures it has "
+        "not seen. Near 1, the layer could be replaced by a matrix; near 0, none is of "
+        "any use."
+    ),
+    "dimension": (
+        "How many directions it takes, locally, to tell a token from its neighbours. High: tokens "
+        "differ in many ways; low: they lie on something thin, and much about them is the same."
+    ),
+    "anisotropy": (
+        "The share of the variance along the one strongest direction. Near 1, all tokens differ "
+        "along one line, often because of a few very large ones; near 0, they spread in all "
+        "directions."
+    ),
+}
+"""What high and low mean, by kind of metric."""
+TOPICS = {"linearity": "Linearity", "dimension": "Intrinsic dimension", "anisotropy": "Anisotropy"}
 
 
 def document(title: str, body: str) -> str:
-    """A whole page, plotly included."""
+    """A whole page, with what draws its charts: it needs no network."""
+    here = files("mm_lens.drawing")
+    style, script = (here.joinpath(name).read_text("utf-8") for name in ("page.css", "chart.js"))
     return f"""<!DOCTYPE html>
 <html lang="en">
-<head><meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style>
-<script>{get_plotlyjs()}</script></head>
-<body>
+<head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>{escape(title)}</title><style>{style}</style></head>
+<body><script>{script}</script>
+<main>
 <h1>{escape(title)}</h1>
-<p class="note">Bands are 95&nbsp;% intervals over samples, dotted lines the chance level. Point at
-a curve for value, interval, number of tokens and warnings; click a name to hide it.</p>
 {body}
+</main>
 </body></html>
 """
 
 
-def links(titles: Mapping[str, str]) -> str:
-    """Links to the sections, by their id."""
-    found = (f'<a href="#{escape(name)}">{escape(title)}</a>' for name, title in titles.items())
-    return f"<nav>{' '.join(found)}</nav>\n"
+HOW_TO_READ = (
+    '<p class="note">Bands are 95&nbsp;% intervals over samples, dotted lines the chance level, '
+    "hollow points carry a warning. Point at a curve, or go through it with the arrow keys, for "
+    "value, interval, number of tokens and warnings; click a name to hide it.</p>"
+)
 
 
 def side_by_side(style: Look, panels: Sequence[Panel]) -> dict[str, Any]:
-    """Panels beside each other, in plotly's own terms.
-
-    As plain data: building plotly's Python objects would take longer than drawing all pictures.
-    """
-    layout: dict[str, Any] = {
-        "height": 430,
-        "margin": {"l": 70, "r": 20, "t": 60, "b": 60},
-        "font": {"size": 14, "family": "system-ui, sans-serif", "color": "#222"},
-        "legend": {"orientation": "h", "y": -0.24, "x": 0.5, "xanchor": "center"},
-        "hovermode": "closest",
-        "annotations": [],
-    }
+    """Panels beside each other, as `chart.js` draws them: plotly's terms, as far as they go."""
+    layout: dict[str, Any] = {"height": 430, "annotations": []}
     data = []
-    share = 1 / len(panels)
     for i, panel in enumerate(panels):
         suffix = str(i + 1) if i else ""
-        left, right = i * share + 0.03 * (i > 0), (i + 1) * share - 0.03 * (i < len(panels) - 1)
         layout[f"xaxis{suffix}"] = {
-            "domain": [left, right],
-            "anchor": f"y{suffix}",
-            "title": {"text": style.over, "standoff": 6},
+            "title": {"text": style.over},
             "range": list(style.across),
             "dtick": max(1, round(style.across[1] / 12)) if style.across[1] > 2 else 0.1,
-            **LINES,
         }
         layout[f"yaxis{suffix}"] = {
-            "anchor": f"x{suffix}",
-            "title": {"text": "" if i else style.unit or style.title},
-            **({"matches": "y"} if i else {}),
-            # Plotly's own ticks between powers of ten show their first digit only.
+            "title": {"text": style.unit or style.title},
             **({"type": "log", "tickvals": _log_ticks(style)} if style.log else {}),
-            **({"range": _range(style)} if style.limits else {"showticklabels": False}),
-            **LINES,
+            **({"range": _range(style)} if style.limits else {}),
         }
-        layout["annotations"].append(
-            {
-                "text": panel.title + ("" if style.limits else ": no value"),
-                "x": (left + right) / 2,
-                "y": 1.02,
-                "xref": "paper",
-                "yref": "paper",
-                "xanchor": "center",
-                "yanchor": "bottom",
-                "showarrow": False,
-            }
-        )
+        layout["annotations"].append({"text": panel.title})
         for curve in panel.curves:
             for trace in _traces(curve):
                 data.append({"xaxis": f"x{suffix}", "yaxis": f"y{suffix}", **trace})
@@ -108,7 +92,7 @@ def side_by_side(style: Look, panels: Sequence[Panel]) -> dict[str, Any]:
     for trace in data:  # each label once in the legend
         trace["showlegend"] = "name" in trace and trace["name"] not in named
         named.add(trace.get("name", ""))
-    return {"data": data, "layout": layout, "config": {"displaylogo": False, "responsive": True}}
+    return {"data": data, "layout": layout}
 
 
 def _log_ticks(style: Look) -> list[float]:
@@ -125,15 +109,13 @@ def _traces(curve: DrawnCurve) -> list[dict[str, Any]]:
     rows = curve.rows
     band = rows.dropna(subset=["low", "high"])
     around = band[curve.x].tolist()
-    silent = {"mode": "lines", "hoverinfo": "skip", "legendgroup": curve.label}
+    silent = {"legendgroup": curve.label}
     return [
         {
             "x": around + around[::-1],
             "y": band.high.tolist() + band.low.tolist()[::-1],
             "fill": "toself",
             "fillcolor": colour,
-            "opacity": 0.18,
-            "line": {"width": 0},
             **silent,
         },
         {
@@ -145,13 +127,11 @@ def _traces(curve: DrawnCurve) -> list[dict[str, Any]]:
         {
             "x": rows[curve.x].tolist(),
             "y": _json(rows.value.tolist()),
-            "mode": "lines+markers",
             "name": curve.label,
             "legendgroup": curve.label,
             "line": {"color": colour, "dash": DASHES[dash], "width": 2},
-            "marker": {"symbol": SYMBOLS[marker], "size": 8},
+            "marker": {"symbol": SYMBOLS[marker], "open": [int(bool(x)) for x in rows.warning]},
             "text": [_hover(curve.label, row) for row in rows.to_dict("records")],
-            "hovertemplate": "%{text}<extra></extra>",
         },
     ]
 
@@ -181,25 +161,36 @@ def section(metric: str, title: str, figures: Mapping[str, dict[str, Any]]) -> s
         f'<h2 id="{escape(metric)}">{escape(title)}</h2>'
         f'<p class="note"><code>{escape(metric)}</code>, preset: {presets}. {about}</p>'
     ]
-    return "".join(parts) + _plots(metric, figures)
+    return "".join(parts) + plots(metric, title, figures)
 
 
 def figures(metric: str, title: str, drawn: Mapping[str, dict[str, Any]]) -> str:
     """Figures of a metric whose definition stands elsewhere on the page, folded up."""
     heading = f"<summary>{escape(title)} <code>{escape(metric)}</code></summary>"
-    return f"<details open>{heading}{_plots(metric, drawn)}</details>"
+    return f"<details>{heading}{plots(metric, title, drawn)}</details>"
 
 
-def _plots(metric: str, figures: Mapping[str, dict[str, Any]]) -> str:
+def plots(metric: str, about: str, figures: Mapping[str, dict[str, Any]]) -> str:
+    """Charts, each with a heading of its own or none; `about` for those who cannot see them."""
     parts = []
     for heading, drawing in figures.items():
         name = escape("-".join(["plot", metric, heading]).rstrip("-"))
+        said = embed_json(" ".join([about, heading]).strip())
         drawn = embed_json(drawing)
         parts.append(
-            f"<h3>{escape(heading)}</h3>" * bool(heading)
-            + f'<div id="{name}"></div><script>Plotly.newPlot("{name}", {drawn});</script>\n'
+            f"<h3>{escape(heading)}</h3>" * bool(heading) + f'<div class="chart" id="{name}"></div>'
+            f'<script>drawChart("{name}", {said}, {drawn});'
+            "</script>\n"
         )
     return "".join(parts)
+
+
+def topic(name: str, title: str, about: str, body: str) -> str:
+    """A part of a page that is folded up."""
+    note = f' <span class="note">{escape(about)}</span>' * bool(about)
+    return (
+        f'<details id="{escape(name)}"><summary>{escape(title)}{note}</summary>{body}</details>\n'
+    )
 
 
 def provenance(entries: Mapping[str, Any]) -> str:

@@ -13,9 +13,22 @@ STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em;
        color: light-dark(#222, #ddd); background: light-dark(#fff, #1b1b1b); }
 h1 { font-size: 1.4em; } h2 { font-size: 1.1em; margin: 2em 0 .4em; }
-img, iframe { background: #fff; max-width: 100%; height: auto; } pre { white-space: pre-wrap; }
+img { background: #fff; max-width: 100%; height: auto; } pre { white-space: pre-wrap; }
+iframe { max-width: 100%; } section { overflow-x: auto; }
+@media (max-width: 700px) { section img { max-width: none !important; width: 640px; } }
+ table { overflow-wrap: anywhere; } summary { cursor: pointer; }
 th, td { text-align: left; vertical-align: top; padding-right: 1em; }
 """
+SCRIPT = """
+addEventListener("message", event => {
+  for (const frame of document.querySelectorAll("iframe"))
+    if (frame.contentWindow === event.source && event.data.explorerHeight > 0)
+      frame.style.height = event.data.explorerHeight + "px";
+});
+"""
+"""Gives the frame of an explorer the height that it asks for."""
+FEW = 4
+"""Lines of a result that stand above the figures; more are folded below them."""
 
 
 def make_page(
@@ -34,12 +47,16 @@ def make_page(
         f"<section><h2>{escape(name)}</h2>{_show(name, part)}</section>"
         for name, part in parts.items()
     )
+    words = f"<pre>{escape(said)}</pre>"
+    if len(lines) > FEW:
+        shown += f"<details><summary>In words</summary>{words}</details>"
+        words = ""
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width">'
         f"<title>{escape(title)}</title><style>{STYLE}</style></head><body><main>"
         f"<h1>{escape(title)}</h1>{make_table(['', ''], about.items())}"
-        f"<pre>{escape(said)}</pre>{shown}</main></body></html>\n"
+        f"{words}{shown}</main><script>{SCRIPT}</script></body></html>\n"
     )
 
 

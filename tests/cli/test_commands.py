@@ -74,9 +74,10 @@ def test_profile_writes_what_it_promises(profile, tmp_path, images):
     pictures = [f"{metric}.png" for metric in set(saved.table.metric)]
     tables = {"profile.parquet", "profile.csv", "replicates.parquet", "provenance.json"}
     tables |= {"config.yaml"}
-    files = {*tables, "SHA256SUMS", "report.html", "overview.png", *pictures}
+    files = {*tables, "SHA256SUMS", "report.html", "overview.png", "sample.png", *pictures}
     assert {path.name for path in out.iterdir()} == files
     assert [path.name for path in out.parent.iterdir()] == ["one"]
+    assert "One of the samples" in (out / "report.html").read_text("utf-8")
     assert set(saved.table.stream) == {"residual", "main"}
     assert saved.provenance["options"]["seed"] == 5
     assert saved.provenance["options"]["tokens"] == 30

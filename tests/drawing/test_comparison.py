@@ -77,8 +77,15 @@ def test_page_needs_no_network(comparison, tmp_path):
     assert not re.search(r'<(script|link|img)[^>]*(src|href)="', html)
     for name in HEADLINE:
         for modality in ("visual", "text"):
-            part = html.split(f'Plotly.newPlot("plot-{name}-{modality}", ')[1]
-            found = json.loads(part.split(");</script>")[0].replace("<\\/", "</"))
+            part = html.split(f'drawChart("plot-{name}-{modality}", ')[1]
+            found = json.loads("[" + part.split(");</script>")[0] + "]")[1]
             curves = [trace for trace in found["data"] if "name" in trace]
             assert [t["name"] for t in curves] == 2 * comparison.labels
     assert "Low visual anisotropy" in html
+    lead = html.split('<p class="lead">')[1].split("</p>")[0]
+    assert html.index('class="lead"') < html.index("<table")
+    verdicts = comparison.findings[comparison.findings.preset == "paper"]
+    verdicts = verdicts.groupby(["finding", "stream"]).finding_verdict.first()
+    for name, count in verdicts.value_counts().items():
+        assert f"{name}: {count}" in lead.lower()
+    assert len(html) < 2_000_000

@@ -100,11 +100,11 @@ def test_the_report_has_them_and_a_profile_of_states_does_not(model, profile, tm
         f"{kind}-anisotropy_without_massive.png" for kind in ("components", "heads", "path")
     } <= files
     page = report.render(profile)
-    plots = re.findall(r'Plotly.newPlot\("(plot-[^"]+)", (.+?)\);</script>', page)
+    plots = re.findall(r'drawChart\("((?:plot|first)-[^"]+)", (.+?)\);</script>', page)
     names = [name for name, _ in plots]
     assert len(set(names)) == len(names)
     for _, drawn in plots:
-        assert json.loads(drawn)["data"]
+        assert json.loads(f"[{drawn}]")[1]["data"]
     assert any("from pixel to word" in name for name in names)
     assert any("heads × layers" in name for name in names)
 

@@ -95,3 +95,23 @@ def test_what_was_written_as_a_page(model):
     )
     page = explore_written(image, shown, blocks=[1]).html
     assert 'id="sentence"' in page
+
+
+def test_several_kinds_of_values_are_in_one_page(model):
+    image = random_image(31, 57)
+    layout = model.prepare("What is it?", image).layout
+    n = layout.shape[1]
+    one, other = torch.rand(2, n), -torch.rand(3, n)
+    words = [[["a"]] * n] * 3
+    data = data_of(explore(image, layout, {"norm": one, "change": other}, words=words).html)
+    (more,) = data["more"]
+    assert (data["label"], more["label"]) == ("norm", "change")
+    assert (len(data["layers"]), len(more["layers"])) == (2, 3)
+    assert [part["words"] for part in data["parts"]] == [None] * len(data["parts"])
+    assert more["words"] == ["a"]
+    assert more["low"] < 0
+    beside = Image.open(BytesIO(base64.b64decode(data["original"].split(",")[1])))
+    assert beside.size == image.size
+    assert beside.mode == "RGB"
+    with pytest.raises(InputError, match="holds nothing to draw"):
+        explore(image, layout, {})
