@@ -33,7 +33,7 @@ from mm_lens.cli import (
 from mm_lens.cli.data import options as data_options
 from mm_lens.cli.data import show
 from mm_lens.cli.models import load_model, silence_libraries
-from mm_lens.cli.runs import comparing, configs, opening
+from mm_lens.cli.runs import comparing, configs, opening, recipes
 from mm_lens.cli.samples import asking, intervening, looking
 from mm_lens.cli.stopping import Stopped, heed_sigterm
 from mm_lens.errors import MMLensError
@@ -275,6 +275,7 @@ app.command(name="check")(checking.check_command)
 app.command(name="evaluate")(evaluating.evaluate_command)
 app.command(name="relate")(relating.relate_command)
 app.add_typer(show.app, name="data")
+app.add_typer(recipes.app, name="recipe")
 app.command(name="list")(listing.list_command)
 app.command(name="open")(opening.open_command)
 
