@@ -11,6 +11,9 @@ from .logits import LogitParts as LogitParts
 from .logits import logit_attribution as logit_attribution
 from .paths import Node as Node
 from .paths import path_patch as path_patch
+from .pixels import PixelAttribution as PixelAttribution
+from .pixels import pixel_attribution as pixel_attribution
+from .pixels import tower_grad_cam as tower_grad_cam
 from .result import Attribution as Attribution
 from .swaps import SwapEstimate as SwapEstimate
 from .swaps import attribution_patch as attribution_patch

@@ -9,7 +9,8 @@ for an order that knows nothing.
 Two controls stand beside every map: orders at random, and nearness to the centre of the picture,
 which in photographs is often a good guess and knows nothing of the model. A taken-out token is the
 mean of the group's tokens in its row, or zero: both are states that the model has never seen, so
-that a curve is about the model *and* that choice.
+that a curve is about the model *and* that choice. Features of the image that enter between blocks
+(Qwen3-VL) stay.
 
 Where it is known what must matter, on scenes, `pointing` scores maps without running the model.
 """

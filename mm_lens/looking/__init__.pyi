@@ -18,6 +18,7 @@ from .logit_lens import visual_logit_lens as visual_logit_lens
 from .probes import Probe as Probe
 from .probes import fit_probe as fit_probe
 from .probes import probe_table as probe_table
+from .scatter import state_scatter as state_scatter
 from .token_tensor import TokenValues as TokenValues
 from .token_values import (
     cosine_to_mean as cosine_to_mean,

@@ -101,14 +101,15 @@ def compare_lenses(model: VisionLanguageBridge, asked: Sequence[Asked], seed: in
     index = build_text_index(model, [*texts, *words], most_per_word=8)
     rows = []
     for question in asked:
-        thing, answer = question.thing, str(question.sample.answer).lower()
+        thing, answer = question.thing, str(question.sample.answer)
         k = min(5, len(index.contexts))
         near = latent_lens(model, question.inputs, index, thing, top_k=k).words()
         lens = visual_logit_lens(model, question.inputs, thing, top_k=5)
         token = first_token(model, answer)
+        word = model.tokenizer.decode([token]).strip().lower()
         logit = (lens.top_ids[:, 0][:, thing[0].cpu()] == token).any(-1).float().mean()
         latent = [
-            any(f"[{answer}]" in text.lower().replace("[ ", "[") for text in at)
+            any(f"[{word}]" in text.lower().replace("[ ", "[") for text in at)
             for layer in near
             for at in layer
             if at

@@ -21,6 +21,7 @@ from mm_lens.causal.answers import Answers
 from mm_lens.data.samples import Sample, Samples
 from mm_lens.errors import InputError
 from mm_lens.layout.groups import Box, group_mask, last_position
+from mm_lens.looking.logit_lens import first_token
 from mm_lens.looking.sampling import picture_ids
 from mm_lens.model.bridge import VisionLanguageBridge
 from mm_lens.model.inputs import Inputs
@@ -89,10 +90,10 @@ def ask(model: VisionLanguageBridge, samples: Samples, limit: int | None = None)
     """Questions with an image, a known answer and three options or more.
 
     Options are those of the sample; else all answers to questions of its kind (the column `kind`)
-    in the data.
+    in the data. One of several tokens stands for its first.
 
     Raises:
-        InputError: there is no such question; options are no single tokens.
+        InputError: there is no such question; two options begin with the same token.
     """
     found = [samples[k] for k in range(len(samples))]
     found = [sample for sample in found if sample.answer is not None and len(sample.images) == 1]
@@ -107,7 +108,7 @@ def ask(model: VisionLanguageBridge, samples: Samples, limit: int | None = None)
             continue
         inputs = model.prepare(sample.text, sample.images[0])
         (shown,) = picture_ids(inputs)
-        answers = Answers(model, inputs, options, str(sample.answer))
+        answers = _answers(model, inputs, options, str(sample.answer))
         picture = pictures.setdefault(shown, len(pictures))
         out.append(Asked(inputs, answers, picture, sample))
         if limit is not None and len(out) == limit:
@@ -118,6 +119,16 @@ def ask(model: VisionLanguageBridge, samples: Samples, limit: int | None = None)
             "column options, or three different answers)."
         )
     return out
+
+
+def _answers(
+    model: VisionLanguageBridge, inputs: Inputs, options: Sequence[str], right: str
+) -> Answers:
+    try:
+        return Answers(model, inputs, options, right)
+    except InputError:
+        tokens = [first_token(model, option) for option in options]
+        return Answers(model, inputs, options, right, tokens=tokens)
 
 
 @torch.no_grad()

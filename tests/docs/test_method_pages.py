@@ -11,7 +11,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 
 @pytest.mark.filterwarnings("ignore::mm_lens.MMLensWarning")
-@pytest.mark.parametrize("page", ["writing", "attribution", "lenses", "dictionaries"])
+@pytest.mark.parametrize("page", ["writing", "attribution", "lenses", "dictionaries", "recipes"])
 def test_a_page_runs_as_pasted(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = (DOCS / f"{page}.md").read_text("utf-8")

@@ -8,7 +8,7 @@ from vlmprobe_methods import BOUND, FAMILY, THEIRS, Pair
 
 
 @pytest.fixture(scope="module")
-def pair():
+def pair(no_float32_in_module):
     return Pair()
 
 

@@ -145,7 +145,7 @@ def latent_lens(
             of the index).
         same_layer: compare with states of the same layer only.
         top_k: how many neighbours.
-        chunk_size: tokens at a time; memory is `chunk_size × entries × index layers`.
+        chunk_size: tokens at a time; memory is `chunk_size × entries`, and a layer of the index.
 
     Raises:
         InputError: there is no such token or layer; the index is of another model or too small.

@@ -62,14 +62,17 @@ class TextIndex:
                 f"The index holds no layer {missing[0]}, but {', '.join(map(str, self.layers))}. "
                 "Build it with layers=…, or search all of them (same_layer=False)."
             )
-        chosen = [self.layers.index(layer) for layer in asked]
-        stored = self.states[chosen].to(states.device)
         unit = torch.nn.functional.normalize(states.float(), dim=-1)
-        cosines = einsum(unit, stored.float(), "n d, layer entry d -> n layer entry")
-        best = cosines.max(1)
-        top = best.values.topk(k)
-        at = torch.tensor(asked).to(states.device)[best.indices.gather(1, top.indices)]
-        return top.values, top.indices, at
+        shape = (len(unit), len(self.contexts))
+        best = torch.full(shape, -torch.inf, device=unit.device)
+        at = torch.zeros(shape, dtype=torch.long, device=unit.device)
+        for layer in asked:  # one layer of the index at a time
+            stored = self.states[self.layers.index(layer)].to(unit.device).float()
+            cosines = einsum(unit, stored, "n d, entry d -> n entry")
+            at = torch.where(cosines > best, layer, at)
+            best = torch.maximum(best, cosines)
+        top = best.topk(k)
+        return top.values, top.indices, at.gather(1, top.indices)
 
     def save(self, path: str | Path) -> None:
         """Write it into a safetensors file."""

@@ -66,6 +66,8 @@ METHODS: Sequence[Method] = (
     Method("attribution.integrated_gradients"),
     Method("attribution.smooth_grad"),
     Method("attribution.grad_cam"),
+    Method("attribution.pixel_attribution"),
+    Method("attribution.tower_grad_cam"),
     Method("attribution.attention_rollout", ("pattern",), "all"),
     Method("attribution.relevance", ("pattern",), "all"),
     Method("attribution.logit_attribution", ("residual",), "all"),
