@@ -154,7 +154,8 @@ def deletion_insertion(
                 )
     table = pd.DataFrame(rows)
     names = ["map", "curve", "row", "share"]
-    return Faithfulness(table.groupby(names, sort=False, as_index=False)["value"].mean())
+    means = table.groupby(names, sort=False)["value"].mean()  # over orders at random
+    return Faithfulness(means.reset_index())
 
 
 def pointing(maps: Maps, inputs: Inputs, region: Any, where: Any = "visual") -> pd.DataFrame:

@@ -20,7 +20,9 @@ def draw_scatter(table: pd.DataFrame, colour: str = "group") -> Any:
         InputError: there is no such column.
     """
     if missing := [name for name in ("layer", "x", "y", colour) if name not in table]:
-        raise InputError(f"The points have no column {missing[0]!r}, but {', '.join(table)}.")
+        raise InputError(
+            f"The points have no column {missing[0]!r}, but {', '.join(map(str, table))}."
+        )
     import plotly.express as px
 
     shown = table.assign(**{colour: table[colour].astype(str)}) if colour == "picture" else table

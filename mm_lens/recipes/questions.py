@@ -65,17 +65,18 @@ class Asked:
         """Image tokens of the thing; none, or all, where it is not to be told."""
         box = self.sample.about.get("box")
         image = self.sample.images[0]
-        where: Any = find_thing(image) if box is None else Box(*map(float, _numbers(box)))
+        where: Any = find_thing(image) if box is None else _box(box)
         if isinstance(where, Tensor) and not bool(where.any()):
             return torch.zeros_like(self.visual)
         return group_mask(self.inputs.layout, where) & self.visual
 
 
-def _numbers(box: Any) -> Sequence[Any]:
+def _box(box: Any) -> Box:
     parts = box.replace(",", " ").split() if isinstance(box, str) else list(box)
     if len(parts) != 4:
         raise InputError(f"box is four numbers, x0, y0, x1, y1 in pixels, not {box!r}.")
-    return parts
+    x0, y0, x1, y1 = (float(part) for part in parts)
+    return Box(x0, y0, x1, y1)
 
 
 def find_thing(image: Image.Image) -> Bool[Tensor, "height width"]:

@@ -91,7 +91,8 @@ def mean_of(x: Float[Tensor, "batch pos *d"], mask: Tensor) -> Float[Tensor, "ba
     """Mean over a row's tokens of a mask, in float64."""
     weight = mask.to(x.device, torch.float64)
     weight = weight / weight.sum(1, keepdim=True)
-    return einsum(x.double(), weight, "batch pos ..., batch pos -> batch ...")
+    found: Tensor = einsum(x.double(), weight, "batch pos ..., batch pos -> batch ...")
+    return found
 
 
 def head_outputs(
@@ -109,7 +110,7 @@ def head_outputs(
     output = attention.o.original_component
     weight = output.weight.double().to(z.device)
     matrices = rearrange(weight, "d_model (head d) -> head d d_model", head=z.shape[1])
-    heads = einsum(z, matrices, "batch head d, head d d_model -> batch head d_model")
+    heads: Tensor = einsum(z, matrices, "batch head d, head d d_model -> batch head d_model")
     whole = heads.sum(1)
     if getattr(output, "bias", None) is not None:
         whole = whole + output.bias.double().to(z.device)
