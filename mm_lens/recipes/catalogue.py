@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -64,5 +65,7 @@ def run(
     measured = RECIPES[name].measure(model, asked, seed)
     cfg: Any = model.cfg
     called = str(getattr(model.original_model, "name_or_path", "") or cfg.model_name)
+    if Path(called).is_dir():
+        called = Path(called).name
     pictures = len({question.picture for question in asked})
     return Result(RECIPES[name], called, measured, len(asked), pictures)

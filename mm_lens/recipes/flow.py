@@ -79,7 +79,12 @@ def prune(model: VisionLanguageBridge, asked: Sequence[Asked], seed: int) -> Mea
                 scores[name] = read(model, question, "accuracy")
         rows.append({"id": question.sample.id, **scores})
     table = pd.DataFrame(rows)
-    return summarise((table["pruned"] - table["full"]).tolist(), asked, table, seed)
+    change = table["pruned"] - table["full"]
+    if not change.any():  # resampled, none stays none: the exact bound of a share of none
+        n = len({question.picture for question in asked})
+        bound = 1 - 0.025 ** (1 / n)
+        return Measured(0.0, -bound, bound, table, f"No answer changed, of {n} pictures.")
+    return summarise(change.tolist(), asked, table, seed)
 
 
 def _least(
