@@ -140,8 +140,10 @@ def redistribution_hooks(
         InputError: there is no such block or head; a mask does not fit, or has no image token, or
             all of a row.
         HookError: when the hook runs, the cache has forgotten positions.
+        MMLensError: the check at load found that edits of patterns do nothing on this model.
     """
     check_inputs(model, inputs)
+    model.report.require("Attention redistributed in the pattern", "pattern")
     for name, value in (("share", share), ("least", least)):
         require_number(name, value, 0, 1)
     blocks = resolve_layers(layers, model.cfg.n_layers)

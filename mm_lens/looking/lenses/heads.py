@@ -55,9 +55,10 @@ def head_lens(
 
     Raises:
         InputError: a row has no such token; there is no such block.
-        MMLensError: heads do not add up to what the attention writes.
+        MMLensError: heads do not add up to what the attention writes, or blocks do not add up.
     """
     check_inputs(model, inputs)
+    model.report.require("A lens on one head", "residual")
     require_whole("top_k", top_k, 1)
     blocks = resolve_blocks(model, "z", layers)
     mask = group_mask(inputs.layout, where)
@@ -114,7 +115,7 @@ def head_outputs(
     whole = heads.sum(1)
     if getattr(output, "bias", None) is not None:
         whole = whole + output.bias.double().to(z.device)
-    error = float((whole - wrote).abs().max() / wrote.abs().max().clamp(min=1e-6))
+    error = float((whole - wrote).detach().abs().max() / wrote.abs().max().clamp(min=1e-6))
     if not error <= 10 * TOLERANCE.get(output.weight.dtype, 0.2):
         raise MMLensError(
             f"What heads write passes something else at block {block}: they miss what its "
