@@ -18,6 +18,9 @@ from . import (
     demo as demo,
 )
 from . import (
+    dictionaries as dictionaries,
+)
+from . import (
     drawing as drawing,
 )
 from . import (
@@ -25,6 +28,9 @@ from . import (
 )
 from . import (
     evaluating as evaluating,
+)
+from . import (
+    heads as heads,
 )
 from . import (
     layout as layout,
@@ -41,6 +47,7 @@ from . import (
 from . import (
     profiling as profiling,
 )
+from . import recipes as recipes
 from . import (
     replacing as replacing,
 )

@@ -7,6 +7,7 @@ the native model: captum and scikit-learn where they have the method, plain loop
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,12 @@ from attribution_cases import metric
 from captum.attr import InputXGradient, IntegratedGradients, LayerGradCam, Saliency
 from conftest import FAMILIES
 from native_writing import block_edited, edges_cut, native_greedy
+from safetensors.torch import load_file
+from scipy.stats import entropy
 from sklearn.decomposition import PCA
 from sklearn.linear_model import RidgeClassifier
+from sklearn.metrics.pairwise import cosine_similarity
+from sklearn.neighbors import NearestNeighbors
 from tiny import random_image
 from transformer_lens.utilities.statistics import derive_generator
 
@@ -25,6 +30,8 @@ import mm_lens
 from mm_lens import attribution, looking
 from mm_lens.causal import ablation_hooks, principal_directions, steering_hooks
 from mm_lens.causal.knockout import knockout
+from mm_lens.dictionaries import load_coder, splice_hooks
+from mm_lens.heads import find_sinks, head_scores, relative_attention
 from mm_lens.looking.probes import fit_probe
 
 DOCS = Path(__file__).parents[1] / "docs" / "tools.md"
@@ -285,6 +292,210 @@ def read(case):
     return got.attention, torch.stack(found, 2)
 
 
+@torch.no_grad()
+def native_log_probs(case, states):
+    """What the native model's last modules make of states."""
+    read = case.native.lm_head(case.native.model.language_model.norm(states))
+    return read.log_softmax(-1)
+
+
+def native_tokens(case, layer, inputs=None, row=0):
+    """States of image tokens, of what enters a block or leaves the last."""
+    inputs = case.one if inputs is None else inputs
+    held = []
+
+    def keep(states):
+        held.append(states.detach())
+        return states
+
+    with block_edited(case.native, layer - 1, keep):
+        case.run(inputs)
+    return held[0][row][inputs.layout.mask("visual")[row]]
+
+
+@method("looking.lens_curves", "scipy entropy of native readings")
+def curved(case):
+    table = looking.lens_curves(case.model, case.one, ["visual"], layers=[1])
+    here, end = (native_log_probs(case, native_tokens(case, k)).exp().numpy() for k in (1, 3))
+    best = end.argmax(1)
+    rank = (here > here[np.arange(len(here)), best][:, None]).sum(1)
+    want = [entropy(here, axis=1), entropy(end, here, axis=1), rank, rank == 0]
+    return table["value"].tolist(), [x.mean() for x in want]
+
+
+@method("looking.fit_tuned_lens", "torch.nn.Linear fitted to native states")
+def tuned(case):
+    lens = looking.fit_tuned_lens(
+        case.model, case.inputs, layers=[1], steps=5, penalty=0.0, held_out=0.5, batch_size=10**6
+    )
+    out = int(torch.randperm(2, generator=derive_generator(0, "held out"))[0])
+    states = {k: native_tokens(case, k, case.inputs, 1 - out) for k in (1, 3)}
+    net = torch.nn.Linear(states[1].shape[1], states[1].shape[1]).double()
+    torch.nn.init.zeros_(net.weight), torch.nn.init.zeros_(net.bias)
+    adam = torch.optim.Adam(net.parameters(), lr=1e-3)
+    plan = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: 1 - step / 5)
+    norm, head = case.native.model.language_model.norm, case.native.lm_head
+    for _ in range(5):
+        said = head(norm(states[1] + net(states[1]))).log_softmax(-1)
+        end = native_log_probs(case, states[3])
+        loss = torch.nn.functional.kl_div(said, end, log_target=True, reduction="batchmean")
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        plan.step()
+    return lens.weights[0], net.weight
+
+
+@method("looking.fit_jacobian_lens", "autograd of the native model")
+def jacobian(case):
+    lens = looking.fit_jacobian_lens(case.model, case.one, layers=[1], corpus="noise")
+    mask, held = case.one.layout.mask("visual")[0], {}
+
+    def enter(own):
+        held["in"] = own.detach().clone().requires_grad_(True)
+        return held["in"]
+
+    def leave(out):
+        held["out"] = out
+        return out
+
+    with block_edited(case.native, len(case.layers) - 1, leave):
+        case.run(case.one, 1, enter)
+    want = []
+    for k in range(4):
+        total = held["out"][0, :-1, k].sum()
+        (gradient,) = torch.autograd.grad(total, held["in"], retain_graph=True)
+        want.append(gradient[0, mask].mean(0))
+    return lens.jacobians[0][:4], torch.stack(want)
+
+
+@method("looking.embedding_neighbours", "scikit-learn cosine_similarity")
+def embedded(case):
+    found = looking.embedding_neighbours(case.model, case.one, layers=[1], top_k=3)
+    weight = case.native.get_input_embeddings().weight.detach().numpy()
+    cosines = cosine_similarity(native_tokens(case, 1).numpy(), weight)
+    want = np.sort(cosines, axis=1)[:, ::-1][:, :3].copy()
+    return found.cosine[0][case.one.layout.mask("visual")], torch.tensor(want)
+
+
+@method("looking.latent_lens", "scikit-learn NearestNeighbors on native states")
+@torch.no_grad()
+def latent(case):
+    options = {"layers": [1], "dtype": torch.float32}
+    index = looking.build_text_index(case.model, ["the cat is red"], **options)
+    found = looking.latent_lens(case.model, case.one, index, layers=[1], top_k=2)
+    text = case.model.prepare("the cat is red", None, chat_template=False)
+    states = case.run(text, 1)[0][0]
+    ids = text.input_ids[0].tolist()
+    states = states[[k for k, i in enumerate(ids) if i not in case.model.tokenizer.all_special_ids]]
+    states = states if ids[0] in case.model.tokenizer.all_special_ids else states[1:]
+    near = NearestNeighbors(n_neighbors=2, metric="cosine").fit(states.numpy())
+    distance, _ = near.kneighbors(native_tokens(case, 1).numpy())
+    return found.cosine[0][case.one.layout.mask("visual")], torch.tensor(1 - distance)
+
+
+@method("looking.patchscope", "native greedy loop, forward hooks")
+def patched_in(case):
+    options = {"layer": 1, "target": "cat, ?", "target_layer": 2, "new_tokens": 3}
+    mask = case.one.layout.mask("base")
+    got = looking.patchscope(case.model, case.one, mask, **options)["token_ids"]
+    text = case.model.prepare("cat, ?", None, chat_template=False)
+    states = case.run(case.one, 1)[0][mask]
+    at = int((text.input_ids[0] == text.input_ids[0, -1]).nonzero()[-1])
+    want = []
+    for state in states:
+
+        def put(own, state=state):
+            out = own.clone()
+            out[:, at] = state
+            return out
+
+        tokens, _ = native_greedy(
+            case.native, text, 3, lambda total, put=put: block_edited(case.native, 1, put), 10**6
+        )
+        want.append(tokens[0])
+    return got.tolist(), torch.stack(want)
+
+
+@method("looking.head_lens", "native output projection of one head")
+@torch.no_grad()
+def headed(case):
+    table = looking.head_lens(case.model, case.one, layers=[1], top_k=1)
+    held, attention = [], case.layers[1].self_attn
+    hook = attention.o_proj.register_forward_pre_hook(lambda m, a: held.append(a[0][0, -1]))
+    case.run(case.one)
+    hook.remove()
+    n = case.model.cfg.n_heads
+    want = []
+    for head in range(n):
+        only = torch.zeros_like(held[0]).view(n, -1)
+        only[head] = held[0].view(n, -1)[head]
+        wrote = attention.o_proj(only.flatten())
+        want.append([wrote.norm(), native_log_probs(case, wrote).argmax()])
+    got = [[row["norm"], row["token_ids"][0]] for row in table.to_dict("records")]
+    return torch.tensor(got), torch.tensor(want)
+
+
+SAE = Path(__file__).parent / "outside" / "sae"
+
+
+@method("dictionaries.SparseCoder", "SAELens 6.54.12, its files")
+def coded(case):
+    given = [load_file(path) for path in sorted(SAE.glob("*/outputs.safetensors"))]
+    coders = [load_coder(path) for path in sorted(SAE.iterdir())]
+    features = [c.encode(x["x"]) for c, x in zip(coders, given, strict=True)]
+    made = [c.decode(f, x["x"]) for c, f, x in zip(coders, features, given, strict=True)]
+    got = [*map(torch.flatten, features), *map(torch.flatten, made)]
+    want = [x[name].flatten() for name in ("features", "made") for x in given]
+    return torch.cat(got), torch.cat(want)
+
+
+@method("dictionaries.splice_hooks", "native model, forward hooks")
+@torch.no_grad()
+def spliced(case):
+    coder = load_coder(SAE / "gated")
+    coder = replace(coder, weights={k: x.double() for k, x in coder.weights.items()})
+    mask = case.one.layout.mask("visual")[..., None]
+    with block_edited(
+        case.native, 1, lambda x: torch.where(mask, coder.decode(coder.encode(x)), x)
+    ):
+        want = case.run(case.one)[1].logits
+    hooks = splice_hooks(case.model, case.one, coder, "visual", layer=1, error=False)
+    return case.model.run_with_hooks(case.one, fwd_hooks=hooks), want
+
+
+@method("heads.head_scores", "scipy on native attention")
+@torch.no_grad()
+def scored(case):
+    _, out = case.run(case.one, output_attentions=True)
+    mask = case.one.layout.mask("visual")[0]
+    weights = torch.stack([x[0, :, -1, mask] for x in out.attentions]).numpy()
+    spread = entropy(weights, axis=-1) / np.log(weights.shape[-1])
+    got = head_scores(case.model, case.one)[["image", "entropy"]].to_numpy()
+    return got, np.stack([weights.sum(-1).ravel(), spread.ravel()], 1)
+
+
+@method("heads.relative_attention", "native attention, two prompts")
+@torch.no_grad()
+def relative(case):
+    neutral = case.model.prepare("All?", case.one.images[0][0])
+    maps = []
+    for inputs in (case.one, neutral):
+        _, out = case.run(inputs, output_attentions=True)
+        mask = inputs.layout.mask("visual")[0]
+        maps.append(torch.stack([x[0, :, -1, mask] for x in out.attentions]))
+    got = relative_attention(case.model, case.one, neutral)
+    return got[:, :, 0, case.one.layout.mask("visual")[0]], maps[0] / maps[1]
+
+
+@method("heads.find_sinks", "native states")
+def sunk(case):
+    x = native_tokens(case, 1)
+    want = (x.abs() / x.square().mean(-1, keepdim=True).sqrt())[:, [2, 5]].amax(-1)
+    found = find_sinks(case.model, case.one, layers=[1], dims=[2, 5])
+    return found.height[0][case.one.layout.mask("visual")], want
+
+
 def difference(got, want):
     """Largest difference, over the largest value."""
     got, want = torch.as_tensor(got).double(), torch.as_tensor(want).detach().double()
@@ -307,10 +518,12 @@ class Results:
 def table(found):
     """In Markdown; the larger difference of the families."""
     lines = ["| method | outside reference | largest difference | families |", "|---|---|--:|---|"]
-    for key in METHODS:
+    from vlmprobe_methods import FAMILY, THEIRS  # which reads files
+
+    for key in [*METHODS, *THEIRS]:
         measured = found.get(key, {})
         shown = f"{max(measured.values()):.0e}" if measured else "not run"
-        named = ", ".join(family for family in FAMILIES if family in measured)
+        named = ", ".join(family for family in (*FAMILIES, FAMILY) if family in measured)
         lines.append(f"| `{key[0]}` | {key[1]} | {shown} | {named} |")
     return "\n".join(lines)
 

@@ -1,3 +1,6 @@
+from .faithfulness import Faithfulness as Faithfulness
+from .faithfulness import deletion_insertion as deletion_insertion
+from .faithfulness import pointing as pointing
 from .flow import attention_rollout as attention_rollout
 from .flow import relevance as relevance
 from .gradients import grad_cam as grad_cam
@@ -6,6 +9,11 @@ from .gradients import integrated_gradients as integrated_gradients
 from .gradients import smooth_grad as smooth_grad
 from .logits import LogitParts as LogitParts
 from .logits import logit_attribution as logit_attribution
+from .paths import Node as Node
+from .paths import path_patch as path_patch
+from .pixels import PixelAttribution as PixelAttribution
+from .pixels import pixel_attribution as pixel_attribution
+from .pixels import tower_grad_cam as tower_grad_cam
 from .result import Attribution as Attribution
 from .swaps import SwapEstimate as SwapEstimate
 from .swaps import attribution_patch as attribution_patch

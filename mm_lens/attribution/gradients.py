@@ -72,7 +72,7 @@ def gradient_input(
     """
     run, mask = _begin(model, inputs, metric, where, layer)
     states, gradient, value = run.run()
-    distance = states - _baseline(baseline, states, mask)
+    distance = states - baseline_states(baseline, states, mask)
     return _result("gradient × input", (gradient * distance).sum(-1), mask, inputs, value)
 
 
@@ -105,7 +105,7 @@ def integrated_gradients(
     require_whole("steps", steps, 1)
     run, mask = _begin(model, inputs, metric, where, layer)
     states, _, value = run.run()
-    start = torch.where(mask[..., None], _baseline(baseline, states, mask), states)
+    start = torch.where(mask[..., None], baseline_states(baseline, states, mask), states)
     points, weights = np.polynomial.legendre.leggauss(steps)
     total = torch.zeros_like(states)
     for point, weight in zip((points + 1) / 2, weights / 2, strict=True):
@@ -172,7 +172,7 @@ def smooth_grad(
         moved = states + noise * rearrange(width, "batch -> batch 1 1").to(states) * drawn
         _, gradient, _ = run.run(partial(_stand_in, torch.where(mask[..., None], moved, states)))
         total += gradient / n
-    distance = states - _baseline(baseline, states, mask)
+    distance = states - baseline_states(baseline, states, mask)
     return _result("SmoothGrad", (total * distance).sum(-1), mask, inputs, value)
 
 
@@ -219,7 +219,7 @@ def _begin(
     return run, mask
 
 
-def _baseline(
+def baseline_states(
     baseline: Any, states: Float[Tensor, "batch pos d"], mask: Bool[Tensor, "batch pos"]
 ) -> Tensor:
     """What the tokens are compared with, of a shape that fits the states."""

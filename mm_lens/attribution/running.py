@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,23 +13,25 @@ from torch import Tensor
 from mm_lens.errors import InputError
 from mm_lens.model.bridge import VisionLanguageBridge
 from mm_lens.model.inputs import Inputs, check_inputs
+from mm_lens.model.parts.freezing import frozen
 from mm_lens.model.running.logit_metrics import LogitMetric
 from mm_lens.model.streams import resolve_layers
 
 
-@contextmanager
-def frozen(model: VisionLanguageBridge) -> Iterator[None]:
-    """No gradients of weights: nothing is kept for them, below the first differentiated activation
-    nothing at all."""
-    taken = [p for p in model.original_model.parameters() if p.requires_grad]
-    for parameter in taken:
-        parameter.requires_grad_(False)
-    try:
-        with torch.enable_grad():
-            yield
-    finally:
-        for parameter in taken:
-            parameter.requires_grad_(True)
+def evaluate_rows(metric: LogitMetric, logits: Tensor, rows: int) -> Float[Tensor, " batch"]:
+    """A metric for each row, without its graph, in float64 on the CPU.
+
+    Raises:
+        InputError: it has another shape.
+    """
+    value = metric(logits)
+    if not isinstance(value, Tensor) or value.shape != (rows,):
+        shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise InputError(
+            f"The metric returned {shape}; it must return a tensor of one value for each of the "
+            f"{rows} row(s). See mm_lens.answers."
+        )
+    return value.detach().double().cpu()
 
 
 def evaluate(metric: LogitMetric, logits: Tensor, rows: int) -> Float[Tensor, " batch"]:

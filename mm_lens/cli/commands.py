@@ -33,8 +33,8 @@ from mm_lens.cli import (
 from mm_lens.cli.data import options as data_options
 from mm_lens.cli.data import show
 from mm_lens.cli.models import load_model, silence_libraries
-from mm_lens.cli.runs import comparing, configs, opening
-from mm_lens.cli.samples import asking, intervening, looking
+from mm_lens.cli.runs import comparing, configs, opening, recipes
+from mm_lens.cli.samples import asking, indexing, intervening, looking
 from mm_lens.cli.stopping import Stopped, heed_sigterm
 from mm_lens.errors import MMLensError
 from mm_lens.plugins import plugin_names
@@ -269,6 +269,7 @@ app.command(name="ask")(asking.ask_command)
 app.command(name="generate")(asking.generate_command)
 app.command(name="layout")(asking.layout_command)
 app.command(name="lens")(looking.lens_command)
+app.command(name="index")(indexing.index_command)
 app.command(name="attention")(looking.attention_command)
 app.command(name="patch")(intervening.patch_command)
 app.command(name="knockout")(intervening.knockout_command)
@@ -276,6 +277,7 @@ app.command(name="check")(checking.check_command)
 app.command(name="evaluate")(evaluating.evaluate_command)
 app.command(name="relate")(relating.relate_command)
 app.add_typer(show.app, name="data")
+app.add_typer(recipes.app, name="recipe")
 app.command(name="list")(listing.list_command)
 app.command(name="open")(opening.open_command)
 

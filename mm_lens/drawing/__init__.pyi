@@ -10,3 +10,4 @@ from .explorer import explore_written as explore_written
 from .overlay import draw_layout as draw_layout
 from .overlay import draw_values as draw_values
 from .replies import draw_reply as draw_reply
+from .scatter import draw_scatter as draw_scatter

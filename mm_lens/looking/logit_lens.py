@@ -35,6 +35,7 @@ from mm_lens.errors import InputError, MMLensError
 from mm_lens.layout.groups import group_mask
 from mm_lens.layout.layout import TokenLayout
 from mm_lens.looking.token_values import Where, read_states
+from mm_lens.looking.translating import check_lens, layers_of, translate
 from mm_lens.model.bridge import VisionLanguageBridge
 from mm_lens.model.inputs import Inputs, check_inputs
 from mm_lens.model.running.logits import Kept
@@ -179,6 +180,7 @@ def visual_logit_lens(
     top_k: int = 5,
     targets: Sequence[str] = (),
     quantity: ReturnType = "probs",
+    lens: Any = None,
     chunk_size: int = 64,
     progress: bool = False,
 ) -> Readout:
@@ -196,11 +198,12 @@ def visual_logit_lens(
         model: the model, in eval mode.
         inputs: what `model.prepare` returned; rows may hold unequal pictures and padding.
         where: which tokens: a group, "last", or a mask; see `mm_lens.token_values`.
-        layers: states to read, negative ones from the end; None reads all.
+        layers: states to read, negative ones from the end; None reads all, or all of the lens.
         top_k: how many words to keep.
         targets: words whose value and rank are wanted at every token; a second readout. A word of
             several tokens stands for its first.
         quantity: "probs", "log_probs" or "logits".
+        lens: what states are translated by before they are read: a `TunedLens`, a `JacobianLens`.
         chunk_size: tokens read at a time.
         progress: show a progress bar on stderr.
 
@@ -213,7 +216,9 @@ def visual_logit_lens(
     if not mask.any():
         raise InputError(f"These inputs hold no position of {where!r} to read.")
     n_states = model.cfg.n_layers + 1
-    wanted = resolve_layers(layers, n_states)
+    fitted = None if lens is None or layers is not None else [*layers_of(lens), n_states - 1]
+    wanted = resolve_layers(fitted or layers, n_states)
+    check_lens(lens, wanted, n_states, model.cfg.d_model)
     require_whole("top_k", top_k, 1)
     if top_k > model.cfg.d_vocab:
         raise InputError(f"top_k={top_k} is more than the {model.cfg.d_vocab} words there are.")
@@ -237,7 +242,7 @@ def visual_logit_lens(
 
     def read(k: int, state: Tensor) -> None:
         if k < len(wanted):
-            rows = state[mask.to(state.device)]
+            rows = translate(lens, state[mask.to(state.device)], wanted[k], n_states)
             found = readout(rows, top_k=top_k)
             assert found.top_ids is not None
             top_ids[k, mask], top[k, mask] = found.top_ids.cpu(), found.values.float().cpu()

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from hashlib import sha256
 from typing import Any, Literal, TypeAlias
 
 import pandas as pd
@@ -30,10 +29,10 @@ from torch import Tensor
 from transformer_lens.utilities.components_utils import get_act_name
 from transformer_lens.utilities.statistics import bootstrap_ci, derive_generator
 
-from mm_lens._storage.hashing import digest
 from mm_lens.arguments import require_number, require_whole
 from mm_lens.errors import InputError
 from mm_lens.layout.groups import group_mask
+from mm_lens.looking.sampling import picture_ids
 from mm_lens.model.bridge import VisionLanguageBridge
 from mm_lens.model.inputs import Inputs, check_inputs
 from mm_lens.model.streams import resolve_blocks
@@ -210,9 +209,7 @@ def _label(samples: Labelled) -> tuple[list[str], list[int]]:
                 f"{len(inputs.input_ids)} row(s) of the inputs."
             )
         labels += [str(label) for label in given]
-        for images, text in zip(inputs.images, inputs.text, strict=True):
-            shown = "".join(f"{i.size} {sha256(i.tobytes()).hexdigest()}" for i in images)
-            pictures.append(digest(shown or text))
+        pictures += picture_ids(inputs)
     return labels, pictures
 
 

@@ -1,4 +1,4 @@
-"""The code of docs/writing.md and docs/attribution.md runs as it stands, from above to below."""
+"""The code of the pages on methods runs as it stands, from above to below."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 
 @pytest.mark.filterwarnings("ignore::mm_lens.MMLensWarning")
-@pytest.mark.parametrize("page", ["writing", "attribution"])
+@pytest.mark.parametrize("page", ["writing", "attribution", "lenses", "dictionaries", "recipes"])
 def test_a_page_runs_as_pasted(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = (DOCS / f"{page}.md").read_text("utf-8")

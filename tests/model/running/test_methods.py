@@ -12,10 +12,18 @@ from tiny import random_image
 
 import mm_lens
 from mm_lens import MMLensError
-from mm_lens.attribution import attention_rollout, logit_attribution, relevance
+from mm_lens.attribution import (
+    Node,
+    attention_rollout,
+    deletion_insertion,
+    logit_attribution,
+    path_patch,
+    relevance,
+)
 from mm_lens.causal import Answers, ablation_table, knockout_table, write_without
 from mm_lens.causal.knockout import knockout
-from mm_lens.looking import attention_map, read_written
+from mm_lens.heads import head_scores, redistribution_hooks, relative_attention
+from mm_lens.looking import attention_map, head_lens, patchscope, read_written
 from mm_lens.model.running.methods import METHODS
 
 
@@ -40,6 +48,19 @@ def take_apart(model, inputs):
     logit_attribution(model, inputs, answers)
 
 
+def send(model, inputs):
+    _, cache = model.run_with_cache(inputs, names_filter=mm_lens.names("mlp_out"))
+    path_patch(model, inputs, cache, metric, [Node("mlp_out", 1)])
+
+
+def redistribute(model, inputs):
+    visual = inputs.layout.mask("visual")
+    blocks = [k for k, b in enumerate(model.blocks) if getattr(b, "attn", None) is not None]
+    hooks = redistribution_hooks(model, inputs, visual & (visual.cumsum(1) == 1), layers=blocks)
+    with torch.no_grad():
+        model.run_with_hooks(inputs, fwd_hooks=hooks)
+
+
 QUIET = {"progress": False, "n_resamples": 5, "window": 3}
 TRIED = {
     "patching": patch,
@@ -56,6 +77,17 @@ TRIED = {
     "attribution.attention_rollout": attention_rollout,
     "attribution.relevance": lambda m, x: relevance(m, x, metric),
     "attribution.logit_attribution": take_apart,
+    "attribution.path_patch": send,
+    "attribution.deletion_insertion": lambda m, x: deletion_insertion(
+        m, x, metric, {"map": torch.zeros(x.layout.shape)}, steps=1, random_orders=1
+    ),
+    "looking.patchscope": lambda m, x: patchscope(
+        m, x, "last", layer=1, target="Eh?", new_tokens=1
+    ),
+    "looking.head_lens": lambda m, x: head_lens(m, x),
+    "heads.head_scores": lambda m, x: head_scores(m, x),
+    "heads.relative_attention": lambda m, x: relative_attention(m, x, x),
+    "heads.redistribution_hooks": redistribute,
 }
 """Methods that need something of a model."""
 

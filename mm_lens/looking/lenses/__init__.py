@@ -1,0 +1,1 @@
+"""Lenses: ways to put what a state holds into words."""
