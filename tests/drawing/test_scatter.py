@@ -1,4 +1,4 @@
-"""A panel for each layer, a trace for each group."""
+"""A panel for each layer, points of each group in a colour of their own."""
 
 from __future__ import annotations
 
@@ -20,8 +20,24 @@ def test_every_point_is_drawn():
         }
     )
     figure = draw_scatter(table)
-    drawn = {(float(t.x[0]), float(t.y[0]), t.name) for t in figure.data}
-    assert drawn == {(1, 5, "visual"), (2, 6, "text"), (3, 7, "visual"), (4, 8, "text")}
-    assert {t.name for t in draw_scatter(table, "picture").data} == {"0", "1"}
+    drawn = {
+        (panel.get_title(), *map(float, points.get_offsets()[0]), points.get_label())
+        for panel in figure.axes
+        for points in panel.collections
+    }
+    assert drawn == {
+        ("layer 0", 1, 5, "visual"),
+        ("layer 0", 2, 6, "text"),
+        ("layer 4", 3, 7, "visual"),
+        ("layer 4", 4, 8, "text"),
+    }
+    colours = {
+        (points.get_label(), tuple(points.get_facecolor()[0]))
+        for panel in figure.axes
+        for points in panel.collections
+    }
+    assert len(colours) == 2
+    assert [t.get_text() for t in draw_scatter(table, "picture").legends[0].texts] == ["0", "1"]
     with pytest.raises(InputError, match="no column 'word'"):
         draw_scatter(table, "word")
+    assert len(draw_scatter(table.iloc[:0]).axes) == 1
