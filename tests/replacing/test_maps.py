@@ -143,10 +143,12 @@ def test_other_families_too(name):
         got = model.run_with_hooks(inputs, fwd_hooks=hooks)
     want = run_replaced(native, inputs, {0: lambda x, y: x}, run=run_family)
     assert (got - want)[there].abs().max() < 1e-4
+    many = [make_inputs(model, rows=(True,), seed=seed) for seed in range(20, 44)]
     with made_linear(model, 1):
-        maps = fit_maps(model, pictures, layers=[1])
-        if maps.blocks[1].n > 2 * model.cfg.d_model:
-            assert same_everywhere(model, inputs, replacement_hooks(model, maps)) < 1e-5
+        maps = fit_maps(model, many, layers=[1])
+        assert maps.blocks[1].n > model.cfg.d_model  # so many are needed to know the map
+        assert maps.blocks[1].linearity > 1 - 1e-8
+        assert same_everywhere(model, inputs, replacement_hooks(model, maps)) < 1e-5
 
 
 def test_a_random_map_has_the_same_singular_values():
