@@ -179,6 +179,8 @@ def load_coder(path: str | Path) -> SparseCoder:
     folder = Path(path)
     try:
         config = json.loads((folder / CONFIG).read_text("utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError(f"{CONFIG} holds no mapping")
         weights = load_file(folder / WEIGHTS)
     except (OSError, ValueError, SafetensorError) as error:
         raise DataError(

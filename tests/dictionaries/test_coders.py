@@ -64,6 +64,11 @@ def test_what_is_not_known_is_refused(tmp_path, change, told):
 def test_what_is_no_such_folder_is_refused(tmp_path):
     with pytest.raises(DataError, match="cannot be read as a sparse autoencoder"):
         load_coder(tmp_path)
+    shutil.copytree(FILES / "topk", tmp_path / "sae")
+    for text in ("[]", "{"):
+        (tmp_path / "sae" / "cfg.json").write_text(text)
+        with pytest.raises(DataError, match="cannot be read as a sparse autoencoder"):
+            load_coder(tmp_path / "sae")
     coder = load_coder(FILES / "standard")
     with pytest.raises(DataError, match="needs the activations"):
         coder.decode(torch.zeros(1, 40))

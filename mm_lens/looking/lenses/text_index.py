@@ -97,10 +97,13 @@ class TextIndex:
                 if told.get("format") != FORMAT:
                     raise DataError(f"{path} is no text index of mm_lens. Give what save wrote.")
                 states, contexts = (file.get_tensor(x) for x in ("states", "contexts"))
-        except (OSError, SafetensorError) as error:
+            texts = json.loads(bytes(contexts.tolist()).decode())
+            layers = tuple(json.loads(told["layers"]))
+        except DataError:
+            raise
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise DataError(f"{path} cannot be read as a text index: {error}") from error
-        texts = json.loads(bytes(contexts.tolist()).decode())
-        return cls(tuple(json.loads(told["layers"])), states, tuple(texts))
+        return cls(layers, states, tuple(texts))
 
 
 def build_text_index(

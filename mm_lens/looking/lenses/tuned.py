@@ -105,7 +105,9 @@ class TunedLens:
                 table = pd.DataFrame(**json.loads(told["table"]))
                 tensors = [file.get_tensor(name) for name in ("weights", "biases")]
                 layers = tuple(json.loads(told["layers"]))
-        except (OSError, SafetensorError) as error:
+        except DataError:
+            raise
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise DataError(f"{path} cannot be read as a tuned lens: {error}") from error
         return cls(layers, told["where"], tensors[0], tensors[1], table)
 

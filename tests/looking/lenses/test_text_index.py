@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from mm_lens import DataError, InputError
 from mm_lens.looking import TextIndex, build_text_index
+from mm_lens.looking.lenses.text_index import FORMAT
 
 
 def test_it_keeps_words_in_their_texts(model, tmp_path):
@@ -35,3 +37,8 @@ def test_what_is_no_index_is_refused(model, tmp_path):
         index.nearest(torch.zeros(1, 24), 1, [2])
     with pytest.raises(DataError, match="cannot be read"):
         TextIndex.load(tmp_path / "none")
+    for contexts, told in ((b"[", {"layers": "[0]"}), (b"[]", {"layers": "["}), (b"[]", {})):
+        stored = {"contexts": torch.tensor(list(contexts)), "states": torch.zeros(1)}
+        save_file(stored, tmp_path / "bad", {"format": FORMAT, **told})
+        with pytest.raises(DataError, match="cannot be read as a text index"):
+            TextIndex.load(tmp_path / "bad")

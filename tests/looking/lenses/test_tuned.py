@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from tiny import random_image
 
 from mm_lens import DataError, InputError, MMLensWarning
 from mm_lens.looking import TunedLens, fit_tuned_lens, lens_curves, visual_logit_lens
+from mm_lens.looking.lenses.tuned import FORMAT
 
 pytestmark = pytest.mark.every_family
 OPTIONS = {"layers": [1], "steps": 30, "batch_size": 64, "learning_rate": 5e-3}
@@ -68,3 +70,10 @@ def test_what_cannot_be_fitted_or_read_is_refused(model, samples, tmp_path):
         fit_tuned_lens(model, one)
     with pytest.raises(DataError, match="cannot be read"):
         TunedLens.load(tmp_path / "none")
+    for told in ({"table": "["}, {"table": "[]", "layers": "[0]"}, {}):
+        save_file({"weights": torch.zeros(1)}, tmp_path / "bad", {"format": FORMAT, **told})
+        with pytest.raises(DataError, match="cannot be read as a tuned lens"):
+            TunedLens.load(tmp_path / "bad")
+    save_file({"weights": torch.zeros(1)}, tmp_path / "bad", {"format": "other"})
+    with pytest.raises(DataError, match="is no tuned lens"):
+        TunedLens.load(tmp_path / "bad")
