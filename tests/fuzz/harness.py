@@ -98,8 +98,9 @@ def _read(target: Target, directory: Path, expected: Any, noticed: bool) -> tupl
         if lacks_memory(error):
             return "out of memory", f"out of memory: {error}"
         text = " ".join(str(error).split())
-        # The file, by its path or its name; a cell, by the name of its table.
-        names = {path.name for path in directory.rglob("*")} | {str(directory)}
+        # The file, by its path or its name; a cell, by the name of its table; the file outside of
+        # the directory that some cells name.
+        names = {path.name for path in directory.rglob("*")} | {str(directory), "/dev/zero"}
         told = isinstance(error, OSError) and error.filename
         if not told and not any(name in text for name in names):
             return "refused", f"no file is named: {text[:200]}"
