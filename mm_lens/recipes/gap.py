@@ -102,7 +102,7 @@ RECIPES = (
         "that at the first, tokens scaled to text's mean norm",
         threshold=0.0,
         above=False,
-        published="LLaVA-1.5 and others: curves that fall over the layers; MIR of LLaVA-1.5 7B 3.3",
+        published="LLaVA-1.5 and others: curves that fall over the layers",
         miniature="A curve can be confirmed; the height of MIR depends on width and tokens and "
         "does not compare.",
         measure=close_gap,
