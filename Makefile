@@ -1,6 +1,6 @@
 # make demo   the main job: two trained models, profiled per modality on real images and compared
 # make test   lint, types and every test, offline
-# make test-tutorials   every tutorial from top to bottom, on few samples; about three minutes
+# make test-pages   the code of README, docs and tutorials, on few samples; about five minutes
 # make test-families   every check of the conformance suite on every family: minutes
 # make test-oldest, make test-latest   every test with the oldest, the newest versions that
 #                  pyproject.toml allows (torch as pinned), each in an environment of its own
@@ -31,7 +31,7 @@ BIN := $(VENV)/bin
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 PIP_NO_INDEX=1
 SOURCES := mm_lens adapters/mm_lens_adapters
 
-.PHONY: demo test suite test-oldest test-latest test-families test-tutorials test-loaded test-slow test-browser fuzz mutants test-upstream lint bench constraints site release clean
+.PHONY: demo test suite test-oldest test-latest test-families test-pages test-loaded test-slow test-browser fuzz mutants test-upstream lint bench constraints site release clean
 
 demo: $(VENV)/.installed
 	@echo "Profiles two small models on $(SAMPLES) questions of easy-VQA, then compares them: about five"
@@ -51,7 +51,7 @@ demo: $(VENV)/.installed
 test: lint suite
 
 suite: $(VENV)/.installed
-	$(OFFLINE) $(BIN)/pytest -n 2 --dist worksteal -m "not slow and not families and not tutorials and not browser" $(TESTS)
+	$(OFFLINE) $(BIN)/pytest -n 2 --dist worksteal -m "not slow and not families and not pages and not browser" $(TESTS)
 
 test-oldest:
 	$(MAKE) suite VENV=build/oldest PINS=oldest.txt
@@ -69,8 +69,8 @@ test-loaded: $(VENV)/.installed
 test-families: $(VENV)/.installed
 	$(OFFLINE) $(BIN)/pytest -n 2 --dist worksteal -m families
 
-test-tutorials: $(VENV)/.installed
-	$(OFFLINE) $(BIN)/pytest -n 2 --dist worksteal -m "tutorials and not slow"
+test-pages: $(VENV)/.installed
+	$(OFFLINE) $(BIN)/pytest -n 2 --dist worksteal -m "pages and not slow"
 
 test-slow: $(VENV)/.installed
 	$(OFFLINE) $(BIN)/pytest -n 2 --dist worksteal -m slow

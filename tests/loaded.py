@@ -70,7 +70,7 @@ def main(arguments: list[str]) -> int:
         told = " ".join(f"{name}={value!r}" for name, value in machine.items())
         print(f"Run {number} of {len(MACHINES)}: {told}", flush=True)
         call = [sys.executable, "-m", "pytest", "-p", "loaded", "-n", "2", "--dist", "worksteal"]
-        call += ["-m", "not slow and not families and not tutorials", *arguments]
+        call += ["-m", "not slow and not families and not pages and not browser", *arguments]
         paths = os.pathsep.join(["tests", os.environ.get("PYTHONPATH", "")])
         code = subprocess.run(call, env={**os.environ, **machine, "PYTHONPATH": paths}).returncode
         if code:

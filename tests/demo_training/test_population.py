@@ -10,6 +10,7 @@ from demo_training import across, population, train
 
 
 @pytest.mark.filterwarnings("ignore::mm_lens.MMLensWarning")
+@pytest.mark.slow
 def test_the_recipe_runs_to_its_tables(tmp_path, monkeypatch):
     monkeypatch.setattr(population, "MOMENTS", ("joined", 1.0))
     stages = "--see 1 --read 1 --negate 0 --connect 1 --answer 1 --images 2 --batch 2 --questions 2"

@@ -10,6 +10,7 @@ import pytest
 DOCS = Path(__file__).parents[2] / "docs"
 
 
+@pytest.mark.pages
 @pytest.mark.filterwarnings("ignore::mm_lens.MMLensWarning")
 @pytest.mark.parametrize("page", ["writing", "attribution", "lenses", "dictionaries", "recipes"])
 def test_a_page_runs_as_pasted(page, tmp_path, monkeypatch):

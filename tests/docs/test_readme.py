@@ -17,6 +17,7 @@ def test_the_first_screen_has_code():
     assert RUN[0].line <= 40
 
 
+@pytest.mark.pages
 def test_it_runs_as_pasted(tmp_path):
     """As a user does it: nothing is defined before, and no type checker stands in front."""
     code = "\n".join(block.code for block in RUN)

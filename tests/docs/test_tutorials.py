@@ -1,4 +1,4 @@
-"""Every tutorial runs top to bottom (`make test-tutorials`), and is committed with its outputs.
+"""Every tutorial runs top to bottom (`make test-pages`), and is committed with its outputs.
 
 With all of its samples only among the slow tests: every line is run either way.
 """
@@ -24,7 +24,7 @@ def take_few_samples(source: str) -> str:
     return re.sub(r"\blimit=(\d+)", lambda n: f"limit={min(int(n[1]), SAMPLES)}", source)
 
 
-@pytest.mark.tutorials
+@pytest.mark.pages
 @pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
 @pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_tutorial_runs(path, whole, monkeypatch):
