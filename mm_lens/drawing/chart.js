@@ -192,7 +192,8 @@ function drawChart(id, about, figure) {
     });
     legend.append(button);
   }
-  new ResizeObserver(() => render()).observe(host);
+  // In the next frame: drawing changes the height, which would be told in this one again.
+  new ResizeObserver(() => requestAnimationFrame(() => render())).observe(host);
   chart.render = render; render();
 }
 // What is folded would be missing on paper.
