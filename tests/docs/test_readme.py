@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+import pytest
 from page_code import ROOT, blocks_of
 
 BLOCKS = blocks_of(ROOT / "README.md")
