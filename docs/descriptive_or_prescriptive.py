@@ -183,6 +183,8 @@ def judge_removal(
 
 
 def write_numbers(row: pd.Series) -> str:
+    if row["effect"] == row["low"] == row["high"] == 0:  # no answer changed: that is no interval
+        return "0"
     return f"{row['effect']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
 
 
