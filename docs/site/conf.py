@@ -34,6 +34,8 @@ html_css_files = ["site.css"]
 html_math_renderer = "mathml"
 html_show_sphinx = False
 html_copy_source = False
+# An argument that is called as members of two classes are is no broken link.
+suppress_warnings = ["ref.python"]
 html_theme_options = {"navigation_with_keys": True}
 # Blocks without a language are what a terminal or a file shows.
 highlight_language = "text"
