@@ -16,7 +16,7 @@ TUTORIALS = sorted((Path(__file__).parents[1].parent / "tutorials").glob("*.ipyn
 HUNG = 3600
 """Seconds in which no cell takes so long, however slow or busy the machine is."""
 SAMPLES = 48
-"""Three batches of the first tutorial, which looks at a late one; no notebook asserts a number of a profile."""
+"""Three batches of the first tutorial; no notebook asserts a number of a profile."""
 
 
 def take_few_samples(source: str) -> str:
