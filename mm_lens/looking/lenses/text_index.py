@@ -16,13 +16,13 @@ from pathlib import Path
 import torch
 from einops import einsum
 from jaxtyping import Float, Int64
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from mm_lens.arguments import require_whole
-from mm_lens.errors import DataError, InputError
+from mm_lens.errors import InputError
+from mm_lens.looking.lenses.stored import open_stored
 from mm_lens.looking.token_values import read_states
 from mm_lens.model.bridge import VisionLanguageBridge
 from mm_lens.model.streams import resolve_layers
@@ -91,18 +91,10 @@ class TextIndex:
         Raises:
             DataError: the file is not there, or none of these.
         """
-        try:
-            with safe_open(Path(path), "pt") as file:
-                told = file.metadata() or {}
-                if told.get("format") != FORMAT:
-                    raise DataError(f"{path} is no text index of mm_lens. Give what save wrote.")
-                states, contexts = (file.get_tensor(x) for x in ("states", "contexts"))
+        with open_stored(path, "text index", FORMAT) as file:
+            states, contexts = (file.get_tensor(x) for x in ("states", "contexts"))
             texts = json.loads(bytes(contexts.tolist()).decode())
-            layers = tuple(json.loads(told["layers"]))
-        except DataError:
-            raise
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{path} cannot be read as a text index: {error}") from error
+            layers = tuple(json.loads(file.metadata()["layers"]))
         return cls(layers, states, tuple(texts))
 
 

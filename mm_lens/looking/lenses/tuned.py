@@ -23,15 +23,15 @@ from typing import Any
 import pandas as pd
 import torch
 from jaxtyping import Float, Float32
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 from transformer_lens.utilities.statistics import derive_generator
 
 from mm_lens.arguments import require_number, require_whole
-from mm_lens.errors import DataError, InputError, MMLensWarning
+from mm_lens.errors import InputError, MMLensWarning
 from mm_lens.looking.lenses.curves import compare_to_end, read_log_probs
+from mm_lens.looking.lenses.stored import open_stored
 from mm_lens.looking.sampling import Gathered, gather, mean_of_pictures
 from mm_lens.model.bridge import VisionLanguageBridge
 from mm_lens.model.inputs import Inputs
@@ -97,19 +97,11 @@ class TunedLens:
         Raises:
             DataError: the file is not there, or none of these.
         """
-        try:
-            with safe_open(Path(path), "pt") as file:
-                told = file.metadata() or {}
-                if told.get("format") != FORMAT:
-                    raise DataError(f"{path} is no tuned lens of mm_lens. Give what save wrote.")
-                table = pd.DataFrame(**json.loads(told["table"]))
-                tensors = [file.get_tensor(name) for name in ("weights", "biases")]
-                layers = tuple(json.loads(told["layers"]))
-        except DataError:
-            raise
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{path} cannot be read as a tuned lens: {error}") from error
-        return cls(layers, told["where"], tensors[0], tensors[1], table)
+        with open_stored(path, "tuned lens", FORMAT) as file:
+            told = file.metadata()
+            table = pd.DataFrame(**json.loads(told["table"]))
+            weights, biases = (file.get_tensor(name) for name in ("weights", "biases"))
+            return cls(tuple(json.loads(told["layers"])), told["where"], weights, biases, table)
 
 
 def fit_tuned_lens(
