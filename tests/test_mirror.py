@@ -87,6 +87,7 @@ MODULES_WITHOUT_TESTS = {
 """Modules without a test file of their name: where they are tested, and why there."""
 
 TESTS_WITHOUT_MODULE = {
+    "tests/test_on_a_gpu.py": "every part of the package where a GPU is",
     "tests/test_wrong_uses.py": "what comes of wrong uses, over all packages",
     "tests/causal/test_patching_location.py": "where trained models look, over many pictures",
     "tests/cli/test_convert_command.py": "the command `mm-lens convert`, from files to files",

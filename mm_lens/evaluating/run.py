@@ -28,7 +28,7 @@ from mm_lens.model.bridge import VisionLanguageBridge
 from mm_lens.profiling import provenance
 from mm_lens.profiling.identity import manifest
 from mm_lens.profiling.processes import Processes
-from mm_lens.profiling.reading import Reader, work_ahead
+from mm_lens.profiling.reading import Reader
 from mm_lens.profiling.run_directory import RunDirectory, open_run
 
 Unit = tuple[Condition, int]
@@ -272,7 +272,7 @@ def _answer_unit(
 ) -> dict[str, Any]:
     questions: Any = reader.dataset
     content: dict[str, Any] = {"answers": [], "skipped": []}
-    for batch in work_ahead(reader.read, numbers):
+    for batch in reader.batches(numbers):
         content["answers"] += answer_batch(
             model, batch, questions, about["max_tokens"], tuple(about["by"])
         )

@@ -122,6 +122,13 @@ class Cloud:
             raise UndefinedError("squares of the states underflow float64")
         return values.clamp(min=0), vectors
 
+    @cached_property
+    def along(self) -> Float64[Tensor, "n k"]:
+        """Squared coordinates of all tokens along these eigenvectors."""
+        (values, vectors), (centred, _) = self.eigen, self.everything
+        n, d = centred.shape
+        return (vectors * values.sqrt() if n < d else centred @ vectors).square_()
+
 
 def _sides(mask: Bool[Tensor, " n"]) -> tuple[Bool[Tensor, " n"], Bool[Tensor, " n"]]:
     return mask, ~mask

@@ -193,14 +193,19 @@ class Neighbourhood:
         x = self.points - self.points.mean(0)
         n, d = x.shape
         generator = derive_generator(self.seed, "dimension_null")
+        if x.is_cuda:  # drawn there: from the CPU it would take ten times all else
+            generator = torch.Generator(x.device).manual_seed(generator.initial_seed())
+
+        def draw(columns: int) -> Tensor:
+            return torch.randn(n, columns, generator=generator, dtype=x.dtype, device=x.device)
+
         if n <= d:
-            weights = torch.randn(n, n, generator=generator, dtype=x.dtype).to(x.device)
+            weights = draw(n)
             cloud = weights @ x / math.sqrt(n)
         else:
             # Along the principal axes: where these lie does not change a distance.
             values = torch.linalg.eigvalsh(x.T @ x / n)
-            noise = torch.randn(n, d, generator=generator, dtype=x.dtype).to(x.device)
-            cloud = noise.mul_(values.clamp(min=0).sqrt())
+            cloud = draw(d).mul_(values.clamp(min=0).sqrt())
         rows = torch.arange(min(n, _NULL_ROWS), device=x.device)
         return log_ratios(nearest(cloud, rows=rows))
 

@@ -82,11 +82,9 @@ def _estimate(
     cloud: Cloud, value: float, slope: Float64[Tensor, " k"], chance: float = math.nan
 ) -> Estimate:
     """The estimate of a count, given its derivative by the eigenvalues."""
-    values, vectors = cloud.eigen
-    centred = cloud.everything[0]
-    n, d = centred.shape
-    along = vectors * values.sqrt() if n < d else centred @ vectors
-    influence = along.square() @ slope - (values @ slope) / n
+    values, _ = cloud.eigen
+    n, d = cloud.centred.shape
+    influence = cloud.along @ slope - (values @ slope) / n
     sample = cloud.tokens.sample
     half = margin(*clustered_error(influence, sample))
     return estimate(

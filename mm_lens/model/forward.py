@@ -22,7 +22,7 @@ from torch.utils.hooks import RemovableHandle
 from mm_lens.errors import HookError, InputError, MMLensWarning
 from mm_lens.layout.layout import TokenLayout
 from mm_lens.model.families import Family, without_own
-from mm_lens.model.families.placeholders import check_images
+from mm_lens.model.families.known import require_match
 from mm_lens.model.inputs import is_text_only_meant
 from mm_lens.model.running.frames import Frame, Selection
 
@@ -106,7 +106,7 @@ class ForwardContext:
         self, model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         inputs = {**kwargs, "input_ids": args[0]} if args else kwargs
-        check_images(self.family, inputs)
+        require_match(self.family, inputs)
         passes, past = self._passes, inputs.get("past_key_values")
         prompt = None if past is None else passes.prompts.get(past)
         self._running.append(Frame(self.family, inputs, self.explicit, passes.writing, prompt))

@@ -21,6 +21,7 @@ from mm_lens.data.prompts import Message, list_prompts, place_images, render
 from mm_lens.errors import InputError, MMLensWarning
 from mm_lens.layout.layout import SHOWN, TokenLayout
 from mm_lens.model.families import ORIGINAL_SIZES, Family, without_own
+from mm_lens.model.families.known import recall
 
 COUNTED = ("visual", "text", "pad")
 """Groups whose tokens notebooks count."""
@@ -84,7 +85,13 @@ class Inputs(Mapping[str, Any]):
     @cached_property
     def layout(self) -> TokenLayout:
         """What every position is."""
-        return self.family.layout(self.tensors)
+        return recall(self.family, self.tensors).layout_there(self.family, self.tensors)
+
+    @property
+    def on_cpu(self) -> tuple[TokenLayout, Int[Tensor, "batch pos"]]:
+        """Layout and tokens on the CPU, where they are read without waiting for a GPU."""
+        known = recall(self.family, self.tensors)
+        return known.layout(self.family, self.tensors), known.tokens(self.tensors)
 
     @property
     def input_ids(self) -> Int[Tensor, "batch pos"]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, TypeVar
 
@@ -19,14 +20,19 @@ from torch import Tensor
 
 from mm_lens._storage.hashing import digest
 from mm_lens.arguments import describe_value
+from mm_lens.data.datasets import DataSet
 from mm_lens.data.samples import Sample, Samples
 from mm_lens.errors import InputError, MMLensError, lacks_memory
 from mm_lens.model.binding import identify_documents, identify_pictures, identify_texts
+from mm_lens.model.families.known import require_match
 from mm_lens.model.inputs import Inputs
 from mm_lens.model.running.frames import Frame
 from mm_lens.profiling.collecting.token_sample import Group, Offer
 
 OnError: TypeAlias = Literal["raise", "skip"]
+
+READERS = 8
+"""Threads that read the pictures of a batch where a GPU waits for them."""
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -124,6 +130,35 @@ class Reader:
         self.chat_template, self.padding_side = chat_template, padding_side
         starts = range(0, n_samples, batch_size)
         self.ranges = [range(start, min(start + batch_size, n_samples)) for start in starts]
+        device = torch.device(model.cfg.device or "cpu")
+        self._aside = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def batches(self, numbers: Iterable[int]) -> Iterator[Batch]:
+        """These batches in order, the next one read while one is used.
+
+        Raises:
+            DataError, InputError, OSError: as `read`.
+        """
+        for batch, come in work_ahead(self._read_aside, numbers):
+            if come is not None:
+                here = torch.cuda.current_stream(come.device)
+                here.wait_event(come)
+                for _, inputs in batch.parts:  # freed here, while that stream goes on
+                    for x in inputs.values():
+                        if isinstance(x, Tensor) and x.is_cuda:
+                            x.record_stream(here)
+            yield batch
+
+    def _read_aside(self, number: int) -> tuple[Batch, Any]:
+        """A batch, and the event after which its tensors may be used; None: now.
+
+        On a stream of its own, or the inputs would only come when the running pass is over.
+        """
+        if self._aside is None:
+            return self.read(number), None
+        with torch.cuda.stream(self._aside):
+            batch = self.read(number)
+            return batch, self._aside.record_event()
 
     def read(self, number: int) -> Batch:
         """Read a batch and prepare its inputs.
@@ -133,16 +168,28 @@ class Reader:
         """
         batch = Batch(number, len(self.ranges[number]))
         samples = []
-        for index in self.ranges[number]:
-            try:
-                sample = self.dataset[index]
-            except Exception as error:  # a data set of somebody's own may raise anything
-                self._skip(batch, index, f"#{index}", error)
+        for index, sample in zip(self.ranges[number], self._look(number), strict=True):
+            if isinstance(sample, Exception):
+                self._skip(batch, index, f"#{index}", sample)
             else:
                 check_sample(index, sample)
                 samples.append((index, sample))
         self._prepare(batch, samples)
         return batch
+
+    def _look(self, number: int) -> Iterator[Any]:
+        """The samples of a batch, or what they fail of."""
+        if self._aside is None or not isinstance(self.dataset, DataSet):
+            yield from map(self._sample, self.ranges[number])
+        else:
+            with ThreadPoolExecutor(READERS) as pool:
+                yield from pool.map(self._sample, self.ranges[number])
+
+    def _sample(self, index: int) -> Any:
+        try:
+            return self.dataset[index]
+        except Exception as error:  # a data set of somebody's own may raise anything
+            return error
 
     def _prepare(self, batch: Batch, samples: list[tuple[int, Sample]]) -> None:
         if not samples:
@@ -161,7 +208,9 @@ class Reader:
             else:
                 self._skip(batch, samples[0][0], samples[0][1].id, error)
         else:
-            _ = inputs.layout  # worked out here, while the model is busy
+            with suppress(MMLensError):  # worked out here, while the model is busy
+                require_match(self.model.family, inputs)
+                _ = inputs.on_cpu
             batch.parts.append(([Item.of(*sample) for sample in samples], inputs))
 
     def _skip(self, batch: Batch, index: int, name: str, error: Exception) -> None:

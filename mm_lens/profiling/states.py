@@ -50,7 +50,7 @@ from mm_lens.profiling.points.selection import (
     drop_repeated,
     resolve_names,
 )
-from mm_lens.profiling.reading import Item, OnError, Reader, work_ahead
+from mm_lens.profiling.reading import Item, OnError, Reader
 from mm_lens.profiling.run_directory import Part, RunDirectory
 
 __all__ = ["SamplingPlan", "States", "collect", "from_cache", "state_names", "state_points"]
@@ -177,7 +177,7 @@ def collect(
         _bar(reader, part, mine, run, progress) as bar,
     ):
         part.sample.speed_up(limits, staging)
-        for batch in work_ahead(reader.read, mine):
+        for batch in reader.batches(mine):
             for items, inputs in batch.parts:
                 _take(model, part, items, inputs, plan)
             part.skipped += batch.skipped
@@ -214,12 +214,12 @@ def _take(
             raise _same_id(item.id, earlier, item.index)
         part.fingerprint ^= item.mark
     part.templated += sum(inputs.templated)
-    patches = None
+    (layout, tokens), patches = inputs.on_cpu, None
     if PATCH in plan.groups:
-        patches = find_patches(model.family, inputs.layout, inputs)
+        patches = find_patches(model.family, layout, inputs)
     wanted = part.sample.plan(
-        inputs.layout,
-        inputs.input_ids,
+        layout,
+        tokens,
         [item.id for item in items],
         [item.document for item in items],
         patches,

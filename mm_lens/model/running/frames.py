@@ -16,6 +16,7 @@ from mm_lens.errors import HookError, InputError
 from mm_lens.layout.layout import TokenLayout
 from mm_lens.layout.matching import describe_difference
 from mm_lens.model.families import Family
+from mm_lens.model.families.known import recall
 from mm_lens.model.running.generation import with_answer
 from mm_lens.model.running.writing import Place, find_place, first_positions
 
@@ -55,6 +56,8 @@ class Selection:
     ) -> Shaped[Tensor, "batch pos *rest"]:
         """A copy of `x` with the rows of the group replaced; padding in `rows` is ignored."""
         batch, positions, valid = self.on(x)
+        if self.full:  # a mask would have the GPU wait
+            return x.index_put((batch, positions), rows.to(x.dtype))
         batch = repeat(batch, "batch 1 -> batch n", n=positions.shape[1])
         at = (batch[valid], positions[valid])
         return x.index_put(at, rows[valid].to(x.dtype))
@@ -86,6 +89,7 @@ class Frame:
         past = inputs.get("past_key_values")
         self.past = 0 if past is None else int(past.get_seq_length())
         self.decoding = self.past > 0
+        self.known = recall(family, inputs)
         self._selections: dict[str, Selection | None] = {}
         self._fits: list[TokenLayout] = []  # found to be that of this pass
         self._begins: list[TokenLayout] = []  # and of what it begins with
@@ -107,7 +111,7 @@ class Frame:
         """
         start = self._start()
         if start is None:
-            return self.family.layout(self.inputs)
+            return self.known.layout_there(self.family, self.inputs)
         if self.explicit is None:
             raise HookError(
                 "A modality hook cannot tell visual from text positions in a forward pass that "
@@ -154,12 +158,14 @@ class Frame:
 
     def selection(self, group: str) -> Selection | None:
         """Rows of `group`; None if the pass has none."""
-        if group not in self._selections:
-            valid = self.layout.valid(group)
-            self._selections[group] = (
-                Selection(self.layout.positions(group), valid) if valid.any() else None
-            )
-        return self._selections[group]
+        from_tokens = self._start() is None
+        found = self.known.selections if from_tokens else self._selections
+        if group not in found:
+            layout = self.known.layout(self.family, self.inputs) if from_tokens else self.layout
+            valid = layout.valid(group)
+            found[group] = Selection(layout.positions(group), valid) if valid.any() else None
+        selection: Selection | None = found[group]
+        return selection
 
     def fits(self, layout: TokenLayout) -> bool:
         """Whether this pass is of inputs with `layout`, or of copies of them, or they of it."""

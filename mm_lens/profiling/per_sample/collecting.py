@@ -18,7 +18,7 @@ from mm_lens._storage.hashing import digest, sampling_key
 from mm_lens.model.streams import Stream, main_stream_hooks, state_names
 from mm_lens.profiling.per_sample.quantities import MOST, QUANTITIES, describe_tokens
 from mm_lens.profiling.points.probe import run_pass
-from mm_lens.profiling.reading import Item, Reader, work_ahead
+from mm_lens.profiling.reading import Item, Reader
 from mm_lens.profiling.run_directory import RunDirectory
 
 COLUMNS = ("index", "id", "shared", "stream", "layer", "modality", "n_tokens", *QUANTITIES)
@@ -56,7 +56,7 @@ def describe_samples(
         start = units.index(name) * span
         numbers = range(start, min(start + span, len(reader.ranges)))
         rows: list[list[Any]] = []
-        for batch in work_ahead(reader.read, numbers):
+        for batch in reader.batches(numbers):
             for items, inputs in batch.parts:
                 for stream in plan.streams:
                     rows += _describe_batch(model, items, inputs, stream, plan.seed)
