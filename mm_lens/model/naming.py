@@ -6,12 +6,12 @@ What is put on a `TransformerBridge` for it; `mm_lens.model.hooks` has the names
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 from transformer_lens.hook_points import HookPoint
-from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.model_bridge import TransformerBridge, bridge_core
 from transformer_lens.model_bridge.generalized_components.base import alias_generation
 
 from mm_lens.arguments import check_hooks, require_filter, suggest
@@ -47,6 +47,24 @@ def suggesting(names: Any, known: Iterable[str]) -> Iterator[None]:
         raise UnknownHookError(f"No hook point is called {first!r}. {told}{remedy}") from error
 
 
+class _HookDict(dict[str, HookPoint]):
+    """Hook points by name, with the map of aliases that TransformerLens makes of them."""
+
+    aliases: Mapping[str, str]
+
+
+_map_aliases = bridge_core.build_alias_to_canonical_map
+
+
+def _recall_aliases(hook_dict: Any, prefix: str = "") -> Any:
+    """As in TransformerLens, which walks over thousands of names in each call."""
+    known = None if prefix else getattr(hook_dict, "aliases", None)
+    return _map_aliases(hook_dict, prefix) if known is None else known
+
+
+bridge_core.build_alias_to_canonical_map = _recall_aliases
+
+
 class NamedHooks(TransformerBridge):
     """A bridge that resolves every spelling of a hook point, and refuses those that never fire."""
 
@@ -55,18 +73,19 @@ class NamedHooks(TransformerBridge):
     _dead: dict[re.Pattern[str], str]
     """What to do instead, by the names of hook points that never fire."""
 
-    _hook_dict: tuple[object, dict[str, HookPoint]] | None = None
+    _hook_dict: tuple[dict[str, HookPoint], object, _HookDict] | None = None
 
     @property
     def hook_dict(self) -> dict[str, HookPoint]:
         """As in TransformerLens, put together once and not in each call."""
-        made_of = (
-            tuple((name, id(p)) for name, p in self._hook_registry.items()),
-            alias_generation(),
-        )
-        if self._hook_dict is None or self._hook_dict[0] != made_of:
-            self._hook_dict = made_of, super().hook_dict
-        return dict(self._hook_dict[1])
+        registered, aliases = self._hook_registry, alias_generation()
+        if self._hook_dict is None or self._hook_dict[:2] != (registered, aliases):
+            known = _HookDict(super().hook_dict)
+            known.aliases = _map_aliases(known)
+            self._hook_dict = dict(registered), aliases, known
+        found = _HookDict(self._hook_dict[2])  # of the caller's own
+        found.aliases = self._hook_dict[2].aliases
+        return found
 
     def _remedy_if_dead(self, name: str) -> str | None:
         point = self._hook_registry.get(name)

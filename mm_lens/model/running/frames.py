@@ -31,16 +31,19 @@ class Selection:
     positions: Int[Tensor, "batch n_max"]
     valid: Bool[Tensor, "batch n_max"]
     full: bool = field(init=False)
+    batch: Int[Tensor, "batch 1"] = field(init=False)
 
     def __post_init__(self) -> None:
         self.full = bool(self.valid.all())
+        batch = torch.arange(len(self.positions), device=self.positions.device)
+        self.batch = rearrange(batch, "batch -> batch 1")
 
     def on(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Batch index, positions and validity on the device of `x`."""
         if self.positions.device != x.device:
-            self.positions, self.valid = self.positions.to(x.device), self.valid.to(x.device)
-        batch = torch.arange(len(self.positions), device=x.device)
-        return rearrange(batch, "batch -> batch 1"), self.positions, self.valid
+            there = (part.to(x.device) for part in (self.batch, self.positions, self.valid))
+            self.batch, self.positions, self.valid = there
+        return self.batch, self.positions, self.valid
 
     def gather(self, x: Shaped[Tensor, "batch pos *rest"]) -> Shaped[Tensor, "batch n_max *rest"]:
         """The rows of the group, zero where a row of the batch has fewer than `n_max`."""
