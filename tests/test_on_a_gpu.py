@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from conftest import load_tiny
 from disturbed_runs import interrupt
 from made_data import make_data, profile, same
+from tiny import place_parts, tiny_llava_next
 from tiny_families import CONFIGURATIONS, build
 
 import mm_lens
@@ -59,6 +62,39 @@ def test_a_run_is_resumed_there(model, data, tmp_path, monkeypatch):
     monkeypatch.setattr(states, "COMMIT_SECONDS", 0.0)
     interrupt(model, data, tmp_path / "run", monkeypatch)
     same(profile(model, data, tmp_path / "run"), whole)
+
+
+@torch.no_grad()
+def test_weights_in_memory_change_nothing(tmp_path):
+    """Brought to the GPU block by block: logits, states and edits are those of a whole model."""
+    native, processor = tiny_llava_next()
+    native.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    where = place_parts(native, 0, "cpu")
+    split = mm_lens.load(str(tmp_path), device_map=where)
+    whole = mm_lens.load(str(tmp_path), device=DEVICE)
+    assert split.report.max_logit_difference == 0.0
+    inputs = whole.prepare(*_asked())
+    edit = ("blocks.1.visual.hook_resid_post", lambda rows, hook: rows * 2)
+    names = mm_lens.names("resid_post", "visual")
+    for one, other in zip(
+        *(
+            [
+                model(inputs),
+                model.run_with_hooks(inputs, fwd_hooks=[edit]),
+                *model.run_with_cache(inputs, names_filter=names)[1].cache_dict.values(),
+            ]
+            for model in (split, whole)
+        ),
+        strict=True,
+    ):
+        assert torch.equal(one, other)
+
+
+def test_turns_of_threads_are_given_back(model, data):
+    before = sys.getswitchinterval()
+    profile(model, data)
+    assert sys.getswitchinterval() == before
 
 
 def test_counted_or_not_the_states_are_the_same(model, data, monkeypatch):

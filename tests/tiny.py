@@ -73,6 +73,20 @@ def tiny_llava_next(
     return copy.deepcopy(_build(seed, text, _Frozen(overrides)))
 
 
+def place_parts(
+    native: LlavaNextForConditionalGeneration, here: str | int, elsewhere: str | int
+) -> dict[str, str | int]:
+    """A `device_map`: the projector and all blocks but the first lie elsewhere."""
+    parts = ["vision_tower", "image_newline"]
+    parts += [f"language_model.{part}" for part in ("embed_tokens", "norm", "rotary_emb")]
+    blocks = len(native.model.language_model.layers)
+    where: dict[str, str | int] = {
+        f"model.language_model.layers.{k}": elsewhere if k else here for k in range(blocks)
+    }
+    where |= {f"model.{part}": here for part in parts} | {"lm_head": here}
+    return {**where, "model.multi_modal_projector": elsewhere}
+
+
 def tiny_tokenizer(
     padding_side: str = "left", image_token: str | None = IMAGE_TOKEN
 ) -> LlamaTokenizer:

@@ -84,9 +84,10 @@ def read_model(
     except Exception as error:  # many libraries read weights, each failing in its own way
         if lacks_memory(error):
             raise
-        raise InputError(
-            f"The weights of {path} cannot be read: {say(error)}. Get the whole checkpoint again."
-        ) from error
+        remedy = "Get the whole checkpoint again."
+        if "device_map" in str(error):
+            remedy = 'device_map="auto" places every part.'
+        raise InputError(f"The weights of {path} cannot be read: {say(error)}. {remedy}") from error
     check_complete(report, str(path))
     if device is None and device_map is None and torch.cuda.is_available():
         model.to("cuda")

@@ -15,15 +15,17 @@ import pytest
 import torch
 from conftest import FAMILIES, load_tiny
 from huggingface_hub.errors import GatedRepoError
+from made_data import make_data, profile, same
 from opened_families import open_family
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny import random_image, tiny_llava_next
+from tiny import place_parts, random_image, tiny_llava_next
 from transformers import AutoProcessor
 from transformers.utils import import_utils
 
 import mm_lens
 from mm_lens import InputError, MMLensError
+from mm_lens.causal import knockout
 from mm_lens.data import templates
 from mm_lens.model.families import family_for
 from mm_lens.model.native import read_model, read_processor
@@ -52,6 +54,52 @@ def test_device_map(tmp_path):
     processor.save_pretrained(tmp_path)
     model = mm_lens.load(str(tmp_path), device_map={"": "cpu"})
     assert model.report.max_logit_difference == 0.0
+
+
+@torch.no_grad()
+def test_weights_on_disk_change_nothing(tmp_path):
+    """Logits, caches, edits, patterns, knock-out, generation and profiles, to the last bit."""
+    native, processor = tiny_llava_next()
+    native.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    where = place_parts(native, "cpu", "disk")
+    split = mm_lens.load(str(tmp_path), device_map=where, offload_folder=str(tmp_path / "off"))
+    whole = mm_lens.load(str(tmp_path), check=False, device="cpu")
+    assert split.report.max_logit_difference == 0.0
+    assert set(split.original_model.hf_device_map.values()) == {"cpu", "disk"}
+
+    def numbers(model):
+        inputs = model.prepare("What is it?", random_image(20, 30))
+        edit = ("blocks.1.visual.hook_resid_post", lambda rows, hook: rows * 2)
+        _, cache = model.run_with_cache(inputs, names_filter=mm_lens.names("resid_post", "visual"))
+        last = model.cfg.n_layers - 1
+        _, seen = model.run_with_cache(inputs, names_filter=f"blocks.{last}.attn.hook_pattern")
+        with knockout.knockout(model, inputs, query="text", key="visual"):
+            cut = model(inputs)
+        yield model(inputs)
+        yield model.run_with_hooks(inputs, fwd_hooks=[edit])
+        yield cut
+        yield from cache.cache_dict.values()
+        yield from seen.cache_dict.values()
+        yield model.generate(inputs, max_new_tokens=4, do_sample=False, verbose=False)
+
+    found, expected = ([x.cpu() for x in numbers(model)] for model in (split, whole))
+    assert len(found) == len(expected) > 4
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    inputs = whole.prepare("What is it?", random_image(20, 30))
+    assert torch.equal(found[0], native(**inputs).logits)
+    same(profile(split, make_data(4)), profile(whole, make_data(4)))
+
+
+def test_a_part_without_a_place_is_named(tmp_path):
+    native, processor = tiny_llava_next()
+    native.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    where = {
+        k: v for k, v in place_parts(native, "cpu", "disk").items() if not k.endswith("newline")
+    }
+    with pytest.raises(InputError, match=r"image_newline.*device_map=\"auto\" places every part"):
+        mm_lens.load(str(tmp_path), device_map=where, offload_folder=str(tmp_path / "off"))
 
 
 def test_arguments_that_do_not_go_together():
