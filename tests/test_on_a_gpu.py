@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 import torch
 from conftest import load_tiny
@@ -89,12 +87,6 @@ def test_weights_in_memory_change_nothing(tmp_path):
         strict=True,
     ):
         assert torch.equal(one, other)
-
-
-def test_turns_of_threads_are_given_back(model, data):
-    before = sys.getswitchinterval()
-    profile(model, data)
-    assert sys.getswitchinterval() == before
 
 
 def test_counted_or_not_the_states_are_the_same(model, data, monkeypatch):

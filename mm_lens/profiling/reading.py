@@ -7,11 +7,10 @@ must not depend on how the work is shared.
 
 from __future__ import annotations
 
-import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, TypeVar
 
@@ -34,9 +33,6 @@ OnError: TypeAlias = Literal["raise", "skip"]
 
 READERS = 8
 """Threads that read the pictures of a batch where a GPU waits for them."""
-TURN = 1e-4
-"""Seconds after which a thread of Python lets others go on, while a GPU is fed: after Python's own
-5 ms, the forward pass would wait that long for the processor at every operation."""
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -143,16 +139,15 @@ class Reader:
         Raises:
             DataError, InputError, OSError: as `read`.
         """
-        with _short_turns() if self._aside else nullcontext():
-            for batch, come in work_ahead(self._read_aside, numbers):
-                if come is not None:
-                    here = torch.cuda.current_stream(come.device)
-                    here.wait_event(come)
-                    for _, inputs in batch.parts:  # freed here, while that stream goes on
-                        for x in inputs.values():
-                            if isinstance(x, Tensor) and x.is_cuda:
-                                x.record_stream(here)
-                yield batch
+        for batch, come in work_ahead(self._read_aside, numbers):
+            if come is not None:
+                here = torch.cuda.current_stream(come.device)
+                here.wait_event(come)
+                for _, inputs in batch.parts:  # freed here, while that stream goes on
+                    for x in inputs.values():
+                        if isinstance(x, Tensor) and x.is_cuda:
+                            x.record_stream(here)
+            yield batch
 
     def _read_aside(self, number: int) -> tuple[Batch, Any]:
         """A batch, and the event after which its tensors may be used; None: now.
@@ -272,16 +267,6 @@ def name_rows(frame: Frame, labels: Sequence[Sample | str] | None) -> Rows:
             marks.append(digest(label))
     none = torch.zeros(batch, dtype=torch.int64)
     return Rows(names, documents, marks, torch.ones(batch, dtype=torch.bool), none)
-
-
-@contextmanager
-def _short_turns() -> Iterator[None]:
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(TURN)
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(before)
 
 
 def work_ahead(work: Callable[[In], Out], items: Iterable[In]) -> Iterator[Out]:
