@@ -295,9 +295,10 @@ class VisionLanguageBridge(Copied, Asked, NamedHooks):
             MMLensError: the check at load found that this model is wrong with its KV cache.
         """
         tokens, kwargs = self._unpack_for_generation(input, kwargs)
-        with self.context.guarded(), self.context.writes(), self._bound_to(tokens, kwargs):
-            if generation.follows_own_loop(self, tokens, kwargs):
+        if generation.follows_own_loop(self, tokens, args, kwargs):
+            with self.context.guarded(), self.context.writes():
                 return super().generate(tokens, *args, **kwargs)
+        with self.context.guarded(), self.context.writes(), self._bound_to(tokens, kwargs):
             return generation.generate(self, tokens, *args, **kwargs)
 
     def generate_stream(

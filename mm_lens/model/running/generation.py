@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 _OWN = ("return_cache", "forced_bos_token_id")
 """Arguments of TransformerLens that its own loop answers."""
 
+_STOPPING = ("stop_strings", "stopping_criteria")
+"""Arguments that its own loop answers for texts, and refuses for images."""
+
 
 def generate(bridge: VisionLanguageBridge, input: Any, *args: Any, **kwargs: Any) -> Any:
     """As `TransformerBridge.generate`; further arguments are those of transformers (`num_beams`).
@@ -49,6 +52,7 @@ def generate(bridge: VisionLanguageBridge, input: Any, *args: Any, **kwargs: Any
     asked = inspect.signature(TransformerBridge.generate).bind(bridge, input, *args, **kwargs)
     asked.apply_defaults()
     a = asked.arguments
+    _check_sampling(a)
     tokens, mask = _tokens(bridge, input, a["prepend_bos"], a["padding_side"], a["attention_mask"])
     tensors, options = _sort(bridge, a["multimodal_kwargs"])
     if a["pixel_values"] is not None:
@@ -100,8 +104,6 @@ class FrequencyPenalty(LogitsProcessor):
     """TransformerLens's: takes off `penalty` for each time that a token stands in the sequence."""
 
     def __init__(self, penalty: float) -> None:
-        if penalty < 0:
-            raise InputError(f"freq_penalty is not negative, but {penalty} is.")
         self.penalty = penalty
 
     def __call__(
@@ -114,17 +116,23 @@ class FrequencyPenalty(LogitsProcessor):
         return scores - self.penalty * counts
 
 
-def follows_own_loop(bridge: VisionLanguageBridge, input: Any, kwargs: dict[str, Any]) -> bool:
+def follows_own_loop(
+    bridge: VisionLanguageBridge, input: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> bool:
     """Whether TransformerLens's own loop is right: for text, where positions are counted plainly.
 
-    It also answers what only it can: embeddings, and a cache of what was made.
+    It also answers what only it can: embeddings, a cache of what was made, and where to stop in a
+    text; with its own errors, also for images, where it can not.
     """
+    known = list(inspect.signature(TransformerBridge.generate).parameters)
+    given = {**dict(zip(known[2:], args, strict=False)), **kwargs}
     embedded = isinstance(input, Tensor) and input.is_floating_point()
-    if embedded or any(kwargs.get(name) for name in _OWN):
+    if embedded or any(given.get(name) for name in _OWN):
         return True
-    known = inspect.signature(TransformerBridge.generate).parameters
     plain = all(value is None or name in known for name, value in without_own(kwargs).items())
-    seen = kwargs.get("pixel_values") is not None
+    seen = bool(bridge.family.pixels(given))
+    if any(given.get(name) is not None for name in _STOPPING) and (plain or seen):
+        return True
     return plain and not seen and bridge._accepts_derived_position_ids()
 
 
@@ -160,6 +168,18 @@ def decoding_positions(
     return {"position_ids": counted.expand(3, batch, n)}
 
 
+def _check_sampling(asked: dict[str, Any]) -> None:
+    """Refuse what TransformerLens's `sample_logits` refuses: transformers takes some of it."""
+    if asked["freq_penalty"] < 0:
+        raise InputError(f"freq_penalty is not negative, but {asked['freq_penalty']} is.")
+    if not asked["do_sample"] or asked["temperature"] == 0:
+        return
+    if asked["top_k"] is not None and asked["top_k"] <= 0:
+        raise InputError(f"top_k is at least 1, or None for all tokens, not {asked['top_k']}.")
+    if asked["top_p"] is not None and not 0 < asked["top_p"] <= 1:
+        raise InputError(f"top_p is above 0 and at most 1, not {asked['top_p']}.")
+
+
 def _tokens(
     bridge: VisionLanguageBridge,
     input: Any,
@@ -170,6 +190,11 @@ def _tokens(
     """Tokens of what TransformerLens takes, and what of them is padding."""
     if isinstance(input, Tensor):
         if mask is None and padding_side is not None:
+            if getattr(bridge.tokenizer, "pad_token_id", None) is None:
+                raise InputError(
+                    "padding_side reads what is padding off the tokens, but the tokenizer has no "
+                    "pad token. Pass attention_mask."
+                )
             bos = bridge.cfg.default_prepend_bos if prepend_bos is None else prepend_bos
             mask = get_attention_mask(bridge.tokenizer, input, bos, padding_side)
         return input, mask

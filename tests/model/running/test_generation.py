@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
 from opened_families import NAMES, make_inputs, open_family
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import MaxLengthCriteria
 
 from mm_lens import InputError
 
@@ -252,3 +256,93 @@ def test_unknown_arguments_are_refused(one):
     bridge, _ = one
     with pytest.raises(InputError, match="generate takes no max_tokens="):
         bridge.generate(make_inputs(bridge, rows=(True,)), max_tokens=3)
+
+
+REFUSED = [
+    {"stop_strings": "."},
+    {"stopping_criteria": MaxLengthCriteria(3)},
+    {"return_cache": True},
+    {"forced_bos_token_id": 5},
+]
+
+
+@pytest.mark.parametrize("asked", REFUSED, ids=lambda asked: next(iter(asked)))
+@pytest.mark.parametrize("whole", [True, False], ids=["whole", "pixels alone"])
+def test_what_transformer_lens_refuses_for_images_it_refuses_first(one, asked, whole):
+    """With its own error, also where the inputs would be refused next."""
+    bridge, _ = one
+    prepared = make_inputs(bridge, rows=(True,))
+    alone = {"input_ids": prepared.input_ids, "pixel_values": prepared.pixel_values}
+    kind = ValueError if "forced_bos_token_id" in asked else NotImplementedError
+    with pytest.raises(kind, match=r"multimodal|only meaningful for encoder-decoder"):
+        bridge.generate(prepared if whole else alone, **asked, **QUIET)
+
+
+def test_images_stop_at_a_string_in_hf_generate(one):
+    bridge, native = one
+    inputs = make_inputs(bridge, rows=(True,))
+    n = inputs.input_ids.shape[1]
+    free = native_tokens(native, inputs)[0]
+    options = {k: v for k, v in QUIET.items() if k != "verbose"} | {"do_sample": False}
+    stop = bridge.tokenizer.decode(free[n + 1])
+    stopping = {"stop_strings": stop, "tokenizer": bridge.tokenizer}
+    assert (
+        bridge.hf_generate(inputs, **options, **stopping)[0].tolist()
+        in (
+            free[: n + 1].tolist(),  # the first token may be the same
+            free[: n + 2].tolist(),
+        )
+    )
+
+
+def test_arguments_by_position_count_alike(one):
+    """`return_cache` is the 16th."""
+    bridge, _ = one
+    names = list(inspect.signature(TransformerBridge.generate).parameters.values())[2:]
+    before = [p.default for p in names[: [p.name for p in names].index("return_cache")]]
+    with pytest.raises(NotImplementedError, match="multimodal"):
+        bridge.generate(make_inputs(bridge, rows=(True,)), *before, True)
+
+
+def test_texts_stop_at_a_string(one):
+    """Rows that stopped are filled up while others go on, also where no token ends a row."""
+    bridge, native = one
+    texts = ["Why is it so?", "Eh?"]
+    tokens = bridge.to_tokens(texts, padding_side="left")
+    mask = (tokens != bridge.tokenizer.pad_token_id).long()
+    free = native.generate(
+        tokens, attention_mask=mask, max_new_tokens=STEPS, do_sample=False, eos_token_id=None
+    )
+    n = tokens.shape[1]
+    stop = bridge.tokenizer.decode(free[0, n + 1 : n + 2])
+    found = bridge.generate(
+        tokens, STEPS, False, attention_mask=mask, stop_strings=stop, do_sample=False, verbose=False
+    )
+    for row in range(2):
+        new = free[row, n:].tolist()
+        end = next((k for k, t in enumerate(new) if stop in bridge.tokenizer.decode([t])), STEPS)
+        want = (new[: end + 1] + [bridge.tokenizer.pad_token_id] * STEPS)[: found.shape[1] - n]
+        assert found[row, n:].tolist() == want
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"top_k": 0}, "top_k is at least 1"),
+        ({"top_p": 0.0}, "top_p is above 0"),
+        ({"do_sample": False, "freq_penalty": -1.0}, "freq_penalty is not negative"),
+    ],
+)
+def test_what_no_token_can_be_drawn_by_is_refused(one, asked, message):
+    """As by TransformerLens for texts: transformers would take it for something else."""
+    bridge, _ = one
+    with pytest.raises(InputError, match=message):
+        bridge.generate(make_inputs(bridge, rows=(True,)), **asked, **QUIET)
+
+
+def test_padding_cannot_be_read_without_a_pad_token(one, monkeypatch):
+    bridge, _ = one
+    tokens = make_inputs(bridge, rows=(False,)).input_ids
+    monkeypatch.setattr(bridge, "tokenizer", None)
+    with pytest.raises(InputError, match="the tokenizer has no pad token"):
+        bridge.generate(tokens, padding_side="left", **QUIET)
