@@ -98,7 +98,7 @@ TESTS_WITHOUT_MODULE = {
     "tests/outside/test_vlmprobe.py": "every method against vlmprobe's numbers, in docs/tools.md",
     "tests/docs/test_method_pages.py": "the code of the pages on methods, as docs/lenses.md",
     "tests/docs/test_errors_page.py": "the page docs/errors.md",
-    "tests/docs/test_guarantees_page.py": "what docs/guarantees.md tells of the tests of TransformerLens",
+    "tests/docs/test_guarantees_page.py": "the page docs/guarantees.md, against the upstream suite",
     "tests/docs/test_metrics_pages.py": "the pages below docs/metrics and docs/adding_a_metric.md",
     "tests/docs/test_security_page.py": "the limits in docs/security.md, against the code",
     "tests/docs/test_data_pages.py": "the pages docs/data.md and docs/evaluating.md",
