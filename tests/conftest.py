@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import before_transformers  # noqa: F401  torchvision, where it is
 import pytest
+import quick_boot  # noqa: F401  half of what it takes to make a bridge
 import torch
 import typecheck
 from tiny import random_image, tiny_llava_next

@@ -6,6 +6,8 @@ Positions of several axes (Qwen, GLM), features between blocks (Qwen3-VL), block
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 import torch
 from tiny import random_image
@@ -16,12 +18,23 @@ import mm_lens
 NAMES = ("qwen2.5-vl", "qwen3-vl", "qwen3.5", "glm-4v", "gemma3", "minimax-m3")
 
 
+@cache
+def share_family(name, attention="sdpa"):
+    """As `open_family`, for tests that leave both as they were: one pair for all of them."""
+    return open_family(name, attention)
+
+
+def build_native(name, attention="sdpa"):
+    """The native model alone, and its processor."""
+    native, processor = build(name)
+    native.set_attn_implementation(attention)
+    native.generation_config.pad_token_id = 3
+    return native, processor
+
+
 def open_family(name, attention="sdpa", **options):
     """A bridge, and the native model of the same weights."""
-    (native, _), (model, processor) = build(name), build(name)
-    for one in (native, model):
-        one.set_attn_implementation(attention)
-        one.generation_config.pad_token_id = 3
+    (native, _), (model, processor) = build_native(name, attention), build_native(name, attention)
     bridge = mm_lens.load(
         hf_model=model, processor=processor, attention=attention, check=False, **options
     )

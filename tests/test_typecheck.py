@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 import pytest
 import torch
 import typecheck
@@ -26,12 +28,33 @@ def test_only_the_first_calls_of_a_test_are():
     def name(x: int) -> int:
         return x
 
-    for _ in range(typecheck.CALLS):
+    for _ in range(typecheck.INNER_CALLS):
         name(1)
     assert name("unchecked") == "unchecked"  # type: ignore[arg-type,comparison-overlap]
     typecheck.check_anew()
     with pytest.raises(Exception, match="violates type hint"):
         name("checked")  # type: ignore[arg-type]
+
+
+def test_so_are_the_fields_of_a_data_class():
+    @typecheck.jaxtyped
+    @dataclass
+    class Row:
+        name: str
+        numbers: list[int] = field(default_factory=list)
+
+    @typecheck.jaxtyped
+    @dataclass
+    class Answered(Row):
+        answer: str = ""
+
+    assert Row("a").numbers == Answered("a").numbers == []
+    for make in (lambda: Row(3), lambda: Row("a", 3), lambda: Answered("a", [], 3)):
+        with pytest.raises(Exception, match="violates type hint"):
+            make()
+    for _ in range(typecheck.INNER_CALLS):
+        Row("a")
+    assert Row(3).name == 3  # type: ignore[arg-type,comparison-overlap]
 
 
 def test_signatures_of_the_package_are():

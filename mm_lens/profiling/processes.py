@@ -20,6 +20,9 @@ T = TypeVar("T")
 # A process may be done hours before another whose images are larger.
 _PATIENCE = timedelta(days=7)
 
+# The process that counts who has failed answers at once, or it has gone.
+_ANSWER = timedelta(seconds=3)
+
 _FAILED = "mm_lens/failed"  # how many processes have said why they end
 
 
@@ -147,7 +150,7 @@ def is_to_say_why(own: bool) -> bool:
             int(os.environ["MASTER_PORT"]),
             is_master=False,
             wait_for_workers=False,
-            timeout=timedelta(seconds=3),
+            timeout=_ANSWER,
         )
         return int(store.add(_FAILED, int(own))) == int(own)
     except (RuntimeError, KeyError):  # the process that keeps the count is gone: it failed first

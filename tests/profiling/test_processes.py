@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import random
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate import PartialState
 from made_data import make_data, profile, same
 from tiny import random_image, tiny_llava_next
 
@@ -20,6 +27,7 @@ from mm_lens.cli import commands as cli
 from mm_lens.profiling import processes
 from mm_lens.profiling import run as measure
 from mm_lens.profiling import run_directory as rundir
+from mm_lens.profiling import states
 
 # "Many processes", here on the CPU; a free port, for tests run beside each other.
 LAUNCH = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
@@ -144,59 +152,86 @@ def test_what_ends_one_process_ends_all_with_one_message(arguments, tmp_path):
     assert not (tmp_path / "two").exists()
 
 
+def run_forked(count: int, work: Callable[[], object], errors: Path) -> list[int | None]:
+    """Run `work` in processes that meet as launched ones do, and return their exit codes.
+
+    They are copies of this process: what a launcher adds is that each imports torch anew.
+
+    Args:
+        count: of processes.
+        work: what each of them does.
+        errors: a directory for what each writes to its standard error, in a file named by rank.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    errors.mkdir()
+
+    def begin(rank: int) -> None:
+        given = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+        given |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "CUDA_VISIBLE_DEVICES": ""}
+        os.environ.update({name: str(value) for name, value in given.items()})
+        PartialState._reset_state()
+        with open(errors / str(rank), "w", encoding="utf-8", buffering=1) as told:
+            sys.stderr = told
+            sys.exit(work())
+
+    context = multiprocessing.get_context("fork")
+    started = [context.Process(target=begin, args=(rank,)) for rank in range(count)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join()
+    return [process.exitcode for process in started]
+
+
 @pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_one_killed_process_is_told_by_all_others_and_resumed_to_the_same_bytes(
     arguments, tmp_path, monkeypatch, count
 ):
     """The last process is killed in its second batch; the first is at work then, others wait."""
-    script = tmp_path / "script.py"
-    script.write_text(
-        "import os, signal, sys, time\n"
-        "from mm_lens.cli import commands\n"
-        "from mm_lens.profiling import states\n"
-        "take, begun = states._take, []\n"
-        f"last = {count - 1}\n"
-        "def slow(*args):\n"
-        "    begun.append(1)\n"
-        "    take(*args)\n"
-        "    if os.environ['RANK'] == '0':\n"
-        "        time.sleep(600 if len(begun) > 1 else 0)\n"
-        "    if int(os.environ['RANK']) == last and len(begun) > 1:\n"
-        "        time.sleep(2)\n"
-        "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "states._take, states.COMMIT_SECONDS = slow, 0.0\n"
-        "commands.main(sys.argv[1:])\n"
-    )
-    launch = [str(count) if part == "2" else part for part in LAUNCH[:-2]]
+    monkeypatch.setattr("mm_lens.drawing.report.write", lambda profile, directory: iter(()))
+    monkeypatch.setattr(states, "COMMIT_SECONDS", 0.0)
     # Batches of one sample: each process has at least two of the seven.
     call = [*arguments, "--batch-size", "1", "--out", str(tmp_path / "many")]
-    done = run_python(*launch, str(script), *call)
-    assert done.returncode != 0
-    told = [line for line in done.stderr.splitlines() if line.startswith("mm-lens: ")]
-    assert [line[: len("mm-lens: Process 1 of 3")] for line in sorted(told)] == [
-        f"mm-lens: Process {rank + 1} of {count}" for rank in range(count - 1)
-    ]
-    for line in told:
+    # First, so that the copies find everything imported.
+    assert cli.run([*call[:-1], str(tmp_path / "one"), "--quiet"]) == 0
+    take, begun = states._take, []
+
+    def die_in_the_second_batch(*args):
+        begun.append(1)
+        take(*args)
+        if int(os.environ["RANK"]) == count - 1 and len(begun) > 1:
+            time.sleep(0.2)  # the others have theirs by then, or not: it is told either way
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(states, "_take", die_in_the_second_batch)
+        codes = run_forked(count, lambda: cli.run(call), tmp_path / "killed")
+    assert codes == [1] * (count - 1) + [-signal.SIGKILL]
+    for rank in range(count - 1):
+        shown = (tmp_path / "killed" / str(rank)).read_text("utf-8").splitlines()
+        (line,) = [line for line in shown if line.startswith("mm-lens: ")]
+        assert line.startswith(f"mm-lens: Process {rank + 1} of {count}")
         assert "killed" in line
         assert f"What was done is in {tmp_path / 'many.partial'}: run the same again" in line
     assert not (tmp_path / "many").exists()
 
-    done = run_python(*launch, "-m", "mm_lens", *call)
-    assert done.returncode == 0, done.stderr
-    assert "samples are done" in done.stderr
-    monkeypatch.setattr("mm_lens.drawing.report.write", lambda profile, directory: iter(()))
-    alone = [*call[:-1], str(tmp_path / "one"), "--quiet"]
-    assert cli.run(alone) == 0
+    codes = run_forked(count, lambda: cli.run(call), tmp_path / "resumed")
+    shown = (tmp_path / "resumed" / "0").read_text("utf-8")
+    assert codes == [0] * count, shown
+    assert "samples are done" in shown
     for name in ("profile.parquet", "replicates.parquet"):
         assert (tmp_path / "many" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        *("images", "many", "one", "script.py"),
+        *("images", "killed", "many", "one", "resumed"),
     ]
 
 
 @pytest.fixture
 def store(monkeypatch):
     """Where three processes keep count of those that have said why they end; this is the second."""
+    monkeypatch.setattr(processes, "_ANSWER", timedelta(seconds=0.5))
     store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     given = {"WORLD_SIZE": 3, "RANK": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port}
     for name, value in given.items():
@@ -236,17 +271,14 @@ def test_what_any_process_has_seen_done_is_not_done_again(tmp_path):
 
 
 def test_processes_tell_each_other_what_they_have_seen(tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text(
-        "from mm_lens.profiling.processes import Processes\n"
-        "p = Processes()\n"
-        "assert p.union({p.rank, 10 + p.rank}) == {0, 1, 10, 11}\n"
-        "assert p.share(list(range(4))) == [[0, 1], [2, 3]][p.rank]\n"
-        "p.finish()\n"
-    )
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = run_python(*torchrun, str(script))
-    assert done.returncode == 0, done.stderr
+    def tell() -> None:
+        p = processes.Processes()
+        assert p.union({p.rank, 10 + p.rank}) == {0, 1, 10, 11}
+        assert p.share(list(range(4))) == [[0, 1], [2, 3]][p.rank]
+        p.finish()
+
+    codes = run_forked(2, tell, tmp_path / "told")
+    assert codes == [0, 0], [path.read_text() for path in (tmp_path / "told").iterdir()]
 
 
 def test_a_batch_that_two_processes_have_done_is_found(model, tmp_path):

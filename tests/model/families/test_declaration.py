@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 import torch
 from conftest import load_tiny
@@ -22,7 +24,9 @@ TEXTS = ["What is it?", "No picture.", "Are these two alike?"]
 PICTURES = [random_image(31, 57), None, [random_image(20, 60, 1), random_image(40, 22, 2)]]
 
 
+@cache
 def loaded(name):
+    """One bridge for all tests, which leave it as it was."""
     native, processor = build(name)
     return mm_lens.load(hf_model=native, processor=processor, check=False)
 

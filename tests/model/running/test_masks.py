@@ -6,7 +6,7 @@ import contextlib
 
 import pytest
 import torch
-from opened_families import NAMES, make_inputs, open_family, run_native
+from opened_families import NAMES, build_native, make_inputs, run_native, share_family
 
 from mm_lens import InputError, MMLensWarning
 from mm_lens.causal.knockout import knockout, knockout_table
@@ -23,7 +23,7 @@ def attention(request):
 
 @pytest.fixture(scope="module", params=NAMES)
 def pair(request, attention):
-    return open_family(request.param, attention)
+    return share_family(request.param, attention)
 
 
 def layers_of(native):
@@ -32,7 +32,7 @@ def layers_of(native):
 
 def native_patterns(name, inputs):
     """Attention weights of every block of the native eager model; None without attention."""
-    _, native = open_family(name, "eager")
+    native, _ = build_native(name, "eager")
     held = {}
     for i, layer in enumerate(layers_of(native)):
         if hasattr(layer, "self_attn"):
@@ -83,8 +83,8 @@ def native_without(native, edges, layers):
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("name", [n for n in WITH_ATTENTION if n != "minimax-m3"])
 def test_knockout_is_a_native_model_with_that_mask(name, attention, side):
-    bridge, _ = open_family(name, attention)
-    _, native = open_family(name, "eager")
+    bridge, _ = share_family(name, attention)
+    native, _ = build_native(name, "eager")
     inputs = make_inputs(bridge, rows=(True, True), side=side)
     real = inputs.attention_mask.bool()
     whole = run_native(native, inputs)[real]
@@ -117,7 +117,7 @@ def test_text_that_sees_no_image_does_not_know_it(name, attention):
     Where blocks of keys are chosen first, the image must not move the choice either. Bit for bit,
     but for experts, whose sums depend on which other tokens they are given.
     """
-    bridge, _ = open_family(name, attention)
+    bridge, _ = share_family(name, attention)
     inputs, other = (make_inputs(bridge, rows=(True, True), seed=seed) for seed in (0, 1))
     text = inputs.layout.mask("text")
     with torch.no_grad():
@@ -131,7 +131,7 @@ def test_text_that_sees_no_image_does_not_know_it(name, attention):
 
 def test_a_choice_of_keys_is_made_without_those_that_are_hidden():
     """What a query no longer sees leaves its place to other keys."""
-    bridge, _ = open_family("minimax-m3")
+    bridge, _ = share_family("minimax-m3")
     inputs = make_inputs(bridge, rows=(True,), before=30, after=(30,))
     last = inputs.layout.shape[1] - 1
     with torch.no_grad(), read_masks(bridge) as masks:
@@ -151,7 +151,7 @@ def test_a_choice_of_keys_is_made_without_those_that_are_hidden():
 
 
 def test_blocks_without_attention_are_named():
-    bridge, _ = open_family("qwen3.5")
+    bridge, _ = share_family("qwen3.5")
     inputs = make_inputs(bridge, rows=(True,))
     with (
         pytest.raises(InputError, match="Block 0 has no attention"),
