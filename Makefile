@@ -1,7 +1,7 @@
 # make demo   the main job: two trained models, profiled per modality on real images and compared
 # make test   lint, types and every test, offline
 # make test-pages   the code of README, docs and tutorials, on few samples; about five minutes
-# make test-families   every check of the conformance suite on every family: minutes
+# make test-families   every check of the conformance suite on every family: five minutes
 # make test-oldest, make test-latest   every test with the oldest, the newest versions that
 #                  pyproject.toml allows (torch as pinned), each in an environment of its own
 # make test-loaded   every test three times on a machine that is busy with other things

@@ -1,9 +1,9 @@
 """TransformerLens's look for hook points, without the places where there are none.
 
-It looks at every attribute of every module, hook points included, twice for each bridge: a seventh
-of all that the tests compute. Here functions of a class, tensors and what lies within a hook point
-are not looked at. tests/test_quick_boot.py holds that the same hook points are found, under the same
-names and in the same order.
+It looks at every attribute of every module, hook points included, twice for each bridge: a tenth of
+what the tests of models compute. Here functions of a class, tensors and what lies within a hook
+point are not looked at. tests/test_quick_boot.py holds that the same hook points are found, under
+the same names and in the same order.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from transformer_lens.model_bridge.transformer_bridge import TransformerBridge
 
 thorough = TransformerBridge._scan_existing_hooks
 ORIGINALS = ("original_component", "_original_component", "original_model")
-WEIGHTS = {f"W_{x}" for x in "V O Q K in gate out".split()} | {"OV", "QK"}
-WEIGHTS |= {f"b_{x}" for x in "V O Q K in out".split()}
+WEIGHTS = {f"W_{x}" for x in ("V", "O", "Q", "K", "in", "gate", "out")} | {"OV", "QK"}
+WEIGHTS |= {f"b_{x}" for x in ("V", "O", "Q", "K", "in", "out")}
 
 
 @cache

@@ -110,6 +110,7 @@ TESTS_WITHOUT_MODULE = {
     "tests/docs/test_code.py": "the code of the pages below docs/",
     "tests/docs/test_minimax_page.py": "the page docs/minimax_m3.md",
     "tests/test_typecheck.py": "the check of signatures that runs with the tests",
+    "tests/test_quick_boot.py": "how tests look for hook points, against TransformerLens",
     "tests/docs/test_tutorials.py": "the notebooks below tutorials/",
     "tests/fuzz/test_fuzz.py": "a few cases of the fuzzer, over all that is read from files",
     "tests/metrics/numerics/test_held_out_error.py": "errors of held-out scores, where models are "

@@ -17,9 +17,7 @@ def test_the_same_hook_points_have_the_same_names_in_the_same_order(name, attent
     for scan in (quick_boot.scan, quick_boot.thorough):
         monkeypatch.setattr(TransformerBridge, "_scan_existing_hooks", scan)
         model, processor = build(name)
-        bridge = mm_lens.load(
-            hf_model=model, processor=processor, attention=attention, check=False
-        )
+        bridge = mm_lens.load(hf_model=model, processor=processor, attention=attention, check=False)
         found.append([(key, point.name) for key, point in bridge._hook_registry.items()])
     assert len(found[0]) > 100
     assert found[0] == found[1]

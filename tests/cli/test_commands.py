@@ -57,6 +57,7 @@ def profile(model, images, tmp_path, capsys):
 def no_pictures(monkeypatch):
     """For runs whose pictures nobody looks at: they take most of the time."""
     monkeypatch.setattr("mm_lens.drawing.report.write", lambda profile, directory: iter(()))
+    monkeypatch.setattr(cli, "_draw_sample", lambda model, data, directory: [])
 
 
 def is_one_line(err: str) -> bool:

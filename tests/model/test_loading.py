@@ -496,7 +496,6 @@ def edit(path, **entries):
     [
         ("config.json", {"text_config__vocab_size": 10**8}, r"model of [\d,]+ numbers, but its f"),
         ("config.json", {"text_config__num_hidden_layers": 10**7}, "num_hidden_layers is 10,000,0"),
-        ("config.json", {"text_config__num_hidden_layers": 9_999}, "more than 50,000 modules"),
         ("config.json", {"text_config__num_attention_heads": 5}, "no model that can be built|can"),
         ("config.json", {"text_config__hidden_size": "wide"}, r"config\.json cannot be used"),
         ("config.json", {"text_config": [1]}, r"config\.json cannot be used"),
@@ -510,6 +509,17 @@ def test_a_directory_that_costs_too_much_or_is_damaged_is_one_line(checkpoint, f
     path = checkpoint(lambda w: None)
     edit(path / file, **entries)
     with pytest.raises(MMLensError, match=told) as raised:
+        mm_lens.load(str(path))
+    assert str(path) in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_model_of_too_many_modules_is_one_line(checkpoint, monkeypatch):
+    path = checkpoint(lambda w: None)
+    monkeypatch.setattr("mm_lens.checkpoints.building.MAX_MODULES", 2_000)
+    mm_lens.load(str(path), check=False)
+    edit(path / "config.json", text_config__num_hidden_layers=300)
+    with pytest.raises(MMLensError, match="more than 2,000 modules") as raised:
         mm_lens.load(str(path))
     assert str(path) in str(raised.value)
     assert "\n" not in str(raised.value)

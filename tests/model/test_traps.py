@@ -7,7 +7,9 @@ it fails, TransformerLens has mended it), the second that mm_lens mends or refus
 from __future__ import annotations
 
 import gc
+import re
 
+import pandas as pd
 import pytest
 import torch
 from conftest import FAMILIES, load_tiny
@@ -50,14 +52,23 @@ def test_tools_see_the_image_under_bound(family, model, one):
     with pytest.raises(InputError, match=r"model\.prepare"):
         model.original_model(one.input_ids)
 
-    # Few tokens: the tool runs the model once for each of them, at every layer.
-    one, other = (model.prepare("It?", random_image(8, 8, seed)) for seed in (0, 9))
+    # The tool runs the model once for each cell; test_binding has all cells of every tool.
+    other = model.prepare("What is it?", random_image(31, 57, 9))
+    layer, position = 1, 5
+    cells = pd.DataFrame({"layer": [0, layer], "pos": [one.input_ids.shape[1] - 1, position]})
     _, clean = model.run_with_cache(other, names_filter=mm_lens.names("resid_pre"))
     with model.bound(one):
         assert torch.equal(model(one.input_ids), model(one))
-        got = patching.get_act_patch_resid_pre(model, one.input_ids[:, :], clean, logit)
+        got = patching.generic_activation_patch(
+            model,
+            one.input_ids[:, :],
+            clean,
+            logit,
+            patch_setter=patching.layer_pos_patch_setter,
+            activation_name="resid_pre",
+            index_df=cells,
+        )
 
-    layer, position = 1, 5
     donor = clean["resid_pre", layer][:, position]
 
     def put(x, hook):
@@ -65,7 +76,7 @@ def test_tools_see_the_image_under_bound(family, model, one):
         return x
 
     want = model.run_with_hooks(one, fwd_hooks=[(f"blocks.{layer}.hook_resid_pre", put)])
-    assert torch.equal(got[layer, position], logit(want))
+    assert torch.equal(got[1], logit(want))
 
 
 def test_bound_repeats_images_for_copies_and_refuses_strangers(model, one, batch):
@@ -244,27 +255,44 @@ def test_edits_above_the_layer_that_is_read_are_refused(model, one, name):
 def test_no_edit_anywhere_is_a_silent_no_op(family, attention):
     """Every hook point of the bridge: an edit changes the output, or raises, or it never fires."""
     model = load_tiny(family, attention=attention, check=False)
-    inputs = model.prepare("It?", random_image(12, 17))
-    want, silent = model(inputs).detach(), []
+    # A hook of every block at once, each editing a row of its own of four equal ones.
+    n = model.cfg.n_layers
+    inputs = model.prepare(["It?"] * (n + 1), [random_image(12, 17)] * (n + 1))
+    want, silent, groups = model(inputs).detach(), [], {}
     for name in sorted({point.name for point in model.hook_points()}):
         if model._gated_hook_reason(name) or model._remedy_if_dead(name):
             continue
-        calls = []
+        groups.setdefault(re.sub(r"^blocks\.\d+", "blocks", name), []).append(name)
+    assert sum(len(group) == n for group in groups.values()) > 30
 
-        def edit(x, hook, calls=calls):
-            calls.append(hook.name)
-            return x.flip(-1) + 0.5 if x.is_floating_point() else x.flip(-1)
+    def change(x):
+        return x.flip(-1) + 0.5 if x.is_floating_point() else x.flip(-1)
 
+    def change_row(row):
+        def edit(x, hook):
+            assert len(x) == n + 1
+            x = x.clone()
+            x[row] = change(x[row])
+            return x
+
+        return edit
+
+    for group in groups.values():
+        edits = [(name, change_row(row)) for row, name in enumerate(group)]
+        if len(group) == 1:
+            edits = [(group[0], lambda x, hook: change(x))]
         try:
-            got = model.run_with_hooks(inputs, fwd_hooks=[(name, edit)])
+            got = model.run_with_hooks(inputs, fwd_hooks=edits)
         except HookError:
+            (name,) = group
             assert "vision_encoder" in name or name in ("embed.hook_out", "rotary_emb.hook_in")
             continue
         except InputError:
-            assert name == "embed.hook_in"  # the tokens themselves
+            assert group == ["embed.hook_in"]  # the tokens themselves
             continue
-        if torch.equal(got, want):
-            silent.append((name, len(calls)))
+        silent += [name for row, name in enumerate(group) if torch.equal(got[row], want[row])]
+        if len(group) > 1:
+            assert torch.equal(got[n], want[n]), group
     assert not silent
 
 

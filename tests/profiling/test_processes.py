@@ -24,10 +24,9 @@ from tiny import random_image, tiny_llava_next
 import mm_lens
 from mm_lens import DataError
 from mm_lens.cli import commands as cli
-from mm_lens.profiling import processes
+from mm_lens.profiling import processes, states
 from mm_lens.profiling import run as measure
 from mm_lens.profiling import run_directory as rundir
-from mm_lens.profiling import states
 
 # "Many processes", here on the CPU; a free port, for tests run beside each other.
 LAUNCH = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]

@@ -13,9 +13,14 @@ from mm_lens.profiling import states as collecting
 from mm_lens.profiling.processes import Processes
 
 
-def test_several_passes_give_the_table_of_one(model, tmp_path):
+@pytest.fixture(scope="module")
+def whole(model):
+    """Of a run that holds all in memory, in one pass."""
+    return quick(model, make_data(9), **ALL_KINDS)
+
+
+def test_several_passes_give_the_table_of_one(model, whole, tmp_path):
     data = make_data(9)
-    whole = quick(model, data, **ALL_KINDS)
     assert whole.provenance["memory"]["passes"] == 1
     small = quick(model, data, **ALL_KINDS, budget=2 * 2 * 60 * (24 + 44) * 4 / 2**30)
     assert small.provenance["memory"]["passes"] > 2
@@ -51,10 +56,10 @@ def test_fewer_tokens_where_not_even_a_pair_fits(model):
         quick(model, make_data(9), tokens=60, budget=2 * 2 * 2 * 30 * 24 * 4 / 2**30)
 
 
-def test_states_in_files_are_those_in_memory(model, tmp_path):
+def test_states_in_files_are_those_in_memory(model, whole, tmp_path):
     data = make_data(9)
     in_files = quick(model, data, **ALL_KINDS, run_dir=tmp_path / "run")
-    same_bytes(tmp_path, quick(model, data, **ALL_KINDS), in_files)
+    same_bytes(tmp_path, whole, in_files)
     assert in_files.provenance["memory"]["budget"] is None
 
 
