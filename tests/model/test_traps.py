@@ -52,7 +52,7 @@ def test_tools_see_the_image_under_bound(family, model, one):
     with pytest.raises(InputError, match=r"model\.prepare"):
         model.original_model(one.input_ids)
 
-    # The tool runs the model once for each cell; test_binding has all cells of every tool.
+    # The tool runs the model once for each cell: two here, all of them in test_binding.
     other = model.prepare("What is it?", random_image(31, 57, 9))
     layer, position = 1, 5
     cells = pd.DataFrame({"layer": [0, layer], "pos": [one.input_ids.shape[1] - 1, position]})
