@@ -9,7 +9,6 @@ from __future__ import annotations
 import gc
 import re
 
-import pandas as pd
 import pytest
 import torch
 from conftest import FAMILIES, load_tiny
@@ -52,31 +51,24 @@ def test_tools_see_the_image_under_bound(family, model, one):
     with pytest.raises(InputError, match=r"model\.prepare"):
         model.original_model(one.input_ids)
 
-    # The tool runs the model once for each cell: two here, all of them in test_binding.
+    # A whole sweep, over the heads of each layer: one by position has ten times the passes.
     other = model.prepare("What is it?", random_image(31, 57, 9))
-    layer, position = 1, 5
-    cells = pd.DataFrame({"layer": [0, layer], "pos": [one.input_ids.shape[1] - 1, position]})
-    _, clean = model.run_with_cache(other, names_filter=mm_lens.names("resid_pre"))
+    _, clean = model.run_with_cache(other, names_filter=mm_lens.names("z"))
     with model.bound(one):
         assert torch.equal(model(one.input_ids), model(one))
-        got = patching.generic_activation_patch(
-            model,
-            one.input_ids[:, :],
-            clean,
-            logit,
-            patch_setter=patching.layer_pos_patch_setter,
-            activation_name="resid_pre",
-            index_df=cells,
-        )
+        got = patching.get_act_patch_attn_head_out_all_pos(model, one.input_ids[:, :], clean, logit)
+    assert got.shape == (model.cfg.n_layers, model.cfg.n_heads)
 
-    donor = clean["resid_pre", layer][:, position]
+    layer, head = 1, 2
+    donor = clean["z", layer][:, :, head]
 
     def put(x, hook):
-        x[:, position] = donor
+        x[:, :, head] = donor
         return x
 
-    want = model.run_with_hooks(one, fwd_hooks=[(f"blocks.{layer}.hook_resid_pre", put)])
-    assert torch.equal(got[1], logit(want))
+    want = model.run_with_hooks(one, fwd_hooks=[(f"blocks.{layer}.attn.hook_z", put)])
+    assert torch.equal(got[layer, head], logit(want))
+    assert not torch.equal(logit(want), logit(model(one)))
 
 
 def test_bound_repeats_images_for_copies_and_refuses_strangers(model, one, batch):
