@@ -250,7 +250,7 @@ def test_no_edit_anywhere_is_a_silent_no_op(family, attention):
     # A hook of every block at once, each editing a row of its own of four equal ones.
     n = model.cfg.n_layers
     inputs = model.prepare(["It?"] * (n + 1), [random_image(12, 17)] * (n + 1))
-    want, silent, groups = model(inputs).detach(), [], {}
+    want, silent, shared, groups = model(inputs).detach(), [], [], {}
     for name in sorted({point.name for point in model.hook_points()}):
         if model._gated_hook_reason(name) or model._remedy_if_dead(name):
             continue
@@ -262,14 +262,17 @@ def test_no_edit_anywhere_is_a_silent_no_op(family, attention):
 
     def change_row(row):
         def edit(x, hook):
-            assert len(x) == n + 1
+            if len(x) != n + 1:  # the same for all rows, as position embeddings are
+                shared.append(hook.name)
+                return x
             x = x.clone()
             x[row] = change(x[row])
             return x
 
         return edit
 
-    for group in groups.values():
+    todo = [*groups.values()]
+    for group in todo:
         edits = [(name, change_row(row)) for row, name in enumerate(group)]
         if len(group) == 1:
             edits = [(group[0], lambda x, hook: change(x))]
@@ -282,9 +285,14 @@ def test_no_edit_anywhere_is_a_silent_no_op(family, attention):
         except InputError:
             assert group == ["embed.hook_in"]  # the tokens themselves
             continue
-        silent += [name for row, name in enumerate(group) if torch.equal(got[row], want[row])]
-        if len(group) > 1:
-            assert torch.equal(got[n], want[n]), group
+        if shared:
+            todo += [[name] for name in group]  # one at a time
+            shared.clear()
+            continue
+        # Asked for its scores, attention computes them in another way, which rounds otherwise.
+        changes = (got - want).abs().amax((1, 2))
+        silent += [name for row, name in enumerate(group) if changes[row] < 1e-4]
+        assert len(group) == 1 or changes[n] < 1e-5, group
     assert not silent
 
 
