@@ -1,15 +1,21 @@
 """Peak memory of profiles of 100 and of 9,673 samples: it must not grow with the data.
 
     python benchmarks/profile_memory.py
+    python benchmarks/profile_memory.py --told     # only the second part
 
 Each profile runs in a process of its own, since peak memory is a property of a process: one of 100
 samples with its states in memory, then all of the data with states in memory and in a run
 directory. Prints the peaks in MiB, the times and the ratios of the peaks (goal: at most 1.05).
+
+Then, on Linux, what profiles of several sizes really take against what they said beforehand (goal:
+within 5 %). What they take is the peak of resident memory above that before the run, when the model
+is loaded and a small profile has run, so that all libraries are there.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import resource
 import subprocess
@@ -17,8 +23,25 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 GOAL = 1.05
+WITHIN = 0.05
+WIDE = {"hooks": ["pre", "post"], "streams": ["residual"]}
+TOLD: dict[str, dict[str, Any]] = {
+    "the states of both streams": {},
+    "pre and post": WIDE,
+    "pre and post, half of the tokens": {**WIDE, "tokens": 35_000},
+    "pre and post in files": {**WIDE, "files": True},
+    "pre and post, memory=1.5GB": {**WIDE, "memory": "1.5GB"},
+    "pre, all presets": {
+        "hooks": ["pre"],
+        "streams": ["residual"],
+        "metrics": None,
+        "tokens": 20_000,
+    },
+}
+"""Profiles whose memory is compared with what they say: of 70,000 visual tokens, or fewer."""
 
 
 def measure(model: str, data: str, samples: int, run_dir: Path | None) -> dict[str, float]:
@@ -34,6 +57,60 @@ def measure(model: str, data: str, samples: int, run_dir: Path | None) -> dict[s
     return {"loaded": loaded, "peak": peak(), "seconds": time.perf_counter() - start}
 
 
+def measure_told(model: str, data: str, name: str) -> dict[str, float]:
+    """What a profile takes, and what it says that it takes, in MiB."""
+    import mm_lens
+
+    metrics = ["anisotropy", "mean_cosine", "linearity_heldout", "linearity_paper"]
+    options = {"tokens": 70_000, "metrics": metrics, **TOLD[name]}
+    bridge = mm_lens.load(model)
+    warm = {"metrics": options["metrics"], "tokens": 300, "progress": False}
+    mm_lens.profile(bridge, mm_lens.datasets.load(data, limit=65), **warm)
+    chosen = mm_lens.datasets.load(data, limit=400)
+    with tempfile.TemporaryDirectory() as scratch:
+        run_dir = Path(scratch) / "run" if options.pop("files", False) else None
+        gc.collect()
+        Path("/proc/self/clear_refs").write_text("5")  # peak := now
+        before, start = status("VmRSS"), time.perf_counter()
+        result = mm_lens.profile(
+            bridge,
+            chosen,
+            modalities=["visual"],
+            run_dir=run_dir,
+            progress=False,
+            **options,
+        )
+        takes = status("VmHWM") - before
+    memory = result.provenance["memory"]
+    return {
+        "told": memory["takes"]["host"] / 2**20,
+        "takes": takes,
+        "passes": memory["passes"],
+        "seconds": time.perf_counter() - start,
+    }
+
+
+def status(name: str) -> float:
+    """A figure of this process, in MiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 2**10
+
+
+def compare_told(model: str, data: str) -> None:
+    """What profiles take against what they say."""
+    for name in TOLD:
+        own = [sys.executable, __file__, "--model", model, "--data", data, "--told-child", name]
+        child = subprocess.run(own, stdout=subprocess.PIPE, text=True, check=True)
+        found = json.loads(child.stdout.splitlines()[-1])
+        ratio = found["takes"] / found["told"]
+        print(
+            f"{name}: {found['passes']:.0f} passes, told {found['told']:,.0f} MiB, takes "
+            f"{found['takes']:,.0f} MiB, ratio {ratio:.3f}, {found['seconds']:.0f} s (goal: within "
+            f"{WITHIN:.0%})",
+            flush=True,
+        )
+
+
 def peak() -> float:
     usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return usage / (2**20 if sys.platform == "darwin" else 2**10)
@@ -46,10 +123,23 @@ def main() -> None:
     parser.add_argument("--samples", type=int, nargs=2, default=[100, 9673])
     parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--run-dir", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--told", action="store_true", help="only what is said beforehand")
+    parser.add_argument("--told-child", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.told_child:
+        print(json.dumps(measure_told(args.model, args.data, args.told_child)))
+        return
     if args.child:
         print(json.dumps(measure(args.model, args.data, args.child, args.run_dir)))
         return
+    if not args.told:
+        compare_peaks(args)
+    if sys.platform == "linux":
+        compare_told(args.model, args.data)
+
+
+def compare_peaks(args: argparse.Namespace) -> None:
+    """Peaks of a small and a large data set."""
     few, many = args.samples
     peaks = []
     with tempfile.TemporaryDirectory() as scratch:

@@ -613,6 +613,9 @@ USES: dict[str, Use] = {
     "a budget with its unit": says(
         "budget is", lambda c: profile(c.model, c.samples, budget="1GB")
     ),
+    "memory without its unit": says(
+        "memory says how much", lambda c: profile(c.model, c.samples, memory="24")
+    ),
     "a hook that is a number": says(
         "names no hook", lambda c: profile(c.model, c.samples, hooks=[3])
     ),

@@ -141,6 +141,7 @@ def profile_command(
     pairs: hook_options.Pairs = None,
     heads: hook_options.Heads = None,
     budget: hook_options.Budget = None,
+    memory: hook_options.Memory = None,
     per_sample: hook_options.PerSample = False,
     batch_size: Annotated[
         int, typer.Option(min=1, help="Samples per forward pass: memory against speed.")
@@ -230,6 +231,7 @@ def profile_command(
             metrics=asked,
             **which,
             budget=budget,
+            memory=memory,
             per_sample=per_sample,
             tokens=tokens,
             batch_size=batch_size,

@@ -47,6 +47,14 @@ Budget = Annotated[
         show_default="80 % of the machine's",
     ),
 ]
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        help="What the run may take beside the model and its forward passes, as 24GB (host) or "
+        "24GB,gpu=60GB: more passes keep it, or it is refused before it starts.",
+        show_default="any; what it takes is said",
+    ),
+]
 PerSample = Annotated[
     bool,
     typer.Option(

@@ -39,6 +39,7 @@ from mm_lens.model.running.frames import Frame
 from mm_lens.profiling import provenance
 from mm_lens.profiling.collecting.token_sample import MODALITIES, MergedSample, TokenSample
 from mm_lens.profiling.evaluation import Evaluation, choose_device, collect_replicates, tabulate
+from mm_lens.profiling.memory import describe_memory
 from mm_lens.profiling.points.budget import hold, honest_number
 from mm_lens.profiling.points.pairs import Pairs
 from mm_lens.profiling.points.patches import find_patches
@@ -49,7 +50,6 @@ from mm_lens.profiling.result import Profile
 from mm_lens.profiling.run import (
     choose_metrics,
     choose_spots,
-    describe_memory,
     describe_samples,
     describe_tokens,
     name_hooks,

@@ -36,6 +36,7 @@ from mm_lens.metrics import METRICS, PRESETS, Estimate, Metric, preset
 from mm_lens.model.bridge import VisionLanguageBridge
 from mm_lens.model.streams import STREAMS, Stream
 from mm_lens.profiling import provenance
+from mm_lens.profiling.collecting.counting import count_tokens
 from mm_lens.profiling.collecting.token_sample import MODALITIES
 from mm_lens.profiling.evaluation import (
     Evaluation,
@@ -46,8 +47,9 @@ from mm_lens.profiling.evaluation import (
     tabulate,
 )
 from mm_lens.profiling.identity import manifest
+from mm_lens.profiling.memory import describe_memory, keep_within, read_limits
 from mm_lens.profiling.per_sample.collecting import describe_samples as describe_each
-from mm_lens.profiling.points.budget import Holding, hold, honest_number, restrict
+from mm_lens.profiling.points.budget import hold, honest_number, restrict
 from mm_lens.profiling.points.pairs import Pairs, known_pairs, plan_spots, resolve_pairs
 from mm_lens.profiling.points.point import Point, Spot
 from mm_lens.profiling.points.selection import (
@@ -86,6 +88,7 @@ def profile(
     pairs: Pairs = None,
     heads: Heads = False,
     budget: float | None = None,
+    memory: str | None = None,
     per_sample: bool = False,
 ) -> Profile:
     """Measure how a model treats its visual and text tokens, hook by hook.
@@ -132,11 +135,13 @@ def profile(
         heads: True measures each head of q, k, v and z alone as well; a list, only these.
         budget: GiB of memory for states, by default 80 % of the machine's. What does not fit is
             measured in several passes, or, if `tokens` is None, with fewer tokens; it is said.
+        memory: what the run may take beside the model and its forward passes: "24GB" of host
+            memory, "24GB,gpu=60GB". More passes keep it; else it is refused beforehand.
         per_sample: describe each sample's tokens alone as well (`Profile.samples`): one more pass.
 
     Raises:
-        InputError: an argument is wrong, the cache does not hold what is needed, or `run_dir` holds
-            another run.
+        InputError: an argument is wrong, the cache does not hold what is needed, `memory` is too
+            little, or `run_dir` holds another run.
         DataError: no samples, two samples with one id, (`on_error` "raise") an unreadable one, or a
             damaged file in `run_dir`.
         OSError: `run_dir` cannot be written; a full disk, say. What was done before stays.
@@ -150,7 +155,7 @@ def profile(
     require_whole("seed", seed)
     if budget is not None:
         require_number("budget", budget, 0)
-    chosen = choose_metrics(metrics, presets)
+    chosen, limits = choose_metrics(metrics, presets), read_limits(memory)
 
     started, begun, alone = time.monotonic(), provenance.now(), None
     if dataset is None:
@@ -161,7 +166,7 @@ def profile(
         flow = _only_stream(source, streams)
         given = None if modalities is None else tuple(modalities)
         states, directory = from_cache(source, given, flow, seed, hooks, pairs, heads), None
-        model, data, holding = source.model, {"name": data_name or "cache"}, None
+        model, data, told = source.model, {"name": data_name or "cache"}, None
         seconds = {"states": time.monotonic() - started}
         found = Evaluation(states, chosen, seed).estimates(progress)
     else:
@@ -191,9 +196,12 @@ def profile(
         )
         with _open_directory(run_dir, model, dataset, plan, chosen, restart) as directory:
             shown = progress and (directory is None or directory.processes.main)
+            device, itemsize = choose_device(model), model.cfg.dtype.itemsize
+            counts = count_tokens(model, dataset, plan.n_samples, chat_template, on_error)
+            holding, demand = keep_within(limits, holding, plan, chosen, counts, itemsize, device)
+            told = describe_memory(holding, demand)
             if shown:
-                tqdm.write(holding.describe(), file=sys.stderr)
-            device = choose_device(model)
+                tqdm.write(told["said"], file=sys.stderr)
             seconds, found = {"states": 0.0}, []
             for group in holding.passes:
                 now = time.monotonic()
@@ -202,6 +210,8 @@ def profile(
                 states = collect(model, dataset, part, progress=shown, run=directory)
                 seconds["states"] += time.monotonic() - now
                 found += Evaluation(states, chosen, seed, device, directory).estimates(shown)
+                if group is not holding.passes[-1]:
+                    del states  # the next pass needs its memory
             found = _in_order(found, plan)
             if per_sample:
                 alone = describe_each(model, dataset, plan, progress=shown, run=directory)
@@ -218,7 +228,7 @@ def profile(
             "model": about,
             "data": {**data, **describe_samples(states, from_data=dataset is not None)},
             "tokens": describe_tokens(states),
-            "memory": None if holding is None else describe_memory(holding),
+            "memory": told,
             "options": {
                 "streams": list(states.streams),
                 "modalities": list(states.tokens.modalities),
@@ -308,17 +318,6 @@ def describe_tokens(states: States) -> dict[str, Any]:
         "seen": states.tokens.seen(),
         "sampled": {m: states.tokens.count(m) for m in states.tokens.modalities},
         "for_dimension": equal_number(states),
-    }
-
-
-def describe_memory(holding: Holding) -> dict[str, Any]:
-    """How the run kept within its budget, ready for JSON."""
-    return {
-        "said": holding.describe(),
-        "bytes": holding.bytes,
-        "budget": holding.budget,
-        "passes": len(holding.passes),
-        "fewer_tokens": holding.fewer,
     }
 
 

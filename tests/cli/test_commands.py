@@ -316,7 +316,7 @@ def test_options_have_the_defaults_of_the_function():
     assert shared == {
         *("streams", "presets", "metrics", "tokens", "batch_size", "samples", "seed"),
         *("on_error", "restart", "hooks", "pairs", "heads", "budget"),
-        *("chat_template", "per_sample"),
+        *("chat_template", "per_sample", "memory"),
     }
     assert ours["hooks"].default == "states"  # what None stands for
     for name in shared - {

@@ -75,11 +75,10 @@ def find_limits(
     smallest = {group: torch.zeros(0, dtype=torch.int64) for group in wanted}
     seen = dict.fromkeys(wanted, 0)
     try:
-        tried = sorted({i * (n_samples - 1) // (TRIED - 1) for i in range(TRIED)})
         told = _choose(
             model,
             chat_template,
-            [(dataset[i], peek(i)) for i in tried],
+            _tried(dataset, peek, n_samples),
             lambda: len({peek(i)[1:] for i in range(n_samples)}) <= n_samples // FEWER,
         )
         if told is None:
@@ -95,6 +94,39 @@ def find_limits(
             raise
         return {}
     return {group: int(smallest[group][-1]) for group in wanted if seen[group] > keep}
+
+
+def count_tokens(
+    model: Any, dataset: Samples, n_samples: int, chat_template: bool | None, on_error: str
+) -> dict[str, int] | None:
+    """How many visual and text tokens the data make; None where only running it would tell."""
+    peek = _peeks(dataset)
+    if peek is None or n_samples <= FEW or on_error != "raise":
+        return None
+    seen = {"visual": 0, "text": 0}
+    try:
+        told = _choose(model, chat_template, _tried(dataset, peek, n_samples), lambda: False)
+        if told is None:
+            return None
+        for start in range(0, n_samples, AT_ONCE):
+            some = [peek(i) for i in range(start, min(start + AT_ONCE, n_samples))]
+            for row in told.tokens(some):
+                visual = row.count(model.family.image_token_id)
+                seen["visual"] += visual
+                seen["text"] += len(row) - visual
+    except Exception as error:  # as above
+        if lacks_memory(error):
+            raise
+        return None
+    return seen
+
+
+def _tried(
+    dataset: Samples, peek: Callable[[int], Peek], n_samples: int
+) -> list[tuple[Sample, Peek]]:
+    """The samples that are prepared as a whole."""
+    tried = sorted({i * (n_samples - 1) // (TRIED - 1) for i in range(TRIED)})
+    return [(dataset[i], peek(i)) for i in tried]
 
 
 def check_counted(tokens: MergedSample, limits: Mapping[Group, int]) -> None:

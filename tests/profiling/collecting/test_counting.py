@@ -161,3 +161,12 @@ def test_samples_that_change_after_they_were_counted_are_told(model, monkeypatch
 def test_skipped_samples_are_not_counted_on(model, monkeypatch):
     monkeypatch.setattr(states, "find_limits", None)
     profile(model, make_data(4), on_error="skip")
+
+
+@pytest.mark.usefixtures("counted")
+def test_tokens_are_counted_as_they_come(model):
+    data = make_data(10, text_only=(4, 5))
+    whole, _ = offered(model, data, 3000, {})
+    seen = {group: r.bottom.seen for group, r in whole.reservoirs.items()}
+    assert counting.count_tokens(model, data, 10, None, "raise") == seen
+    assert counting.count_tokens(model, data, 10, None, "skip") is None
