@@ -252,7 +252,7 @@ class Needs:
         """Of the rows of one batch: of all its tokens, where the sample may take them all."""
         if not self.on_gpu:
             return 0
-        widest = max(point.width for point in self.plan.points)
+        widest: int = max(point.width for point in self.plan.points)
         rows = max(self.number(group) for group in self.groups)
         if self.counts:
             share = self.plan.batch_size / max(self.plan.n_samples, 1)
