@@ -109,6 +109,7 @@ def run_python(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.pages
 def test_accelerate_launch_writes_the_bytes_of_one_process(arguments, tmp_path, monkeypatch):
     done = launched([*arguments, "--out", str(tmp_path / "two")])
     assert done.returncode == 0, done.stderr
