@@ -8,8 +8,9 @@ curved or in clusters.
 
 Limits: the density must be constant over 16 neighbours instead of two, so the values are biased
 further down in many dimensions. Below 50 n1 distinct states there is no interval: neighbourhoods
-then overlap so much that 95 % intervals covered 89 %. Cost: a search from 1,000 tokens, drawn by
-their keys, among all.
+then overlap so much that 95 % intervals covered 89 %; nor is there one where there are massive
+tokens, but too few to be each other's neighbours. Cost: a search from 1,000 tokens, drawn by their
+keys, among all.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ import torch
 
 from mm_lens.metrics.dimension import FAR, KIND, Neighbourhood, interval, scale_ratios
 from mm_lens.metrics.estimates import Estimate, UndefinedError, estimate
+from mm_lens.metrics.numerics.massive import massive
 from mm_lens.metrics.numerics.ratios import fit_gride
 
 SCALES = (2, 4, FAR // 2)
+_MORE_MASSIVE = 4  # than 2 n1: else how many there are decides the value, and intervals cover 88 %
 _FOR_INTERVAL = 50  # distinct states for each of the n1 neighbours: below, intervals are too narrow
 
 
@@ -53,6 +56,11 @@ def _register(n1: int) -> None:
         )
         if len(distinct) < _FOR_INTERVAL * n1:
             return result.without_interval(f"fewer than {_FOR_INTERVAL * n1} distinct states")
+        heavy = int(massive(distinct).sum())
+        if n1 > SCALES[0] and 0 < heavy <= 2 * n1 + _MORE_MASSIVE:
+            return result.without_interval(
+                f"{heavy} massive tokens are too few to be each other's {2 * n1} neighbours"
+            )
         return result
 
 

@@ -39,3 +39,17 @@ def test_gride_of_few_states_has_no_interval():
     assert [math.isfinite(found[name].low) for name in names] == [True, True, False]
     assert "no interval: fewer than 400 distinct states" in found[names[2]].warning
     assert not found[names[2]].replicates.values
+
+
+@pytest.mark.parametrize(
+    ("heavy", "given"), [(0, [1, 1, 1]), (5, [1, 0, 0]), (15, [1, 1, 0]), (25, [1, 1, 1])]
+)
+def test_few_massive_tokens_leave_no_interval(heavy, given):
+    """Their number decides the value where they cannot be each other's neighbours."""
+    x = manifold(3, 1500, 4)
+    x[:heavy] *= 100
+    found = evaluate(tokens_of(x), None, names := [f"dimension_gride_{n1}" for n1 in SCALES])
+    assert [math.isfinite(found[name].low) for name in names] == [bool(each) for each in given]
+    for n1, name, each in zip(SCALES, names, given, strict=True):
+        told = f"{heavy} massive tokens are too few to be each other's {2 * n1} neighbours"
+        assert (told in found[name].warning) == (not each)
