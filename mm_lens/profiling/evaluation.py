@@ -14,10 +14,10 @@ from typing import Any, NamedTuple, TypeAlias
 import pandas as pd
 import torch
 from einops import rearrange
-from tqdm import tqdm
 
 from mm_lens.metrics import Estimate, Metric, Tokens
 from mm_lens.metrics.intervals import Replicates
+from mm_lens.profiling.collecting.progress import Bar, Piece
 from mm_lens.profiling.collecting.token_sample import PATCH, Modality
 from mm_lens.profiling.points.numbers import measure
 from mm_lens.profiling.points.point import Point, Spot
@@ -77,19 +77,14 @@ class Evaluation:
         found = self._kept()
         done = [site for site in sites if self._name(site) in found]
         mine = self.run.share(sites, done) if self.run else sites
-        bar = tqdm(
-            mine,
-            total=len(done) + len(mine),
-            initial=len(done),
-            desc="metrics",
-            unit="site",
-            disable=not progress,
-        )
-        for site in bar:
-            results = found[self._name(site)] = self._evaluate(*site)
-            if self.run:
-                content = [[source, name, asdict(e)] for source, name, e in results]
-                self.run.keep_site(self._name(site), content)
+        pieces = [self._piece(*site) for site in mine]
+        with Bar(pieces, len(done), desc="metrics", unit="site", disable=not progress) as bar:
+            for site in mine:
+                results = found[self._name(site)] = self._evaluate(*site)
+                if self.run:
+                    content = [[source, name, asdict(e)] for source, name, e in results]
+                    self.run.keep_site(self._name(site), content)
+                bar.step()
         if self.run:
             names = {self._name(site) for site in sites}
             found = self.run.gather(self._kept, lambda found: names <= found.keys())
@@ -106,6 +101,18 @@ class Evaluation:
             if not states.points[spot.point].tower
             or (modality == "visual" and stream == states.streams[0])
         ]
+
+    def _piece(self, stream: str, modality: Modality, spot: Spot) -> Piece:
+        """What a site takes beside others: measured on a CPU at widths of 96 to 4,096."""
+        point, kinds = self._point((spot.point, spot.head)), {m.kind for m in self.metrics}
+        n = self.states.tokens.count(PATCH if point.tower else modality)
+        d = point.width if spot.head < 0 else point.width // point.heads
+        cost = n * d * d
+        if "dimension" in kinds and spot.alone:
+            cost += n * n * (d + 28)
+        if "linearity" in kinds:
+            cost += len(spot.sources) * (20 * n * d * d + 250 * d**3)
+        return Piece(1, cost + 1, (modality, point.tower, d, len(spot.sources), spot.alone))
 
     def _name(self, site: Site) -> str:
         stream, modality, spot = site

@@ -22,7 +22,7 @@ from mm_lens.errors import InputError
 from mm_lens.metrics import Metric
 from mm_lens.profiling.collecting.staging import BUFFERS
 from mm_lens.profiling.collecting.token_sample import PATCH
-from mm_lens.profiling.points.budget import GIB, Holding, plan_holding, restrict
+from mm_lens.profiling.points.budget import GIB, Holding, restrict
 from mm_lens.profiling.points.point import Point, Spot
 
 SPARE = 2**27
@@ -170,21 +170,9 @@ def keep_within(
     in_files = holding.budget is None
     demand = needs.demand(holding)
     room = None if limits.host is None else limits.host - demand.most("host") + demand.states
-    if room is not None and not in_files and 0 < room < demand.states:
-        try:
-            holding = plan_holding(
-                plan.points,
-                plan.spots,
-                tokens=plan.k,
-                default_tokens=plan.k,
-                streams=len(plan.streams),
-                groups=len(needs.groups),
-                itemsize=itemsize,
-                budget=min(room, holding.budget or room) / GIB,
-            )
-            demand = needs.demand(holding)
-        except InputError:  # not even one pair of hooks: said below, with the rest
-            pass
+    if room is not None and 0 < room < demand.states:
+        holding = holding.within(room) or holding  # what is too much is said below, with the rest
+        demand = needs.demand(holding)
     for where, limit in (("host", limits.host), ("gpu", limits.gpu)):
         if limit is not None and demand.most(where) > limit:
             name = "host" if where == "host" else "GPU"

@@ -197,8 +197,9 @@ def profile(
         with _open_directory(run_dir, model, dataset, plan, chosen, restart) as directory:
             shown = progress and (directory is None or directory.processes.main)
             device, itemsize = choose_device(model), model.cfg.dtype.itemsize
-            counts = count_tokens(model, dataset, plan.n_samples, chat_template, on_error)
-            holding, demand = keep_within(limits, holding, plan, chosen, counts, itemsize, device)
+            counted = count_tokens(model, dataset, plan)
+            seen = counted.seen
+            holding, demand = keep_within(limits, holding, plan, chosen, seen, itemsize, device)
             told = describe_memory(holding, demand)
             if shown:
                 tqdm.write(told["said"], file=sys.stderr)
@@ -207,7 +208,7 @@ def profile(
                 now = time.monotonic()
                 held, here = restrict(points, group)
                 part = replace(plan, points=held, spots=here)
-                states = collect(model, dataset, part, progress=shown, run=directory)
+                states = collect(model, dataset, part, counted, progress=shown, run=directory)
                 seconds["states"] += time.monotonic() - now
                 found += Evaluation(states, chosen, seed, device, directory).estimates(shown)
                 if group is not holding.passes[-1]:

@@ -25,7 +25,8 @@ from mm_lens.model.binding import identify_documents
 from mm_lens.model.cache import LayoutCache
 from mm_lens.model.inputs import Inputs
 from mm_lens.model.streams import Stream, main_stream_hooks, state_names
-from mm_lens.profiling.collecting.counting import check_counted, find_limits
+from mm_lens.profiling.collecting.counting import Counted, check_counted, count_tokens
+from mm_lens.profiling.collecting.progress import Bar, Piece
 from mm_lens.profiling.collecting.staging import Staging
 from mm_lens.profiling.collecting.token_sample import (
     MODALITIES,
@@ -128,6 +129,7 @@ def collect(
     model: Any,
     dataset: Samples,
     plan: SamplingPlan,
+    counted: Counted | None = None,
     *,
     progress: bool,
     run: RunDirectory | None = None,
@@ -138,6 +140,7 @@ def collect(
         model: the model.
         dataset: the samples.
         plan: which samples, streams and tokens.
+        counted: what `count_tokens` has told of them; None: it is asked here.
         progress: show a progress bar on stderr.
         run: keeps the states in files, resumes where it was left, and shares the work with
             other processes. Without it, states stay in memory.
@@ -166,23 +169,20 @@ def collect(
             f"Resuming {run.path}: {samples:,} of {plan.n_samples:,} samples are done.",
             file=sys.stderr,
         )
-    limits: dict[Group, int] = {}
-    if mine and plan.on_error == "raise":  # else tokens that are counted may never come
-        of = (plan.n_samples, plan.k, plan.groups, plan.seed, plan.chat_template)
-        limits = find_limits(model, dataset, *of)
+    counted = (counted or count_tokens(model, dataset, plan)) if mine else Counted()
     committed = time.monotonic()
     with (
         torch.no_grad(),
         Staging() as staging,
-        _bar(reader, part, mine, run, progress) as bar,
+        _bar(reader, counted, part, mine, run, progress) as bar,
     ):
-        part.sample.speed_up(limits, staging)
+        part.sample.speed_up(counted.limits, staging)
         for batch in reader.batches(mine):
             for items, inputs in batch.parts:
                 _take(model, part, items, inputs, plan)
             part.skipped += batch.skipped
             part.batches.append(batch.number)
-            bar.update(batch.size)
+            bar.step()
             if run and time.monotonic() - committed >= COMMIT_SECONDS:
                 staging.drain()
                 run.commit(part)
@@ -197,7 +197,7 @@ def collect(
             lambda found: len({n for each in (part, *found) for n in each.batches}) == number_of,
         )
     found = _merge([part, *others], dataset, plan)
-    check_counted(found.tokens, limits)
+    check_counted(found.tokens, counted.limits)
     return found
 
 
@@ -286,15 +286,23 @@ def _same_id(name: str, one: int, two: int) -> DataError:
 
 
 def _bar(
-    reader: Reader, part: Part, mine: list[int], run: RunDirectory | None, progress: bool
-) -> Any:
+    reader: Reader,
+    counted: Counted,
+    part: Part,
+    mine: list[int],
+    run: RunDirectory | None,
+    progress: bool,
+) -> Bar:
     """The progress of this process, what it did in an earlier try included."""
-    before = sum(len(reader.ranges[number]) for number in part.batches)
-    now = sum(len(reader.ranges[number]) for number in mine)
+    pieces = []
+    for number in mine:
+        batch = reader.ranges[number]
+        longest = max((counted.lengths[i] for i in batch), default=1) if counted.lengths else 1
+        pieces.append(Piece(len(batch), len(batch) * longest))  # rows are padded to the longest
     count = run.processes.count if run else 1
-    return tqdm(
-        total=before + now,
-        initial=before,
+    return Bar(
+        pieces,
+        sum(len(reader.ranges[number]) for number in part.batches),
         desc=f"samples (1 of {count} processes)" if count > 1 else "samples",
         unit="sample",
         disable=not progress,

@@ -19,7 +19,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Int64
@@ -54,71 +55,63 @@ SPARE = 64
 counting and reading then does no harm."""
 
 
-def find_limits(
-    model: Any,
-    dataset: Samples,
-    n_samples: int,
-    k: int,
-    groups: Sequence[Group],
-    seed: int,
-    chat_template: bool | None,
-) -> dict[Group, int]:
-    """The largest key of each group that can be in the sample, if there are more tokens than `k`.
+@dataclass(frozen=True)
+class Counted:
+    """What is known of the tokens before the first forward pass; empty: nothing.
 
-    Empty where tokens cannot be counted beforehand.
+    Attributes:
+        seen: how many tokens of each modality the data make.
+        limits: the largest key of each group that can be in the sample, where there are more tokens
+            than are sampled.
+        lengths: tokens of each sample.
+    """
+
+    seen: Mapping[str, int] = field(default_factory=dict)
+    limits: Mapping[Group, int] = field(default_factory=dict)
+    lengths: Sequence[int] = ()
+
+
+def count_tokens(model: Any, dataset: Samples, plan: Any) -> Counted:
+    """Count the tokens of a data set, where that can be done beforehand.
+
+    Args:
+        model: whose tokens they are.
+        dataset: the samples.
+        plan: which of them, and how many tokens are sampled (`states.SamplingPlan`).
     """
     peek = _peeks(dataset)
-    wanted = [group for group in groups if group != "patch"]
-    if peek is None or not wanted or n_samples <= FEW:
-        return {}
-    keep = k + k // SPARE
+    if peek is None or plan.n_samples <= FEW or plan.on_error != "raise":
+        return Counted()  # tokens of samples that are skipped would never come
+    keep = plan.k + plan.k // SPARE
+    seen = {"visual": 0, "text": 0}
+    wanted: Sequence[Group] = plan.modalities
+    if "all" in wanted:
+        wanted = ("visual", "text")
+    lengths: list[int] = []
     smallest = {group: torch.zeros(0, dtype=torch.int64) for group in wanted}
-    seen = dict.fromkeys(wanted, 0)
     try:
         told = _choose(
             model,
-            chat_template,
-            _tried(dataset, peek, n_samples),
-            lambda: len({peek(i)[1:] for i in range(n_samples)}) <= n_samples // FEWER,
+            plan.chat_template,
+            _tried(dataset, peek, plan.n_samples),
+            lambda: len({peek(i)[1:] for i in range(plan.n_samples)}) <= plan.n_samples // FEWER,
         )
         if told is None:
-            return {}
-        for start in range(0, n_samples, AT_ONCE):
-            some = [peek(i) for i in range(start, min(start + AT_ONCE, n_samples))]
-            for group, keys in told.keys(some, seed).items():
+            return Counted()
+        for start in range(0, plan.n_samples, AT_ONCE):
+            some = [peek(i) for i in range(start, min(start + AT_ONCE, plan.n_samples))]
+            rows = [torch.tensor(row) for row in told.tokens(some)]
+            lengths += map(len, rows)
+            for group, keys in told.keys(some, rows, plan.seed).items():
+                seen[group] += len(keys)
                 if group in smallest:
-                    seen[group] += len(keys)
                     smallest[group] = torch.cat([smallest[group], keys]).sort().values[:keep]
     except Exception as error:  # reading it for its own sake says better what is wrong
         if lacks_memory(error):
             raise
-        return {}
-    return {group: int(smallest[group][-1]) for group in wanted if seen[group] > keep}
-
-
-def count_tokens(
-    model: Any, dataset: Samples, n_samples: int, chat_template: bool | None, on_error: str
-) -> dict[str, int] | None:
-    """How many visual and text tokens the data make; None where only running it would tell."""
-    peek = _peeks(dataset)
-    if peek is None or n_samples <= FEW or on_error != "raise":
-        return None
-    seen = {"visual": 0, "text": 0}
-    try:
-        told = _choose(model, chat_template, _tried(dataset, peek, n_samples), lambda: False)
-        if told is None:
-            return None
-        for start in range(0, n_samples, AT_ONCE):
-            some = [peek(i) for i in range(start, min(start + AT_ONCE, n_samples))]
-            for row in told.tokens(some):
-                visual = row.count(model.family.image_token_id)
-                seen["visual"] += visual
-                seen["text"] += len(row) - visual
-    except Exception as error:  # as above
-        if lacks_memory(error):
-            raise
-        return None
-    return seen
+        return Counted()
+    limits = {group: int(keys[-1]) for group, keys in smallest.items() if seen[group] > keep}
+    return Counted(seen, limits, lengths)
 
 
 def _tried(
@@ -210,13 +203,14 @@ class _Told:
         self._frames: dict[int, str] = {}
         self._agree = 0
 
-    def keys(self, some: Sequence[Peek], seed: int) -> dict[Group, Int64[Tensor, " n"]]:
-        """Keys of all tokens of these samples, by group."""
-        rows = [torch.tensor(row) for row in self.tokens(some)]
+    def keys(
+        self, some: Sequence[Peek], rows: Sequence[Int64[Tensor, " pos"]], seed: int
+    ) -> dict[Literal["visual", "text"], Int64[Tensor, " n"]]:
+        """Keys of all tokens of these samples, whose rows they are, by group."""
         ids = torch.tensor([digest(name) for name, _, _ in some])
         sample = torch.cat([i.expand(len(row)) for i, row in zip(ids, rows, strict=True)])
         position = torch.cat([torch.arange(len(row)) for row in rows])
-        visual = torch.cat(rows) == self.family.image_token_id
+        visual = torch.cat([*rows]) == self.family.image_token_id
         key = sampling_key(sample, position, seed)
         return {"visual": key[visual], "text": key[~visual]}
 

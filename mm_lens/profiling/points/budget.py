@@ -8,7 +8,7 @@ Where not even one pair fits, fewer tokens are sampled, unless their number was 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import psutil  # type: ignore[import-untyped]
@@ -35,6 +35,7 @@ class Holding:
         bytes: of states at a time, at most.
         budget: in bytes; None: states are in files.
         fewer: whether tokens were cut to keep within it.
+        costs: bytes of the states of each hook.
     """
 
     tokens: int
@@ -42,6 +43,28 @@ class Holding:
     bytes: int
     budget: int | None
     fewer: bool = False
+    costs: tuple[int, ...] = ()
+
+    def within(self, limit: int) -> Holding | None:
+        """The same tokens in passes that hold at most so many bytes; None if no pair of hooks fits.
+
+        In files it is as before.
+        """
+        if self.budget is None:
+            return self
+        limit = min(limit, self.budget)
+        passes: list[list[Spot]] = [[]]
+        for spot in (spot for group in self.passes for spot in group):
+            if self._of([spot]) > limit:
+                return None
+            if self._of([*passes[-1], spot]) > limit:
+                passes.append([])
+            passes[-1].append(spot)
+        held = max(map(self._of, passes))
+        return replace(self, passes=tuple(map(tuple, passes)), bytes=held, budget=limit)
+
+    def _of(self, spots: Sequence[Spot]) -> int:
+        return sum(self.costs[i] for i in _held(spots))
 
     def describe(self) -> str:
         """One line that says it beforehand."""
@@ -61,55 +84,20 @@ def hold(
     metrics: Sequence[Metric],
     tokens: int | None,
     budget: float | None,
-    **where: bool,
-) -> Holding:
-    """How many tokens, and in how many passes over the data; see `plan_holding`."""
-    check_patches(points, modalities)
-    itemsize = model.cfg.dtype.itemsize
-    per_token = sum(
-        point.width * itemsize * (1 if point.tower else 2 * len(streams)) for point in points
-    )
-    return plan_holding(
-        points,
-        spots,
-        tokens=tokens,
-        default_tokens=sample_size(None, metrics, int(model.cfg.d_model), per_token),
-        streams=len(streams),
-        groups=2 if "all" in modalities else len(modalities),
-        itemsize=itemsize,
-        budget=budget,
-        **where,
-    )
-
-
-def honest_number(model: Any, tokens: int | None, holding: Holding) -> int:
-    """Most tokens that the honest preset takes of those sampled."""
-    return min(tokens or default_number(int(model.cfg.d_model)), holding.tokens)
-
-
-def plan_holding(
-    points: Sequence[Point],
-    spots: Sequence[Spot],
     *,
-    tokens: int | None,
-    default_tokens: int,
-    streams: int,
-    groups: int,
-    itemsize: int,
-    budget: float | None,
     in_files: bool = False,
     one_pass: bool = False,
 ) -> Holding:
     """Choose groups of hooks, and if need be fewer tokens.
 
     Args:
+        model: whose states are held.
         points: hooks whose states are kept.
         spots: what is measured.
-        tokens: most tokens per modality; None: `default_tokens`, or as many as fit.
-        default_tokens: how many there would be.
-        streams: how many streams are run.
-        groups: modalities that tokens are sampled of.
-        itemsize: bytes of a number.
+        streams: streams that are run.
+        modalities: modalities that are measured.
+        metrics: what is computed.
+        tokens: most tokens per modality; None: what the metrics need, or as many as fit.
         budget: in GiB; None: 80 % of the machine's memory.
         in_files: whether states are kept in files.
         one_pass: whether all hooks must share one pass.
@@ -117,36 +105,35 @@ def plan_holding(
     Raises:
         InputError: not even one pair of hooks fits with that many tokens.
     """
-    k = tokens or default_tokens
-
-    def cost(held: set[int], k: int) -> int:
-        # Patches are one modality, and are seen in one stream only.
-        return sum(
-            k * points[i].width * itemsize * (1 if points[i].tower else streams * groups)
-            for i in held
-        )
-
-    everything = cost(_held(spots), k)
-    if in_files:
-        return Holding(k, (tuple(spots),), everything, None)
+    check_patches(points, modalities)
+    itemsize, groups = model.cfg.dtype.itemsize, 2 if "all" in modalities else len(modalities)
+    # Patches are one modality, and are seen in one stream only.
+    of_two, each = (
+        [p.width * itemsize * (1 if p.tower else len(streams) * number) for p in points]
+        for number in (2, groups)
+    )
+    k = tokens or sample_size(None, metrics, int(model.cfg.d_model), sum(of_two))
     limit = int(budget * GIB) if budget is not None else int(SHARE * _memory())
-    most = cost(_held(spots), 1) if one_pass else max(cost(_held([spot]), 1) for spot in spots)
-    fewer = tokens is None and most * k > limit
+    together = [spots] if one_pass else [[spot] for spot in spots]
+    most = max(sum(each[i] for i in _held(some)) for some in together)
+    fewer = tokens is None and not in_files and most * k > limit
     if fewer:
         k = limit // most
-    if most * k > limit or k < 1:
+    if not in_files and (most * k > limit or k < 1):
         raise InputError(
             f"The sampled states of one hook and what leads to it would take "
             f"{most * max(k, 1) / GIB:.3g} GiB, of {limit / GIB:.3g} GiB. Keep them on disk with "
             "`run_dir`, lower `tokens`, raise `budget`, or profile one stream at a time."
         )
-    passes: list[list[Spot]] = [[]]
-    for spot in spots:
-        if cost(_held([*passes[-1], spot]), k) > limit:
-            passes.append([])
-        passes[-1].append(spot)
-    held = max(cost(_held(group), k) for group in passes)
-    return Holding(k, tuple(tuple(group) for group in passes), held, limit, fewer)
+    costs = tuple(k * cost for cost in each)
+    whole = sum(costs[i] for i in _held(spots))
+    at_once = Holding(k, (tuple(spots),), whole, None if in_files else limit, fewer, costs)
+    return at_once.within(limit) or at_once
+
+
+def honest_number(model: Any, tokens: int | None, holding: Holding) -> int:
+    """Most tokens that the honest preset takes of those sampled."""
+    return min(tokens or default_number(int(model.cfg.d_model)), holding.tokens)
 
 
 def restrict(

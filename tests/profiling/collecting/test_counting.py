@@ -12,11 +12,12 @@ from tiny import random_image
 
 from mm_lens import DataError
 from mm_lens.data.datasets import ImageFolder, Sample
-from mm_lens.profiling import states
+from mm_lens.profiling import run
 from mm_lens.profiling.collecting import counting
-from mm_lens.profiling.collecting.counting import find_limits
+from mm_lens.profiling.collecting.counting import Counted, count_tokens
 from mm_lens.profiling.collecting.staging import Staging
 from mm_lens.profiling.collecting.token_sample import TokenSample
+from mm_lens.profiling.states import SamplingPlan
 
 GROUPS = ("visual", "text")
 
@@ -25,6 +26,13 @@ GROUPS = ("visual", "text")
 def counted(monkeypatch):
     """Small data sets are counted as well."""
     monkeypatch.setattr(counting, "FEW", 0)
+
+
+def told(model, data, k, groups=GROUPS, seed=0, on_error="raise"):
+    """What is counted of all of some samples."""
+    return count_tokens(
+        model, data, SamplingPlan(len(data), (), tuple(groups), k, 1, seed, on_error)
+    )
 
 
 def offered(model, data, k, limits):
@@ -49,11 +57,12 @@ def test_limits_are_those_of_all_tokens_and_less_is_written(model):
     data = make_data(10, text_only=(4, 5))
     whole, _ = offered(model, data, 3000, {})
     for k in (10, 70, 3000):
-        found = find_limits(model, data, 10, k, ("visual", "text", "patch"), 0, None)
+        found = told(model, data, k).limits
         assert found == true_limits(whole, k)
+        assert told(model, data, k, ["all"]).limits == found
     assert not found
-    assert find_limits(model, data, 10, 10, ("text",), 3, None).keys() == {"text"}
-    limits = find_limits(model, data, 10, 20, GROUPS, 0, None)
+    assert told(model, data, 10, ["text"], seed=3).limits.keys() == {"text"}
+    limits = told(model, data, 20).limits
     (one, few), (other, many) = (offered(model, data, 20, each) for each in (limits, {}))
     assert few <= 2 * (20 + 20 // counting.SPARE)
     assert many > 1.5 * few
@@ -69,9 +78,9 @@ def test_where_the_processor_cuts_texts_itself(model):
     """Each text and size is prepared once, if there are few of them."""
     samples = make_data(2, text_only=())
     data = [Sample(f"{i}", samples[i % 2].text, samples[i % 2].image, None) for i in range(16)]
-    found = find_limits(model, data, 16, 30, GROUPS, 0, None)
+    found = told(model, data, 30).limits
     assert found == true_limits(offered(model, data, 3000, {})[0], 30)
-    assert find_limits(model, data[:15], 15, 30, GROUPS, 0, None) == {}
+    assert told(model, data[:15], 30) == Counted()
 
 
 @pytest.mark.usefixtures("counted")
@@ -91,7 +100,7 @@ def test_limits_of_other_families(name):
         Sample(f"s{i}", "What is it? " * (i % 3 + 1), random_image(16 + 8 * (i % 2), 24, i), None)
         for i in range(6)
     ]
-    found = find_limits(bridge, data, 6, 12, GROUPS, 0, None)
+    found = told(bridge, data, 12).limits
     assert found == true_limits(offered(bridge, data, 3000, {})[0], 12)
 
 
@@ -116,7 +125,7 @@ def test_files_are_read_to_their_header(model, tmp_path, monkeypatch):
         options = {"exif": exif} if ending in ("jpg", "webp") else {}
         random_image(20 + i, 31, i).save(tmp_path / f"{i}.{ending}", **options)
     folder = ImageFolder(tmp_path)
-    limits = find_limits(model, folder, len(folder), 50, GROUPS, 0, None)
+    limits = told(model, folder, 50).limits
     assert limits == true_limits(offered(model, folder, 3000, {})[0], 50)
     loaded = []
     load = Image.Image.load
@@ -133,14 +142,14 @@ class Changing(list):
 @pytest.mark.usefixtures("counted")
 def test_what_cannot_be_counted_is_not(model, monkeypatch):
     data = make_data(6)
-    assert find_limits(model, Changing(data), 6, 10, GROUPS, 0, None) == {}
+    assert told(model, Changing(data), 10) == Counted()
     broken = [*data, Sample("x", "two <image> <image>", data[0].image, None)]
-    assert find_limits(model, broken, 7, 10, GROUPS, 0, None) == {}
+    assert told(model, broken, 10) == Counted()
     prepare = model.prepare
     monkeypatch.setattr(
         model, "prepare", lambda text, *a, **o: prepare([t + "!" for t in text], *a, **o)
     )
-    assert find_limits(model, data, 6, 10, GROUPS, 0, None) == {}
+    assert told(model, data, 10) == Counted()
 
 
 def test_turned_tiffs_are_not_counted(tmp_path):
@@ -153,20 +162,28 @@ def test_turned_tiffs_are_not_counted(tmp_path):
 
 def test_samples_that_change_after_they_were_counted_are_told(model, monkeypatch):
     data = make_data(12)
-    monkeypatch.setattr(states, "find_limits", lambda *args: {"visual": -(2**63), "text": 2**62})
+    wrong = Counted(limits={"visual": -(2**63), "text": 2**62})
+    monkeypatch.setattr(run, "count_tokens", lambda *args: wrong)
     with pytest.raises(DataError, match=r"of 60 visual tokens were kept.*on_error"):
         profile(model, data)
-
-
-def test_skipped_samples_are_not_counted_on(model, monkeypatch):
-    monkeypatch.setattr(states, "find_limits", None)
-    profile(model, make_data(4), on_error="skip")
 
 
 @pytest.mark.usefixtures("counted")
 def test_tokens_are_counted_as_they_come(model):
     data = make_data(10, text_only=(4, 5))
     whole, _ = offered(model, data, 3000, {})
-    seen = {group: r.bottom.seen for group, r in whole.reservoirs.items()}
-    assert counting.count_tokens(model, data, 10, None, "raise") == seen
-    assert counting.count_tokens(model, data, 10, None, "skip") is None
+    found = told(model, data, 10)
+    assert found.seen == {group: r.bottom.seen for group, r in whole.reservoirs.items()}
+    lengths = [model.prepare([s.text], [s.image]).input_ids.shape[1] for s in data]
+    assert found.lengths == lengths
+    assert told(model, data, 10, on_error="skip") == Counted(), "those left out never come"
+
+
+@pytest.mark.usefixtures("counted")
+def test_a_profile_counts_once(model, monkeypatch):
+    """Also one with several passes over the data."""
+    asked, choose = [], counting._choose
+    monkeypatch.setattr(counting, "_choose", lambda *args: (asked.append(args), choose(*args))[1])
+    found = profile(model, make_data(6), budget=2.5e-5)
+    assert found.provenance["memory"]["passes"] > 1
+    assert len(asked) == 1
