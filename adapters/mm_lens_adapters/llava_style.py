@@ -26,6 +26,8 @@ class VisionLayerBridge(CLIPVisionEncoderLayerBridge):
     that LLaVA reads would be lost. Here it fires in a hook on the wrapped layer, before the record.
     """
 
+    _only_hooks = True  # see `mm_lens.model.parts.quiet`
+
     def set_original_component(self, original_component: torch.nn.Module) -> None:
         """Wrap the layer and put `hook_out` in front of every other forward hook."""
         super().set_original_component(original_component)

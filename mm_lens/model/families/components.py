@@ -48,6 +48,8 @@ class NativeAttentionBridge(AttentionBridge):
     `running.attention_hooks` computes scores and patterns of a block where a hook asks for them.
     """
 
+    _only_hooks = True  # see `parts.quiet`
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Input and output hooks around the wrapped module."""
         return GeneralizedComponent.forward(self, *args, **kwargs)

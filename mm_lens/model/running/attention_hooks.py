@@ -25,6 +25,7 @@ from transformer_lens.model_bridge.generalized_components.attention import Atten
 
 from mm_lens.errors import HookError
 from mm_lens.model.families.components import NativeAttentionBridge
+from mm_lens.model.parts.quiet import SAME_FORWARD
 from mm_lens.model.parts.snapshots import Snapshot
 from mm_lens.model.running.attention_calls import (
     AttentionCalls,
@@ -103,14 +104,15 @@ def hook_native_attention(bridge: Any) -> None:
         if native not in (AttentionBridge.forward, NativeAttentionBridge.forward):
             continue  # there is none, or TransformerLens computes it
         # Past `__setattr__`, which TransformerLens sends on to what is wrapped.
-        attention.__dict__["forward"] = partial(_forward, native, attention)
+        forward = partial(_forward, native, attention)
+        attention.__dict__["forward"] = attention.__dict__[SAME_FORWARD] = forward
         attention.__dict__["_fire_post_hoc_hook"] = _leave
 
 
 def unhook_native_attention(bridge: Any) -> None:
     """Undo `hook_native_attention`."""
     for block in bridge.blocks:
-        for name in ("forward", "_fire_post_hoc_hook", _TRIED):
+        for name in ("forward", SAME_FORWARD, "_fire_post_hoc_hook", _TRIED):
             getattr(getattr(block, "attn", None), "__dict__", {}).pop(name, None)
 
 

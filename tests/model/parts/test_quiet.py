@@ -11,7 +11,11 @@ from accelerate import cpu_offload
 from conftest import load_tiny
 from tiny import random_image
 from transformer_lens.hook_points import HookPoint
-from transformer_lens.model_bridge.generalized_components import LinearBridge, NormalizationBridge
+from transformer_lens.model_bridge.generalized_components import (
+    BlockBridge,
+    LinearBridge,
+    NormalizationBridge,
+)
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 
 from mm_lens.model.parts.quiet import QuietHookPoint, QuietPart, restore
@@ -33,7 +37,7 @@ def count_calls():
 
     def count(monkeypatch, run):
         calls = Counter()
-        for kind in (HookPoint, LinearBridge, NormalizationBridge):
+        for kind in (HookPoint, LinearBridge, NormalizationBridge, BlockBridge):
 
             def counted(self, *args, kind=kind, forward=kind.forward, **kwargs):
                 calls[kind] += 1
@@ -60,6 +64,8 @@ def test_no_hook_point_is_called_and_no_norm_computed_twice(
     assert count_calls(monkeypatch, lambda: model(one))[HookPoint] == 0
     monkeypatch.undo()
     assert count_calls(monkeypatch, lambda: loud(one))[HookPoint] > 50
+    monkeypatch.undo()
+    assert count_calls(monkeypatch, lambda: model(one))[BlockBridge] == 0
     monkeypatch.undo()
     means = Counter()
     original = torch.Tensor.mean
@@ -101,6 +107,15 @@ def test_every_activation_is_the_same(model, loud, one):
         "blocks.1.ln1.hook_scale",
         "blocks.0.ln2.hook_normalized",
         "ln_final.hook_out",
+        "blocks.0.ln1.hook_in",
+        "blocks.1.hook_in",
+        "blocks.0.hook_resid_post",
+        "blocks.0.attn.hook_in",
+        "blocks.1.attn.hook_out",
+        "blocks.0.mlp.hook_in",
+        "blocks.1.mlp.hook_out",
+        "vision_projector.hook_out",
+        "unembed.hook_in",
     ],
 )
 @pytest.mark.filterwarnings("ignore:A forward hook edited")
@@ -113,6 +128,30 @@ def test_every_edit_has_its_effect(model, loud, one, name):
     found, expected = (m.run_with_hooks(one, fwd_hooks=[(name, edit)]) for m in (model, loud))
     assert torch.equal(found, expected)
     assert not torch.equal(found, plain)
+
+
+@torch.no_grad()
+def test_what_enters_the_mlp_is_edited_while_that_is_asked_for(model, loud, one):
+    """Norms hand it over then, and then alone."""
+    edit = ("blocks.1.hook_mlp_in", lambda x, hook: x * 1.5)
+    plain, found = loud(one), []
+    for bridge in (model, loud):
+        bridge.set_use_hook_mlp_in(True)
+        found.append(bridge.run_with_hooks(one, fwd_hooks=[edit]))
+        bridge.set_use_hook_mlp_in(False)
+    assert torch.equal(*found)
+    assert not torch.equal(found[0], plain)
+    assert torch.equal(model(one), plain)
+    assert not model.blocks[1].ln2._forward_pre_hooks
+
+
+@torch.no_grad()
+def test_a_block_stops_and_starts_where_it_should(model, loud, one):
+    states = [bridge(one, stop_at_layer=1) for bridge in (model, loud)]
+    assert torch.equal(*states)
+    with model.bound(one):
+        found = model(states[0], start_at_layer=1)
+    assert torch.equal(found, loud(one))
 
 
 def test_a_backward_hook_is_called(model, one):
