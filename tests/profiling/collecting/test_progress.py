@@ -36,7 +36,7 @@ def test_long_batches_at_the_end():
     """Sorted by length, and the first waits for what is read once."""
     lengths = [100 + 10 * i for i in range(60)]
     pieces = [Piece(8, 8 * length) for length in lengths]
-    seconds = [2.0 + (i == 0) * 30 + 0.01 * length for i, length in enumerate(lengths)]
+    seconds = [0.3 + (i == 0) * 5 + 0.01 * length for i, length in enumerate(lengths)]
     left, true = told(pieces, seconds)
     assert left == pytest.approx(true, rel=0.3)
     naive, _ = told([Piece(8, 8) for _ in lengths], seconds)
