@@ -1,11 +1,13 @@
 """Peak memory of profiles of 100 and of 9,673 samples: it must not grow with the data.
 
     python benchmarks/profile_memory.py
+    python benchmarks/profile_memory.py --peaks    # only the first part: six minutes on two cores
     python benchmarks/profile_memory.py --told     # only the second part
 
 Each profile runs in a process of its own, since peak memory is a property of a process: one of 100
 samples with its states in memory, then all of the data with states in memory and in a run
-directory. Prints the peaks in MiB, the times and the ratios of the peaks (goal: at most 1.05).
+directory, these two side by side on one thread each. Prints the peaks in MiB, the times and the
+ratios of the peaks (goal: at most 1.05).
 
 Then, on Linux, what profiles of several sizes really take against what they said beforehand (goal:
 within 5 %). What they take is the peak of resident memory above that before the run, when the model
@@ -17,6 +19,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -123,6 +126,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, nargs=2, default=[100, 9673])
     parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--run-dir", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--peaks", action="store_true", help="only peaks of two data sets")
     parser.add_argument("--told", action="store_true", help="only what is said beforehand")
     parser.add_argument("--told-child", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -134,7 +138,7 @@ def main() -> None:
         return
     if not args.told:
         compare_peaks(args)
-    if sys.platform == "linux":
+    if sys.platform == "linux" and not args.peaks:
         compare_told(args.model, args.data)
 
 
@@ -142,20 +146,27 @@ def compare_peaks(args: argparse.Namespace) -> None:
     """Peaks of a small and a large data set."""
     few, many = args.samples
     peaks = []
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory() as scratch:
-        for samples, files in ((few, False), (many, False), (many, True)):
-            own = [sys.executable, __file__, "--model", args.model, "--data", args.data]
-            own += ["--child", str(samples)]
-            own += ["--run-dir", f"{scratch}/run"] if files else []
-            child = subprocess.run(own, stdout=subprocess.PIPE, text=True, check=True)
-            found = json.loads(child.stdout.splitlines()[-1])
-            peaks.append(found["peak"])
-            print(
-                f"{samples:6,} samples, states in {'files ' if files else 'memory'}: peak "
-                f"{found['peak']:7,.0f} MiB ({found['loaded']:,.0f} MiB with the model loaded), "
-                f"{found['seconds']:.1f} s",
-                flush=True,
-            )
+        for at_once in ([(few, False)], [(many, False), (many, True)]):
+            children = []
+            for samples, files in at_once:
+                own = [sys.executable, __file__, "--model", args.model, "--data", args.data]
+                own += ["--child", str(samples)]
+                own += ["--run-dir", f"{scratch}/run"] if files else []
+                children.append(subprocess.Popen(own, stdout=subprocess.PIPE, env=one_thread))
+            for (samples, files), child in zip(at_once, children, strict=True):
+                out, _ = child.communicate()
+                if child.returncode:
+                    raise subprocess.CalledProcessError(child.returncode, child.args)
+                found = json.loads(out.splitlines()[-1])
+                peaks.append(found["peak"])
+                where = "files " if files else "memory"
+                print(
+                    f"{samples:6,} samples, states in {where}: peak {found['peak']:7,.0f} MiB "
+                    f"({found['loaded']:,.0f} MiB with the model loaded), {found['seconds']:.1f} s",
+                    flush=True,
+                )
     for name, value in zip(("memory", "files "), peaks[1:], strict=True):
         print(f"states in {name}: ratio {value / peaks[0]:.3f} (goal: at most {GOAL:.2f})")
 

@@ -31,7 +31,7 @@ def test_memory_is_that_of_the_sample_however_large_the_data(model):
 def test_the_peak_of_a_process_does_not_grow_with_the_data():
     """What benchmarks/profile_memory.py prints for all of easy-VQA, for less of it."""
     script = Path(__file__).parents[2] / "benchmarks" / "profile_memory.py"
-    call = [sys.executable, str(script), "--samples", "100", "1500"]
+    call = [sys.executable, str(script), "--peaks", "--samples", "100", "1500"]
     shown = subprocess.run(call, capture_output=True, text=True, check=True).stdout
     ratios = [float(ratio) for ratio in re.findall(r"ratio ([\d.]+)", shown)]
     assert len(ratios) == 2
