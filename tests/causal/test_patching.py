@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
+import io
 
 import pandas as pd
 import pytest
@@ -16,6 +18,7 @@ from tiny import random_image
 import mm_lens
 from mm_lens import DataError, HookError, InputError
 from mm_lens.causal import patching
+from mm_lens.causal.answers import Answers
 from mm_lens.causal.patching import Box, Grid
 
 pytestmark = [pytest.mark.every_family, pytest.mark.filterwarnings("ignore::mm_lens.MMLensWarning")]
@@ -192,6 +195,28 @@ def test_several_metrics_by_name(model):
     assert torch.allclose(mean.values, one.values.mean(-1), atol=1e-6)
 
 
+def test_a_metric_of_answers_is_read_where_they_are(model):
+    """At another position in each row; the same as from all logits."""
+    corrupted, clean = (model.prepare(*x, padding_side="right") for x in (BATCH, OTHER))
+    assert not corrupted.attention_mask.all()
+    _, cache = model.run_with_cache(clean, names_filter=mm_lens.names("resid_pre"))
+    answers = Answers(model, corrupted, ["a", "b"], right="a", wrong="b", tokens=[3, 5])
+    last = corrupted.attention_mask.sum(1) - 1
+
+    def plain(logits):
+        here = logits[torch.arange(2), last]
+        return here[:, 3] - here[:, 5]
+
+    got, want = (
+        patching.get_act_patch_resid_pre(
+            model, corrupted, cache, which, axis=["visual"], layers=[1], progress=False
+        )
+        for which in (answers.logit_diff, plain)
+    )
+    assert torch.allclose(got.values, want.values, atol=1e-5)
+    assert torch.allclose(got.baseline, want.baseline, atol=1e-5)
+
+
 def test_refusals_are_said_in_full(model):
     corrupted, clean = (model.prepare(*x) for x in (BATCH, OTHER))
     _, cache = model.run_with_cache(clean, names_filter=mm_lens.names("resid_pre"))
@@ -260,7 +285,7 @@ def test_a_cache_of_another_model_is_refused(model):
     )
 
 
-def test_a_saved_sweep_is_resumed_for_the_same_alone(model, tmp_path, capsys, monkeypatch):
+def test_a_saved_sweep_is_resumed_for_the_same_alone(model, tmp_path, monkeypatch):
     corrupted, clean, third = (model.prepare("Eh?", random_image(31, 57, s)) for s in range(3))
     kept = mm_lens.names(["resid_pre", "attn_out"])
     (_, cache), (_, another) = (model.run_with_cache(x, names_filter=kept) for x in (clean, third))
@@ -274,11 +299,13 @@ def test_a_saved_sweep_is_resumed_for_the_same_alone(model, tmp_path, capsys, mo
         "layers": [1],
         "save": tmp_path / "sweep",
     }
-    first = patching.generic_activation_patch(**given)
-    assert "patching resid_pre by region: 100%" in capsys.readouterr().err
+    with contextlib.redirect_stderr(io.StringIO()) as shown:
+        first = patching.generic_activation_patch(**given)
+    assert "patching resid_pre by region: 100%" in shown.getvalue()
     given["progress"] = False
-    assert torch.equal(patching.generic_activation_patch(**given).values, first.values)
-    assert capsys.readouterr().err == ""
+    with contextlib.redirect_stderr(io.StringIO()) as shown:
+        assert torch.equal(patching.generic_activation_patch(**given).values, first.values)
+    assert shown.getvalue() == ""
     visual = corrupted.layout.mask("visual")
     for change in (
         {"corrupted": third},
