@@ -10,7 +10,7 @@
 # make test-upstream   TransformerLens's own tests on our bridge: what passes on the plain one and fails
 #                      here. Fetches them once; about half an hour
 # make fuzz   5,000 damaged files: none may end in a traceback, or in another result without a word
-# make mutants  small faults put into nine modules: how many the tests notice; about an hour
+# make mutants  small faults put into ten modules: how many the tests notice; about an hour
 # make bench  speed and memory, each as a ratio from one run: about an hour
 # make site   the documentation site, in build/site/html: warnings are errors, links are checked
 # make release  sdist and wheel, checked, and the wheel tried in an empty environment

@@ -14,7 +14,7 @@ from conftest import FAMILIES, load_tiny
 from made_layouts import image, laid_out, token
 from native_runs import metric, run_native
 
-from mm_lens import InputError, MMLensError, MMLensWarning
+from mm_lens import DataError, InputError, MMLensError, MMLensWarning
 from mm_lens.arguments import describe_value
 from mm_lens.causal.ablation import (
     ablation_hooks,
@@ -92,6 +92,11 @@ def test_names_of_groups_and_items():
     assert str(error.value) == (
         "Two edges are called '1', and would be one row of the table. Pass a mapping from names "
         "to edges."
+    )
+    with pytest.raises(InputError) as error:
+        name_apart("visual", str, "edges")
+    assert str(error.value) == (
+        "edges are a list, as ['visual'], or a mapping from names to edges."
     )
 
 
@@ -179,6 +184,29 @@ def test_windows_that_cut_nothing_are_named():
     )
     with pytest.raises(InputError, match="in row 1: of e, no query sees a key at any of the"):
         check_windows(rerun, [range(7, 8)], edges, "e")
+    every = find_edges(layout, "all", "all")[:, None]
+    with pytest.raises(InputError, match=r"Position 0 of row 0 would .* at block 3, so"):
+        check_windows(rerun, [range(3, 4)], every, "e")
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore::mm_lens.MMLensWarning")
+def test_a_saved_table_is_of_its_knock_out(model, tmp_path):
+    """Masks have no names in it, nor have heads."""
+    inputs = model.prepare("Eh?", IMAGES[0])
+    visual = inputs.layout.mask("visual")
+    some = visual & (visual.cumsum(1) <= 5)
+    options = {"window": 3, "save": tmp_path / "table", "progress": False, "n_resamples": 10}
+    samples, edge = [(inputs, metric)], (some, "last")
+    first = knockout_table(model, samples, {"e": edge}, **options)
+    assert knockout_table(model, samples, {"e": edge}, **options).equals(first)
+    for changed, more in (
+        ((visual & ~some, "last"), {}),
+        (edge, {"heads": [0, 1, 2, 3]}),
+        (edge, {"keep_self": True}),
+    ):
+        with pytest.raises(DataError, match="holds another sweep"):
+            knockout_table(model, samples, {"e": changed}, **options, **more)
 
 
 def test_what_is_no_edge_is_told(model):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import inspect
+import io
 
 import pandas as pd
 import pytest
@@ -13,8 +16,9 @@ from native_runs import layers_of, metric, native_patched, native_states, run_na
 from tiny import random_image
 
 import mm_lens
-from mm_lens import HookError, InputError
+from mm_lens import DataError, HookError, InputError
 from mm_lens.causal import patching
+from mm_lens.causal.answers import Answers
 from mm_lens.causal.patching import Box, Grid
 
 pytestmark = [pytest.mark.every_family, pytest.mark.filterwarnings("ignore::mm_lens.MMLensWarning")]
@@ -164,6 +168,8 @@ def test_the_table_of_a_result_by_hand(model):
     assert result.metric_names == ["metric"]
     assert not result.has_metric_axis
     assert not result.reduced
+    assert result.inputs is corrupted
+    assert result.regions.labels == ("row 0 col 0", "row 0 col 1")
     plain = patching.get_act_patch_resid_pre(
         model, corrupted, cache, metric, axis=["visual"], layers=[1], progress=False
     )
@@ -187,6 +193,28 @@ def test_several_metrics_by_name(model):
     assert mean.reduced
     assert not one.reduced
     assert torch.allclose(mean.values, one.values.mean(-1), atol=1e-6)
+
+
+def test_a_metric_of_answers_is_read_where_they_are(model):
+    """At another position in each row; the same as from all logits."""
+    corrupted, clean = (model.prepare(*x, padding_side="right") for x in (BATCH, OTHER))
+    assert not corrupted.attention_mask.all()
+    _, cache = model.run_with_cache(clean, names_filter=mm_lens.names("resid_pre"))
+    answers = Answers(model, corrupted, ["a", "b"], right="a", wrong="b", tokens=[3, 5])
+    last = corrupted.attention_mask.sum(1) - 1
+
+    def plain(logits):
+        here = logits[torch.arange(2), last]
+        return here[:, 3] - here[:, 5]
+
+    got, want = (
+        patching.get_act_patch_resid_pre(
+            model, corrupted, cache, which, axis=["visual"], layers=[1], progress=False
+        )
+        for which in (answers.logit_diff, plain)
+    )
+    assert torch.allclose(got.values, want.values, atol=1e-5)
+    assert torch.allclose(got.baseline, want.baseline, atol=1e-5)
 
 
 def test_refusals_are_said_in_full(model):
@@ -240,7 +268,89 @@ def test_other_kinds_of_inputs_are_refused(model):
         check(model, corrupted, {}, "resid_pre", False)
 
 
+def test_a_cache_of_another_model_is_refused(model):
+    """Told by its weights: a copy will do."""
+    inputs = model.prepare(*BATCH)
+    _, cache = model.run_with_cache(inputs, names_filter=mm_lens.names("resid_pre"))
+    twin = copy.deepcopy(model)
+    cache.model = twin
+    patching.check_sweep(model, inputs, cache, "resid_pre", False)
+    with torch.no_grad():
+        next(twin.parameters()).add_(1)
+    with pytest.raises(InputError) as error:
+        patching.check_sweep(model, inputs, cache, "resid_pre", False)
+    assert str(error.value) == (
+        "The clean cache is of another model: its activations mean something else here. Run "
+        "model.run_with_cache(clean) of this model."
+    )
+
+
+def test_a_saved_sweep_is_resumed_for_the_same_alone(model, tmp_path, monkeypatch):
+    corrupted, clean, third = (model.prepare("Eh?", random_image(31, 57, s)) for s in range(3))
+    kept = mm_lens.names(["resid_pre", "attn_out"])
+    (_, cache), (_, another) = (model.run_with_cache(x, names_filter=kept) for x in (clean, third))
+    given = {
+        "model": model,
+        "corrupted": corrupted,
+        "clean_cache": cache,
+        "patching_metric": metric,
+        "activation_name": "resid_pre",
+        "axis": ["visual"],
+        "layers": [1],
+        "save": tmp_path / "sweep",
+    }
+    with contextlib.redirect_stderr(io.StringIO()) as shown:
+        first = patching.generic_activation_patch(**given)
+    assert "patching resid_pre by region: 100%" in shown.getvalue()
+    given["progress"] = False
+    with contextlib.redirect_stderr(io.StringIO()) as shown:
+        assert torch.equal(patching.generic_activation_patch(**given).values, first.values)
+    assert shown.getvalue() == ""
+    visual = corrupted.layout.mask("visual")
+    for change in (
+        {"corrupted": third},
+        {"clean_cache": another},
+        {"patching_metric": lambda logits: 2 * metric(logits)},
+        {"activation_name": "attn_out"},
+        {"axis": {"image": "visual"}},
+        {"axis": {"visual": visual & (visual.cumsum(1) > 1)}},
+        {"layers": [0]},
+        {"resample": "mean"},
+        {"corrupt_hooks": [("blocks.0.hook_resid_pre", lambda x, hook: x)]},
+    ):
+        with pytest.raises(DataError, match="holds another sweep"):
+            patching.generic_activation_patch(**given | change)
+    monkeypatch.setattr(patching, "weights_digest", lambda model: "of other weights")
+    with pytest.raises(DataError, match="holds another sweep"):
+        patching.generic_activation_patch(**given)
+
+
 # ---- against native models ----
+
+
+def test_means_of_a_region_equal_a_native_loop(model, native):
+    """Each token gets the mean of the clean tokens of its kind; the nearest is what is usual."""
+    corrupted, clean = (model.prepare("Eh?", random_image(31, 57, s)) for s in (0, 1))
+    _, cache = model.run_with_cache(clean, names_filter=mm_lens.names("resid_pre"))
+    patch, options = patching.get_act_patch_resid_pre, {"layers": [1], "progress": False}
+    result = patch(model, corrupted, cache, metric, axis=["visual"], resample="mean", **options)
+    states, layout = native_states(native, clean, 1)[0], clean.layout
+    visual, means = layout.mask("visual"), native_states(native, clean, 1)[0].clone()
+    overview, newline = visual & (layout.tile == 0), visual & layout.newline
+    for kind in (overview, newline, visual & ~overview & ~newline):
+        if kind.any():
+            means[kind] = states[kind].mean(0)
+    want = metric(native_patched(native, corrupted, 1, visual, means))
+    assert (result.values[0, 0] - want).abs().max() < 1e-5
+    usual = patch(model, corrupted, cache, metric, axis=["visual"], **options)
+    want = metric(native_patched(native, corrupted, 1, visual, states))
+    assert (usual.values[0, 0] - want).abs().max() < 1e-5
+    assert (usual.values - result.values).abs().max() > 1e-4
+    with pytest.raises(InputError) as error:
+        inspect.unwrap(patching.generic_activation_patch)(
+            model, corrupted, cache, metric, "resid_pre", resample="median"
+        )
+    assert str(error.value) == 'resample is "nearest" or "mean", not \'median\'.'
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

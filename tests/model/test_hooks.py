@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import load_tiny
 from tiny import random_image
 from transformer_lens import patching, utilities
-from transformer_lens.hook_points import HookPoint
+from transformer_lens.hook_points import HookPoint, _AliasedHookPoint
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import DynamicCache
 
 import mm_lens
+from mm_lens.model.forward import ForwardContext
 from mm_lens.model.hooks import (
     PARENTS,
     GuardedHookPoint,
     ModalityHookPoint,
+    ViewHandle,
     canonical,
     find_frame,
+    install_views,
+    narrow,
+    uninstall_views,
 )
 from mm_lens.model.parts.guards import guard
+from mm_lens.model.running.frames import Frame, Selection
 
 pytestmark = pytest.mark.every_family
 
@@ -96,6 +104,32 @@ def test_names_that_cannot_be_are_named():
         with pytest.raises(mm_lens.InputError) as error:
             mm_lens.names(**options)
         assert str(error.value) == said
+
+
+def test_arguments_of_another_kind_are_told():
+    """As users call it, without the checks of types that tests have."""
+    anyhow = inspect.unwrap(mm_lens.names)
+    for hook, layers in (([], None), (None, None), ("q", 3)):
+        with pytest.raises(mm_lens.InputError) as error:
+            anyhow(hook, layers=layers)
+        assert str(error.value) == (
+            'names takes hook points and a list of layers, as names(["resid_post", "z"], '
+            f"layers=[0, 5]), not {hook!r} and {layers!r}."
+        )
+    with pytest.raises(mm_lens.InputError, match=r"^A layer is a whole number, not float 1\.5\.$"):
+        anyhow("q", layers=[0, 1.5])
+    with pytest.raises(mm_lens.InputError, match=r"pre, post\. Did you mean 'resid_post'\?$"):
+        mm_lens.names("resid_pots")
+
+
+def test_names_spelled_out_by_hand():
+    queries = ["blocks.0.attn.hook_q", "blocks.1.attn.hook_q"]
+    assert mm_lens.names("q").spell(2) == queries
+    assert mm_lens.names("q", layers=[1, 0, 0]).spell(1) == queries
+    assert mm_lens.names(["q", "k"], ["visual", "text"], [7]).spell(1) == [
+        f"blocks.7.{tail}"
+        for tail in ("text.hook_k", "text.hook_q", "visual.hook_k", "visual.hook_q")
+    ]
 
 
 def test_spellings_by_hand():
@@ -230,6 +264,257 @@ def test_a_hook_at_a_view_must_keep_the_shape(model, batch):
     two = model.run_with_hooks(batch, fwd_hooks=[(name, lambda x, hook: x * 2)])
     assert torch.equal(one, two)
     assert not torch.equal(one, plain)
+
+
+# ---- views of a point that is in no model ----
+
+
+class Told(ForwardContext):
+    """A forward pass of which it is told by hand where a group is."""
+
+    def __init__(self, selection, frame=None):
+        self.selection, self.asked, self.is_frame = selection, [], frame
+
+    def select(self, group, hook):
+        self.asked.append((group, hook))
+        return self.selection
+
+    @property
+    def frame(self):
+        return self.is_frame
+
+
+HERE = Selection(torch.tensor([[1, 3], [2, 0]]), torch.tensor([[True, True], [True, False]]))
+"""Two positions of the first row, one of the second."""
+
+
+def a_view(selection=HERE, group="visual"):
+    view = ModalityHookPoint(HookPoint(), group, Told(selection))
+    view.name = f"blocks.0.{group}.hook_q"
+    return view
+
+
+def numbers():
+    return torch.arange(8.0).view(2, 4, 1)
+
+
+def shown(x):
+    return x[..., 0].tolist()
+
+
+def test_a_view_gathers_and_scatters_by_hand():
+    view, seen, x = a_view(), [], numbers()
+
+    def look(rows, hook):
+        seen.append((shown(rows), hook))
+
+    def double_in_place(rows, hook):
+        rows *= 2
+
+    view.add_hook(look)
+    assert view.parent(x) is x
+    assert seen == [([[1, 3], [6, 0]], view)]
+    assert view._context.asked == [("visual", "blocks.0.visual.hook_q")]
+    view.add_hook(lambda rows, hook: rows)
+    assert view.parent(x) is x
+    negative = [[0, -1, 2, -3], [4, 5, -6, 7]]
+    for edit in (lambda rows, hook: -rows, lambda rows, hook: (-rows,)):
+        view.remove_hooks()
+        view.add_hook(edit)
+        assert shown(view.parent(x)) == negative
+    assert shown(x) == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    view.add_hook(double_in_place)
+    assert shown(view.parent(x)) == [[0, -2, 2, -6], [4, 5, -12, 7]]
+    view.name = None
+    view.parent(x)
+    assert view._context.asked[-1] == ("visual", "The hook point")
+    one = a_view(Selection(torch.tensor([[1, 3]]), torch.tensor([[True, True]])))
+    one.add_hook(lambda rows, hook: rows + 1)
+    assert shown(one.parent(x[:1])) == [[0, 2, 2, 4]]
+    none = a_view(None)
+    none.add_hook(look)
+    assert none.parent(x) is x
+    assert len(seen) == 2
+
+
+def test_what_a_hook_at_a_view_may_return_by_hand():
+    view = a_view(group="text")
+    for wrong, got in (
+        (torch.zeros(2, 1, 1), "(2, 1, 1)"),
+        ((torch.zeros(2, 2, 1), None), "<class 'tuple'>"),
+        ("rows", "<class 'str'>"),
+    ):
+        view.remove_hooks()
+        view.add_hook(lambda rows, hook, wrong=wrong: wrong)
+        with pytest.raises(mm_lens.HookError) as error:
+            view.parent(numbers())
+        assert str(error.value) == (
+            f"The hook at blocks.0.text.hook_q returned {got}; it must return None or a tensor of "
+            "shape (2, 2, 1) [batch, n_text, ...]."
+        )
+
+
+def test_a_view_and_its_parent_list_the_same_hooks():
+    view = a_view()
+    parent, sibling = view.parent, ModalityHookPoint(view.parent, "text", view._context)
+
+    def look(x, hook):
+        pass
+
+    whole = parent.add_hook(look)
+    first = view.add_hook(look)
+    assert isinstance(first, ViewHandle)
+    assert (first.is_permanent, first.context_level) == (False, None)
+    second = view.add_hook(look, "fwd", is_permanent=True, level=3)
+    assert (second.is_permanent, second.context_level) == (True, 3)
+    assert second.user_hook is look
+    assert second.view is view
+    before = view.add_hook(look, prepend=True)
+    other = sibling.add_hook(look)
+    assert parent.fwd_hooks == [before, whole, first, second, other]
+    assert view.fwd_hooks == [before, first, second]
+    assert sibling.fwd_hooks == [other]
+    assert len(parent._forward_hooks) == 5
+    backward = view.add_hook(look, dir="bwd")
+    earlier = view.add_hook(look, dir="bwd", prepend=True)
+    assert parent.bwd_hooks == view.bwd_hooks == [earlier, backward]
+    assert sibling.bwd_hooks == []
+    assert parent.fwd_hooks == [before, whole, first, second, other]
+    assert len(parent._forward_hooks) == 7  # backward hooks are made in the forward pass
+    first.hook.remove()
+    assert parent.fwd_hooks == [before, whole, second, other]
+    assert parent.bwd_hooks == [earlier, backward]
+    backward.hook.remove()
+    assert view.bwd_hooks == [earlier]
+    assert parent.fwd_hooks == [before, whole, second, other]
+    parent.remove_hooks()
+    assert view.fwd_hooks == [second]
+    assert len(parent._forward_hooks) == 2
+    with pytest.raises(ValueError, match=r"^Invalid direction up$"):
+        inspect.unwrap(ModalityHookPoint.add_hook)(view, look, dir="up")
+    assert len(parent._forward_hooks) == 2
+
+
+def test_the_order_of_hooks_of_a_view_by_hand():
+    view, ran = a_view(), []
+    for name, options in (("b", {}), ("c", {}), ("a", {"prepend": True})):
+        view.add_hook(lambda rows, hook, name=name: ran.append(name), **options)
+    view.parent(numbers())
+    assert ran == ["a", "b", "c"]
+
+
+def test_other_spellings_of_a_view_run_one_after_the_other():
+    view, seen = a_view(), []
+
+    def edit(rows, hook):
+        seen.append((hook.name, hook._target, shown(rows)))
+        return None if hook.name == "first" else rows + 1
+
+    view.add_hook(edit, alias_names=["first", "second", "third"])
+    assert shown(view.parent(numbers())) == [[0, 3, 2, 5], [4, 5, 8, 7]]
+    assert seen == [
+        ("first", view, [[1, 3], [6, 0]]),
+        ("second", view, [[1, 3], [6, 0]]),
+        ("third", view, [[2, 4], [7, 1]]),
+    ]
+
+
+def test_gradients_at_a_view_by_hand():
+    """Of the sum of what is there times 0 to 7."""
+    view, seen, weights = a_view(), [], numbers()
+    x = torch.ones(2, 4, 1, requires_grad=True)
+
+    def find_gradient(edit):
+        handle = view.add_hook(edit, dir="bwd")
+        x.grad = None
+        (view.parent(x * 1) * weights).sum().backward()
+        handle.hook.remove()
+        return shown(x.grad)
+
+    plain = find_gradient(lambda gradient, hook: seen.append((hook, shown(gradient))))
+    assert seen == [(view, [[1, 3], [6, 0]])]
+    assert plain == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    edited = find_gradient(lambda gradient, hook: (10 * gradient,))
+    assert edited == [[0, 10, 2, 30], [4, 5, 60, 7]]
+    view.add_hook(lambda gradient, hook: seen.append("again"), dir="bwd")
+    fixed = numbers()
+    assert view.parent(fixed) is fixed  # without a gradient nothing is added
+    assert len(seen) == 1
+
+
+def test_a_view_with_hooks_is_not_copied():
+    for direction in ("fwd", "bwd"):
+        view = a_view()
+        assert view.__getstate__() is view.__dict__
+        view.add_hook(lambda rows, hook: None, dir=direction)
+        with pytest.raises(mm_lens.HookError) as error:
+            view.__getstate__()
+        assert str(error.value) == (
+            "blocks.0.visual.hook_q has hooks, which would still work on the original in a copy. "
+            "Take them off first: model.reset_hooks(including_permanent=True)."
+        )
+
+
+def test_a_filter_by_hand():
+    """Of a point and its view, the point; a view alone; none that never fires."""
+    view, alone = a_view(), a_view()
+    points = {"whole": view.parent, "view": view, "alone": alone}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert narrow(points, lambda name: None) == {"whole", "alone"}
+    dead = {"b.dead": a_view(), "a.dead": a_view(), "c.dead": a_view()}
+
+    def remedy(name):
+        return f"Not {name}." if name in dead else None
+
+    with pytest.warns(mm_lens.MMLensWarning) as warned:
+        assert narrow({**points, **dead}, remedy) == {"whole", "alone"}
+    assert [str(w.message) for w in warned] == [
+        "3 hook points that the filter matches never fire and are left out, a.dead among them. Not "
+        "a.dead."
+    ]
+
+
+def test_the_pass_of_a_hook_point_by_hand():
+    frame = Frame.__new__(Frame)
+    point = HookPoint()
+    vars(point)["_forward_context"] = Told(None, frame)
+    assert find_frame(point) is frame
+    assert find_frame(_AliasedHookPoint("another.name", point)) is frame
+
+
+def test_views_are_put_on_and_taken_off_by_hand():
+    """Two blocks; the second has no attention and no `hook_resid_pre`."""
+    names = ["blocks.0.hook_resid_pre", "blocks.0.attn.hook_q", "blocks.1.mlp.hook_post"]
+    known = {name: HookPoint() for name in [*names, "hook_embed"]}
+    guard(known["blocks.0.attn.hook_q"], "Nothing.")
+    blocks = [SimpleNamespace(_hook_registry={"own": HookPoint()}) for _ in range(2)]
+    bridge = SimpleNamespace(hook_dict=known, blocks=blocks, _hook_registry={**known})
+    context = Told(HERE)
+    install_views(bridge, context, ("visual", "text"))
+    want = {
+        f"blocks.{block}.{group}.hook_{short}": known[parent]
+        for block, short, parent in zip((0, 0, 1), ("resid_pre", "q", "post"), names, strict=True)
+        for group in ("visual", "text")
+    }
+    made = {name: bridge._hook_registry[name] for name in want}
+    assert [*bridge._hook_registry] == [*known, *made]
+    for name, view in made.items():
+        assert (view.name, view.group) == (name, name.split(".")[2])
+        assert view.parent is want[name]
+        assert vars(view.parent)["_forward_context"] is view._context is context
+        short = name.split(".", 2)[2]
+        assert blocks[int(name.split(".")[1])]._hook_registry[short] is view
+        view.add_hook(lambda rows, hook: None, is_permanent=True)
+        view.add_hook(lambda rows, hook: None, dir="bwd")
+    assert [len(block._hook_registry) for block in blocks] == [5, 3]
+    uninstall_views(bridge)
+    assert [*bridge._hook_registry] == [*known]
+    assert [[*block._hook_registry] for block in blocks] == [["own"], ["own"]]
+    for point in known.values():
+        assert type(point) is HookPoint
+        assert not point._forward_hooks
+        assert "_forward_context" not in vars(point)
 
 
 # ---- views ----

@@ -13,13 +13,14 @@ import resource
 import signal
 import time
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from _pytest.tmpdir import TempPathFactory
 from jaxtyping import install_import_hook
+from mutmut.mutation import trampoline
 from mutmut.mutation.trampoline import get_mutant_under_test, set_mutant_under_test
 from mutmut.runners.harness import PytestRunner
 from mutmut.state import state
@@ -27,6 +28,40 @@ from mutmut.utils.file_utils import change_cwd
 
 # Imported once, before the tests, in place of --jaxtyping-packages: see pyproject.toml.
 install_import_hook(["mm_lens", "mm_lens_adapters"], "typecheck.check")
+
+wrap_checked = trampoline.wrap_in_trampoline
+
+
+class Unchecked(dict[str, Any]):
+    """The mutants of a function, without the checks of types around each."""
+
+    def __init__(self, mutants: dict[str, Any]) -> None:
+        super().__init__()
+        self.mutants = mutants  # filled later
+
+    def __missing__(self, name: str) -> Any:
+        return inspect.unwrap(self.mutants[name])
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Of this name; None if it is a mutant of another function."""
+        return self[name] if name in self.mutants else default
+
+
+def wrap_in_trampoline(mutants: dict[str, Any], **options: Any) -> Callable[..., Any]:
+    """As mutmut's, but `inspect.unwrap` takes off the checks of types alone, not the mutant."""
+
+    def wrap(function: Callable[..., Any]) -> Any:
+        wrapped = wrap_checked(mutants, **options)(function)
+        plain: Any = wrap_checked(Unchecked(mutants), **options)(inspect.unwrap(function))
+        plain.__signature__ = inspect.signature(function)
+        del plain.__wrapped__
+        vars(wrapped)["__wrapped__"] = plain
+        return wrapped
+
+    return wrap
+
+
+trampoline.wrap_in_trampoline = wrap_in_trampoline  # type: ignore[assignment]
 
 ALSO = {"knockout": ("cutting",), "masks": ("cutting",)}
 """Whose tests a file holds as well: what a knock-out cuts is seen in the model that is cut."""
