@@ -14,8 +14,24 @@ from tiny import random_image
 
 import mm_lens
 from mm_lens import HookError, InputError
+from mm_lens.model.running.frames import Selection
 
 pytestmark = pytest.mark.every_family
+
+
+@pytest.mark.parametrize("positions", [[[2, 3, 4]] * 2, [[2, 3, 4], [1, 2, 3]], [[0, 2, 3]] * 2])
+def test_rows_are_copies_whether_they_lie_in_one_piece_or_not(positions):
+    x = torch.randn(2, 6, 3, 2)
+    selection = Selection(torch.tensor(positions), torch.ones(2, 3, dtype=torch.bool))
+    expected = torch.stack([x[row, positions[row]] for row in range(2)])
+    for given in (x, x.transpose(2, 3).contiguous().transpose(2, 3)):
+        rows = selection.gather(given)
+        assert torch.equal(rows, expected)
+        rows.zero_()
+        assert torch.equal(given, x)
+        assert bool(x.any())
+    with pytest.raises(IndexError):
+        selection.gather(x[:1])
 
 
 def test_placeholder_count_must_match(model, one):

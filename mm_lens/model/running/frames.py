@@ -32,12 +32,16 @@ class Selection:
     valid: Bool[Tensor, "batch n_max"]
     full: bool = field(init=False)
     batch: Int[Tensor, "batch 1"] = field(init=False)
-    _flat: tuple[tuple[torch.device, int], Tensor] | None = field(default=None, init=False)
+    run: int | None = field(init=False)
 
     def __post_init__(self) -> None:
         self.full = bool(self.valid.all())
         batch = torch.arange(len(self.positions), device=self.positions.device)
         self.batch = rearrange(batch, "batch -> batch 1")
+        # Where the rows of the group are next to each other, and the same in all of the batch.
+        first = int(self.positions[0, 0])
+        there = torch.arange(first, first + self.positions.shape[1], device=batch.device)
+        self.run = first if self.full and bool((self.positions == there).all()) else None
 
     def on(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Batch index, positions and validity on the device of `x`."""
@@ -46,25 +50,18 @@ class Selection:
             self.batch, self.positions, self.valid = there
         return self.batch, self.positions, self.valid
 
-    def _rows_of(self, x: Tensor) -> Int[Tensor, " rows"]:
-        """Where the rows lie if those of all of the batch are one axis."""
-        batch, positions, _ = self.on(x)
-        if self._flat is None or self._flat[0] != (x.device, x.shape[1]):
-            at = rearrange(batch * x.shape[1] + positions, "batch n -> (batch n)")
-            self._flat = (x.device, x.shape[1]), at
-        return self._flat[1]
-
     def gather(self, x: Shaped[Tensor, "batch pos *rest"]) -> Shaped[Tensor, "batch n_max *rest"]:
-        """The rows of the group, zero where a row of the batch has fewer than `n_max`."""
-        _, positions, valid = self.on(x)
-        # Rows of one axis are copied as they lie; two indices are followed number by number, which
-        # takes ten times as long.
-        flat = rearrange(x, "batch pos ... -> (batch pos) ...").index_select(0, self._rows_of(x))
-        rows = rearrange(flat, "(batch n) ... -> batch n ...", n=positions.shape[1])
+        """The rows of the group, zero where a row of the batch has fewer than `n_max`: a copy."""
+        rows, n = self.positions.shape
+        if self.run is not None and x.shape[0] == rows and x.shape[1] >= self.run + n:
+            piece = x[:, self.run : self.run + n]  # copied as a whole, not number by number
+            return piece.clone(memory_format=torch.contiguous_format)
+        batch, positions, valid = self.on(x)
+        found = x[batch, positions]
         if self.full:
-            return rows
+            return found
         missing = rearrange(~valid, f"batch n -> batch n {'1 ' * (x.ndim - 2)}")
-        return rows.masked_fill(missing, 0)
+        return found.masked_fill(missing, 0)
 
     def scatter(
         self, x: Shaped[Tensor, "batch pos *rest"], rows: Shaped[Tensor, "batch n_max *rest"]
