@@ -518,12 +518,12 @@ class Results:
 def table(found):
     """In Markdown; the larger difference of the families."""
     lines = ["| method | outside reference | largest difference | families |", "|---|---|--:|---|"]
-    from vlmprobe_methods import FAMILY, THEIRS  # which reads files
+    from vlmprobe_methods import CASES, THEIRS  # which reads files
 
     for key in [*METHODS, *THEIRS]:
         measured = found.get(key, {})
         shown = f"{max(measured.values()):.0e}" if measured else "not run"
-        named = ", ".join(family for family in (*FAMILIES, FAMILY) if family in measured)
+        named = ", ".join(family for family in {**FAMILIES, **CASES} if family in measured)
         lines.append(f"| `{key[0]}` | {key[1]} | {shown} | {named} |")
     return "\n".join(lines)
 

@@ -6,24 +6,30 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import before_transformers  # noqa: F401  torchvision, where it is
+import pandas as pd
 import torch
 from safetensors.torch import load_file
 from tiny import random_image
 from tiny_families import build
-from transformers import LlavaForConditionalGeneration
+from transformers import AutoModelForImageTextToText
 
 import mm_lens
 from mm_lens import attribution, looking
 from mm_lens.attribution import Node
-from mm_lens.causal import steering_hooks
+from mm_lens.causal import difference_of_means, steering_hooks
 from mm_lens.causal.knockout import knockout
+from mm_lens.dictionaries import load_coder, splice_hooks
+from mm_lens.heads import head_scores
 
 OUTSIDE = Path(__file__).parent / "outside"
 sys.path.append(str(OUTSIDE))
 import make_vlmprobe  # noqa: E402
+from make_vlmprobe import CASES  # noqa: E402
 
-FAMILY = "llava-1.5"
 BOUND = 1e-5
+NAMED = {"llava-next": "llava-next-mistral"}
+"""Family in `make_vlmprobe`: its name in `tiny_families`, where it is another."""
 THEIRS = {}
 """(method, reference): what gives both numbers."""
 
@@ -39,20 +45,23 @@ def theirs(name, reference):
 class Pair:
     """Their weights in our bridge, float64 and eager; the same two inputs; their outputs."""
 
-    def __init__(self):
-        native = LlavaForConditionalGeneration.from_pretrained(OUTSIDE / "vlmprobe").double().eval()
-        _, processor = build(FAMILY)
+    def __init__(self, family):
+        folder, case = OUTSIDE / "vlmprobe" / family, CASES[family]
+        native = AutoModelForImageTextToText.from_pretrained(folder).double().eval()
+        _, processor = build(NAMED.get(family, family))
         self.model = mm_lens.load(
             hf_model=native, processor=processor, attention="eager", check=False
         )
-        self.outputs = load_file(OUTSIDE / "vlmprobe" / "outputs.safetensors")
-        prepared = self.model.prepare("Eh?", random_image(20, 20))
+        self.outputs = load_file(folder / "outputs.safetensors")
+        prepared = self.model.prepare("Eh?", random_image(*case.picture))
         self.corrupted, self.clean = (
-            replace(prepared, tensors={**prepared.tensors, **make_vlmprobe.inputs(seed)})
-            for seed in (1, 2)
+            replace(prepared, tensors={**prepared.tensors, **case.inputs(seed)}) for seed in (1, 2)
         )
         self.visual = self.corrupted.layout.mask("visual")
-        self.direction = torch.linspace(-1, 1, 24).double()
+
+    def without_picture(self):
+        prepared = self.model.prepare("Eh?", None)
+        return replace(prepared, tensors={**prepared.tensors, **make_vlmprobe.text_only()})
 
     @torch.no_grad()
     def change(self, hooks):
@@ -61,6 +70,16 @@ class Pair:
         with self.model.hooks(fwd_hooks=hooks):
             edited = score(self.model(self.corrupted))
         return edited - score(self.model(self.corrupted))
+
+    def coder(self):
+        found = load_coder(OUTSIDE / "sae" / "jumprelu")
+        return replace(found, weights={k: x.double() for k, x in found.weights.items()})
+
+    def by_layer(self, name, edit):
+        """Change of the metric by an edit of one hook point, in each block alone."""
+        return torch.cat(
+            [self.change([(f"blocks.{k}.{name}", edit)]) for k in range(self.model.cfg.n_layers)]
+        )
 
 
 @theirs("model", "logits")
@@ -71,12 +90,27 @@ def logits(pair):
 
 @theirs("looking.visual_logit_lens", "lens.logit")
 def lens(pair):
-    want = pair.outputs["logit_lens"]
+    return read_all(pair, pair.outputs["logit_lens"], layers=[1, 2, 3])
+
+
+def read_all(pair, want, **options):
+    """Logits of every word at the image tokens."""
     found = looking.visual_logit_lens(
-        pair.model, pair.corrupted, layers=[1, 2, 3], top_k=want.shape[-1], quantity="logits"
+        pair.model, pair.corrupted, top_k=want.shape[-1], quantity="logits", **options
     )
-    top, ids = found.top[:, pair.visual].double(), found.top_ids[:, pair.visual]
+    top, ids = found.top[:, pair.visual].to(want.dtype), found.top_ids[:, pair.visual]
     return torch.zeros_like(want).scatter(-1, ids, top), want
+
+
+@theirs("looking.TunedLens", "lens.tuned, its weights")
+@torch.no_grad()
+def tuned(pair):
+    weights, biases = (
+        torch.stack([pair.outputs[f"tuned {name} {k}"] for k in (0, 1)])
+        for name in ("weight", "bias")
+    )
+    fitted = looking.TunedLens((1, 2), "visual", weights, biases, pd.DataFrame())
+    return read_all(pair, pair.outputs["tuned"], layers=[1, 2], lens=fitted)
 
 
 @theirs("looking.embedding_neighbours", "lens.embed")
@@ -92,10 +126,45 @@ def jacobian(pair):
     return ours, torch.stack([pair.outputs[f"jacobian {k}"] for k in (0, 1)])
 
 
+@theirs("looking.patchscope", "lens.patchscope")
+def scoped(pair):
+    prompt = pair.model.prepare(make_vlmprobe.TEXT, None, chat_template=False)
+    assert prompt.input_ids[0].tolist() == make_vlmprobe.TARGET
+    options = {"layer": 1, "target_layer": 2, "target": make_vlmprobe.TEXT, "new_tokens": 1}
+    found = looking.patchscope(pair.model, pair.corrupted, "visual", **options)
+    return found["token_ids"].str[0].tolist(), pair.outputs["patchscope"]
+
+
 @theirs("looking.attention_map", "attention.profile")
 def attended(pair):
     found = looking.attention_map(pair.model, pair.corrupted, key="all")
     return found[:, :, 0], pair.outputs["attention"][:, 0]
+
+
+@theirs("heads.head_scores", "attention.profile, mass of the image")
+def looked(pair):
+    found = head_scores(pair.model, pair.corrupted)["image"]
+    return found.tolist(), pair.outputs["group_mass"][..., 0].flatten()
+
+
+@theirs("attn.hook_pattern", "attention.reweight")
+def weighted(pair):
+    text, visual = pair.corrupted.layout.mask("text"), pair.visual
+
+    def edit(pattern, hook):
+        here = (text[:, :, None] & visual[:, None])[:, None]
+        new = torch.where(here, pattern * make_vlmprobe.WEIGHT, pattern)
+        return new / new.sum(-1, keepdim=True)
+
+    return pair.by_layer("attn.hook_pattern", edit), pair.outputs["reweight"].flatten()
+
+
+@theirs("attn.hook_attn_scores", "attention.temperature")
+def cooled(pair):
+    def edit(scores, hook):
+        return scores / make_vlmprobe.TEMPERATURE
+
+    return pair.by_layer("attn.hook_attn_scores", edit), pair.outputs["temperature"].flatten()
 
 
 @theirs("attribution.attention_rollout", "attention.rollout")
@@ -139,8 +208,22 @@ def estimated(pair):
     found = attribution.attribution_patch(
         pair.model, pair.corrupted, cache, make_vlmprobe.score, "resid_post", axis="patch"
     )
-    want = pair.outputs["attribute"][:, 0, pair.visual[0]]
-    return found.effect[:, :, 0, 0], want
+    patches = pair.visual & ~pair.corrupted.layout.mask("newline")
+    return found.effect[:, :, 0, 0], pair.outputs["attribute"][:, 0, patches[0]]
+
+
+@theirs("attribution.attribution_patch, steps", "causal.eap_ig, of the embeddings")
+def integrated(pair):
+    """Theirs by trapezoids, ours by left sums: less half of the first and the last gradient."""
+    names = mm_lens.names("resid_pre", layers=[0])
+    _, cache = pair.model.run_with_cache(pair.clean, names_filter=names)
+    found = attribution.attribution_patch(
+        pair.model, pair.corrupted, cache, make_vlmprobe.score, layers=[0], axis=["all"], steps=4
+    )
+    first, ends, four = (
+        pair.outputs[name].sum() for name in ("attribute embeddings", "eap_ig 1", "eap_ig 4")
+    )
+    return found.effect.sum(), four + (first - ends) / 4
 
 
 @theirs("causal.knockout", "causal.knockout")
@@ -155,17 +238,38 @@ def cut(pair):
     return torch.cat(found) - base, torch.stack(want)
 
 
+def steers(pair, layers, strength):
+    return steering_hooks(
+        pair.model,
+        pair.corrupted,
+        make_vlmprobe.DIRECTION,
+        "visual",
+        layers=layers,
+        strength=strength,
+    )
+
+
 @theirs("causal.steering_hooks", "causal.steer")
 def steered(pair):
-    found = [
-        pair.change(
-            steering_hooks(
-                pair.model, pair.corrupted, pair.direction, "visual", layers=[k], strength=0.5
-            )
-        )
-        for k in range(3)
-    ]
+    found = [pair.change(steers(pair, [k], 0.5)) for k in range(3)]
     return torch.cat(found), pair.outputs["steer"].flatten()
+
+
+@theirs("causal.steering_hooks, in generate", "causal.steer, generate")
+def written(pair):
+    want = pair.outputs["written"]
+    options = {"max_new_tokens": want.shape[1], "do_sample": False, "return_type": "tokens"}
+    with pair.model.hooks(fwd_hooks=steers(pair, [0, 1, 2], make_vlmprobe.STRENGTH)):
+        found = pair.model.generate(pair.corrupted, stop_at_eos=False, verbose=False, **options)
+    return found[:, pair.corrupted.input_ids.shape[1] :], want
+
+
+@theirs("causal.difference_of_means", "causal.vsv")
+def directed(pair):
+    found = difference_of_means(
+        pair.model, [pair.corrupted], [pair.without_picture()], "last", layers=[0, 1, 2]
+    )
+    return torch.stack([found[k] for k in range(3)]), pair.outputs["vsv"]
 
 
 @theirs("attribution.path_patch", "causal.path")
@@ -177,8 +281,31 @@ def path(pair):
         cache,
         make_vlmprobe.score,
         [Node("z", 0, 1), Node("z", 1, 3)],
-        [Node("k", 2, 1)],
+        [Node("k", 2, 1), Node("v", 2, 0)],
         axis=["visual"],
         through_mlps=True,
     )
     return found["effect"].tolist(), pair.outputs["path"].flatten()
+
+
+@theirs("dictionaries.SparseCoder", "sae.features")
+@torch.no_grad()
+def coded(pair):
+    _, cache = pair.model.run_with_cache(pair.corrupted, names_filter=["blocks.1.hook_resid_post"])
+    states = cache["resid_post", 1][pair.visual]
+    return pair.coder().encode(states), pair.outputs["sae features"]
+
+
+@theirs("dictionaries.splice_hooks", "sae.edit, sae.reconstruct")
+def spliced(pair):
+    def edit(features):
+        features[:, make_vlmprobe.FEATURES] *= make_vlmprobe.SCALE
+        return features
+
+    found = [
+        pair.change(
+            splice_hooks(pair.model, pair.corrupted, pair.coder(), "visual", layer=1, **options)
+        )
+        for options in ({"edit": edit}, {"error": False})
+    ]
+    return torch.cat(found), torch.cat([pair.outputs[f"sae {n}"] for n in ("edit", "reconstruct")])
