@@ -21,7 +21,7 @@ from mm_lens.causal.ablation import ablation_hooks, mean_activation
 from mm_lens.model.bridge import VisionLanguageBridge
 from mm_lens.model.hooks import NamedHook
 from mm_lens.recipes.questions import Asked, make_answers, read_all
-from mm_lens.recipes.recipe import Measured, Recipe, summarise
+from mm_lens.recipes.recipe import Measured, Recipe, summarise_changes
 
 Vectors = Mapping[int, Tensor]
 
@@ -64,11 +64,14 @@ def move_tasks(model: VisionLanguageBridge, asked: Sequence[Asked], seed: int) -
     rest = table[~choosing & (table["layer"] == best)]
     wide = rest.pivot_table(index="question", columns="vector", values="right")
     change = wide["task"] - wide["control"]
+    left = [asked[k] for k in change.index]
+    guess = sum(1 / len(question.answers.options) for question in left) / len(left)
     note = (
         f"after block {best}: {wide['task'].mean():.2f} right with the task's vector, "
-        f"{wide['control'].mean():.2f} with that of the other"
+        f"{wide['control'].mean():.2f} with that of the other; "
+        f"{guess:.2f} by guessing among the options of the task"
     )
-    return summarise(change.tolist(), [asked[k] for k in change.index], table, seed, note)
+    return summarise_changes(change.tolist(), left, table, seed, note)
 
 
 def _vectors(model: VisionLanguageBridge, texts: Sequence[str]) -> Vectors:
