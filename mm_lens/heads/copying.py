@@ -70,7 +70,8 @@ def copying_scores(
         inputs: what `model.prepare` returned.
         where: source tokens: a group, a `Box`, a mask.
         says: word of an image token: "embedding" or "lens", see the module; or a token id for each
-            position, text and image alike.
+            position, text and image alike. Tokens that the model cannot write, or of a negative
+            id, are left out.
         query: who looks: "last", a group or a mask.
         layers: blocks, negative ones from the end; None takes all that have attention.
         top_k: how many words count as the first.
@@ -103,7 +104,7 @@ def copying_scores(
     for k, block in enumerate(blocks):
         matrices, values = _check_sum(model, cache, block, pattern[k], looks)
         for row in range(len(source)):
-            here = source[row]
+            here = words[k, row] >= 0
             at = values[row, here.to(values.device)]
             own = words[k, row, here]
             for head in range(len(matrices)):
@@ -121,10 +122,10 @@ def _find_words(
     says: Any,
     blocks: Sequence[int],
 ) -> Int[Tensor, "block batch pos"]:
-    """The word of each position, for each block.
+    """The word of each position, for each block; negative where it is left out.
 
     Raises:
-        InputError: there is no such way, or it names no word of the model.
+        InputError: there is no such way, or nothing is left in a row.
     """
     n = len(blocks)
     if isinstance(says, Tensor):
@@ -142,11 +143,11 @@ def _find_words(
         raise InputError(
             f"says is one of {WAYS}, or a tensor with a token id for each position, not {says!r}."
         )
-    chosen = words[:, source]
-    if int(chosen.min()) < 0 or int(chosen.max()) >= model.W_U.shape[1]:
+    words[:, ~source | (words >= model.W_U.shape[1]).any(0)] = -1
+    if not bool((words >= 0).any(-1).all()):
         raise InputError(
-            f"Words are token ids from 0 to {model.W_U.shape[1] - 1}; there is one of "
-            f"{int(chosen.min() if chosen.min() < 0 else chosen.max())} among the source tokens."
+            f"In some row no source token has a word that the model can write: token ids are from "
+            f"0 to {model.W_U.shape[1] - 1}."
         )
     return words
 

@@ -110,7 +110,7 @@ def test_words_of_ones_own_and_what_is_refused(model, inputs):
     assert all(math.isnan(x) for x in table["others"])
     with pytest.raises(InputError, match="says is one of"):
         copying_scores(model, inputs, says="nothing")
-    with pytest.raises(InputError, match="Words are token ids from 0"):
+    with pytest.raises(InputError, match="no source token has a word"):
         copying_scores(model, inputs, says=one * -1, layers=[0])
     with pytest.raises(InputError, match="top_k=9999 is more than"):
         copying_scores(model, inputs, top_k=9999)
