@@ -12,12 +12,14 @@ from mm_lens.arguments import require_whole, suggest
 from mm_lens.data.samples import Samples
 from mm_lens.errors import InputError
 from mm_lens.model.bridge import VisionLanguageBridge
-from mm_lens.recipes import flow, gap, looks, objects
+from mm_lens.recipes import flow, gap, looks, objects, tasks, tracing
 from mm_lens.recipes.questions import ask
 from mm_lens.recipes.recipe import Recipe, Result
 
 RECIPES: Mapping[str, Recipe] = {
-    recipe.name: recipe for module in (objects, flow, gap, looks) for recipe in module.RECIPES
+    recipe.name: recipe
+    for module in (objects, flow, tracing, tasks, gap, looks)
+    for recipe in module.RECIPES
 }
 
 

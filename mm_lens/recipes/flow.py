@@ -15,7 +15,7 @@ from mm_lens.layout.groups import last_position
 from mm_lens.looking.attention import attention_map
 from mm_lens.model.bridge import VisionLanguageBridge
 from mm_lens.recipes.questions import Asked, draw, read
-from mm_lens.recipes.recipe import Measured, Recipe, summarise
+from mm_lens.recipes.recipe import Measured, Recipe, summarise, summarise_changes
 
 SHARE = 0.5
 """Of the image tokens that are pruned."""
@@ -80,11 +80,9 @@ def prune(model: VisionLanguageBridge, asked: Sequence[Asked], seed: int) -> Mea
         rows.append({"id": question.sample.id, **scores})
     table = pd.DataFrame(rows)
     change = table["pruned"] - table["full"]
-    if not change.any():  # resampled, none stays none: the exact bound of a share of none
-        n = len({question.picture for question in asked})
-        bound = 1 - 0.025 ** (1 / n)
-        return Measured(0.0, -bound, bound, table, f"No answer changed, of {n} pictures.")
-    return summarise(change.tolist(), asked, table, seed)
+    n = len({question.picture for question in asked})
+    note = "" if change.any() else f"No answer changed, of {n} pictures."
+    return summarise_changes(change.tolist(), asked, table, seed, note)
 
 
 def _least(

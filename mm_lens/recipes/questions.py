@@ -7,7 +7,7 @@ drawn shapes on a plain ground alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,12 +40,15 @@ class Asked:
         answers: options, and which is right.
         picture: number of the picture, from 0.
         sample: it is from.
+        partner: the same question about a picture that differs in one thing, where the data have
+            one (`data.truth(i).partner`).
     """
 
     inputs: Inputs = field(repr=False)
     answers: Answers = field(repr=False)
     picture: int
     sample: Sample = field(repr=False)
+    partner: Sample | None = field(default=None, repr=False)
 
     @property
     def visual(self) -> Bool[Tensor, "1 pos"]:
@@ -96,22 +99,24 @@ def ask(model: VisionLanguageBridge, samples: Samples, limit: int | None = None)
     Raises:
         InputError: there is no such question; two options begin with the same token.
     """
-    found = [samples[k] for k in range(len(samples))]
-    found = [sample for sample in found if sample.answer is not None and len(sample.images) == 1]
+    every = [(k, samples[k]) for k in range(len(samples))]
+    found = [(k, s) for k, s in every if s.answer is not None and len(s.images) == 1]
+    truth = getattr(samples, "truth", None)
     kinds: dict[Any, dict[str, None]] = {}
-    for sample in found:
+    for _, sample in found:
         kinds.setdefault(sample.about.get("kind"), {})[str(sample.answer)] = None
     out: list[Asked] = []
     pictures: dict[int, int] = {}
-    for sample in found:
+    for k, sample in found:
         options = sample.options or tuple(sorted(kinds[sample.about.get("kind")]))
         if len(options) < 3 or str(sample.answer) not in options:
             continue
         inputs = model.prepare(sample.text, sample.images[0])
         (shown,) = picture_ids(inputs)
-        answers = _answers(model, inputs, options, str(sample.answer))
+        answers = make_answers(model, inputs, options, str(sample.answer))
         picture = pictures.setdefault(shown, len(pictures))
-        out.append(Asked(inputs, answers, picture, sample))
+        partner = None if truth is None else truth(k).partner
+        out.append(Asked(inputs, answers, picture, sample, partner))
         if limit is not None and len(out) == limit:
             break
     if not out:
@@ -122,24 +127,38 @@ def ask(model: VisionLanguageBridge, samples: Samples, limit: int | None = None)
     return out
 
 
-def _answers(
-    model: VisionLanguageBridge, inputs: Inputs, options: Sequence[str], right: str
+def make_answers(
+    model: VisionLanguageBridge,
+    inputs: Inputs,
+    options: Sequence[str],
+    right: str,
+    wrong: str | None = None,
 ) -> Answers:
+    """Answers of one question; an option of several tokens has its first stand for it.
+
+    Raises:
+        InputError: two options begin with the same token.
+    """
     try:
-        return Answers(model, inputs, options, right)
+        return Answers(model, inputs, options, right, wrong)
     except InputError:
         tokens = [first_token(model, option) for option in options]
-        return Answers(model, inputs, options, right, tokens=tokens)
+        return Answers(model, inputs, options, right, wrong, tokens=tokens)
+
+
+def read(model: VisionLanguageBridge, asked: Asked, what: str = "probability") -> float:
+    """A metric of the right answer, under whatever is attached to the model."""
+    return read_all(model, asked)[what]
 
 
 @torch.no_grad()
-def read(model: VisionLanguageBridge, asked: Asked, what: str = "probability") -> float:
-    """A metric of the right answer, under whatever is attached to the model."""
+def read_all(model: VisionLanguageBridge, asked: Asked) -> dict[str, float]:
+    """All metrics of the right answer, of one run."""
     at, alone = asked.answers.at_positions()
     options = keep_logits(model, at)
     logits = model(asked.inputs, **options)
-    metric: Callable[[Tensor], Tensor] = getattr(alone if options else asked.answers, what)
-    return float(metric(logits)[0])
+    metrics = (alone if options else asked.answers).metrics
+    return {name: float(metric(logits)[0]) for name, metric in metrics.items()}
 
 
 def with_thing(asked: Sequence[Asked]) -> list[Asked]:

@@ -141,3 +141,20 @@ def summarise(
     pictures = torch.tensor([question.picture for question in asked])
     found = mean_of_pictures(torch.tensor(values, dtype=torch.float64), pictures, seed=seed)
     return Measured(*found, table, note)
+
+
+def summarise_changes(
+    values: Sequence[float], asked: Sequence[Asked], table: pd.DataFrame, seed: int, note: str = ""
+) -> Measured:
+    """The same of values from -1 to 1, of which all may be alike.
+
+    Resampled, they stay alike: then the bounds are exact ones, of a share of which none was seen
+    among so many pictures, and what was not seen is as far away as can be.
+    """
+    if len({*values}) > 1:
+        return summarise(values, asked, table, seed, note)
+    n = len({question.picture for question in asked})
+    unseen = 1 - 0.025 ** (1 / n)
+    value = float(values[0])
+    low, high = value - (1 + value) * unseen, value + (1 - value) * unseen
+    return Measured(value, low, high, table, note)

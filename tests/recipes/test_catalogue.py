@@ -9,7 +9,7 @@ from mm_lens import InputError, recipes
 
 def test_all_have_a_claim_and_run_by_name(model, samples):
     table = recipes.table()
-    assert len(table) == len(recipes.RECIPES) == 9
+    assert len(table) == len(recipes.RECIPES) == 12
     assert table["paper"].str.contains(r"arXiv \d{4}\.\d{5}").all()
     found = recipes.run("token-pruning", model, samples, limit=3)
     assert (found.n_questions, found.n_pictures) == (3, 3)

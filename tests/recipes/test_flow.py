@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import pandas as pd
 import pytest
 import torch
 from conftest import FAMILIES
 from native_runs import run_native
 from native_writing import edges_cut
+from scipy.stats import binomtest
 
 from mm_lens.recipes.flow import cut_windows, prune
+from mm_lens.recipes.recipe import summarise_changes
 
 
 def probability(question, logits):
@@ -43,3 +46,14 @@ def test_pruning_hides_the_least_attended_half(model, asked):
     assert found.value == pytest.approx(change.mean())
     if not change.any():  # 0 of 3: Clopper and Pearson
         assert (found.low, found.high) == pytest.approx((-0.7076, 0.7076), abs=1e-4)
+
+
+@pytest.mark.parametrize("value", [-1.0, 0.0, 1.0])
+def test_changes_that_are_all_alike_have_an_exact_bound(asked, value):
+    """Clopper and Pearson, of 0 among 4 pictures; as far away as can be."""
+    exact = binomtest(0, 4).proportion_ci().high
+    found = summarise_changes([value] * 6, asked, pd.DataFrame(), 0)
+    assert found.low == pytest.approx(value - exact * (value + 1))
+    assert found.high == pytest.approx(value + exact * (1 - value))
+    mixed = summarise_changes([0.0, 1.0, 0.0, 1.0, 0.0, 1.0], asked, pd.DataFrame(), 0)
+    assert mixed.value == 0.5

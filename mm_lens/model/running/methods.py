@@ -59,6 +59,7 @@ METHODS: Sequence[Method] = (
     Method("dictionaries.feature_values"),
     Method("dictionaries.splice_hooks"),
     Method("heads.head_scores", attention="some"),
+    Method("heads.copying_scores", ("residual",), "some"),
     Method("heads.relative_attention", attention="some"),
     Method("heads.find_sinks"),
     Method("heads.redistribution_hooks", ("pattern",), "some"),

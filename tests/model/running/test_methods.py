@@ -22,7 +22,12 @@ from mm_lens.attribution import (
 )
 from mm_lens.causal import Answers, ablation_table, knockout_table, write_without
 from mm_lens.causal.knockout import knockout
-from mm_lens.heads import head_scores, redistribution_hooks, relative_attention
+from mm_lens.heads import (
+    copying_scores,
+    head_scores,
+    redistribution_hooks,
+    relative_attention,
+)
 from mm_lens.looking import attention_map, head_lens, patchscope, read_written
 from mm_lens.model.running.methods import METHODS
 
@@ -86,6 +91,7 @@ TRIED = {
     ),
     "looking.head_lens": lambda m, x: head_lens(m, x),
     "heads.head_scores": lambda m, x: head_scores(m, x),
+    "heads.copying_scores": lambda m, x: copying_scores(m, x),
     "heads.relative_attention": lambda m, x: relative_attention(m, x, x),
     "heads.redistribution_hooks": redistribute,
 }
