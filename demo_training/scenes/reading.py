@@ -133,6 +133,9 @@ class Asking:
         """Shares of right answers since the last report; from now on, what lags is asked more."""
         shares = {kind: self.right[kind] / max(1, self.asked[kind]) for kind in KINDS}
         self.weights = {kind: max(LEAST, 1 - share) for kind, share in shares.items()}
+        # One question, two answers: asked unevenly, it would be answered without a look.
+        both = (self.weights["present"] + self.weights["absent"]) / 2
+        self.weights |= {"present": both, "absent": both}
         told = " ".join(f"{kind} {share:.2f}" for kind, share in shares.items())
         self.right.clear()
         self.asked.clear()
