@@ -21,13 +21,15 @@ from demo_training.parts import (
     DEMO,
     FEATURE_LAYER,
     PATCH,
-    TILE,
     Size,
     text_config,
     vision_config,
 )
 
-GRIDS = [[TILE * h, TILE * w] for h, w in ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))]
+GRIDS = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))
+"""(rows, columns) of tiles."""
+TWO = GRIDS[:2]
+"""Of models that see the whole picture well enough in the overview."""
 
 CHAT_TEMPLATE = """\
 {%- for message in messages %}
@@ -49,10 +51,12 @@ class LlavaNextFusion(Fusion):
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, size: Size = DEMO) -> None:
         tokenizer.add_special_tokens({"extra_special_tokens": ["<image>"]})
+        side = size.tile
+        grids = [[side * h, side * w] for h, w in (TWO if size.whole else GRIDS)]
         images = LlavaNextImageProcessorPil(
-            size={"shortest_edge": TILE},
-            crop_size={"height": TILE, "width": TILE},
-            image_grid_pinpoints=GRIDS,
+            size={"shortest_edge": side},
+            crop_size={"height": side, "width": side},
+            image_grid_pinpoints=grids,
         )
         self.processor = LlavaNextProcessor(
             image_processor=images,
@@ -66,10 +70,10 @@ class LlavaNextFusion(Fusion):
             vision_config=vision_config(size),
             text_config=text_config(tokenizer, size),
             image_token_index=tokenizer.vocab["<image>"],
-            image_grid_pinpoints=GRIDS,
+            image_grid_pinpoints=grids,
             vision_feature_layer=FEATURE_LAYER,
             vision_feature_select_strategy="default",
-            image_seq_length=(TILE // PATCH) ** 2,
+            image_seq_length=(side // PATCH) ** 2,
             tie_word_embeddings=False,
             architectures=["LlavaNextForConditionalGeneration"],
         )

@@ -18,7 +18,6 @@ from demo_training.parts import (
     DEMO,
     FEATURE_LAYER,
     PATCH,
-    TILE,
     Size,
     text_config,
     vision_config,
@@ -31,9 +30,12 @@ class OmniFusionFusion(Fusion):
     def __init__(self, tokenizer: PreTrainedTokenizerFast, size: Size = DEMO) -> None:
         text = text_config(tokenizer, size)
         add_markers(tokenizer, text.vocab_size)
+        square = {"height": size.tile, "width": size.tile}
         self.processor = OmniFusionProcessor(
             image_processor=CLIPImageProcessorPil(
-                size={"shortest_edge": TILE}, crop_size={"height": TILE, "width": TILE}
+                size=square if size.whole else {"shortest_edge": size.tile},
+                crop_size=square,
+                do_center_crop=not size.whole,
             ),
             tokenizer=tokenizer,
             patch_size=PATCH,
@@ -43,7 +45,7 @@ class OmniFusionFusion(Fusion):
             text_config=text,
             vision_feature_layer=FEATURE_LAYER,
             projector_intermediate_size=2 * size.width,  # as 2048 to 1024
-            image_seq_length=(TILE // PATCH) ** 2,
+            image_seq_length=(size.tile // PATCH) ** 2,
             architectures=["OmniFusionForConditionalGeneration"],
         )
         self.model = OmniFusionForConditionalGeneration(config)

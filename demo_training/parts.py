@@ -31,12 +31,17 @@ class Size:
         blocks: of the language model.
         tower: layers of the vision tower, of which all but the last are used.
         inner: of the language model's MLPs.
+        tile: side of what the tower sees at once, in pixels.
+        whole: whether a family that sees one tile squeezes the picture into it, as some
+            processors do, instead of cropping its centre.
     """
 
     width: int = 96
     blocks: int = 8
     tower: int = 4
     inner: int = 256
+    tile: int = TILE
+    whole: bool = False
 
 
 DEMO = Size()
@@ -86,7 +91,7 @@ def tokenizer(corpus: Iterable[str], vocab_size: int = 400) -> PreTrainedTokeniz
 def vision_config(size: Size = DEMO) -> CLIPVisionConfig:
     """Of the tower; layer -2 is read."""
     return CLIPVisionConfig(
-        image_size=TILE,
+        image_size=size.tile,
         patch_size=PATCH,
         hidden_size=size.width,
         intermediate_size=4 * size.width,

@@ -91,7 +91,7 @@ class Training:
                 minutes = (time.time() - self.started) / 60
                 print(
                     f"{name} {step + 1} loss {total.item():.3f} right {right:.3f} "
-                    f"minutes {minutes:.1f}",
+                    f"minutes {minutes:.1f} of which computing {time.process_time() / 60:.1f}",
                     flush=True,
                 )
                 right = 0.0

@@ -83,6 +83,10 @@ MODULES_WITHOUT_TESTS = {
     "demo_training/fusion.py": "with its classes: tests/demo_training/test_fusions.py",
     "demo_training/llava_next.py": "with the other one: tests/demo_training/test_fusions.py",
     "demo_training/omnifusion.py": "with the other one: tests/demo_training/test_fusions.py",
+    "demo_training/scenes/evaluate.py": "after training: tests/demo_training/scenes/test_train.py",
+    "demo_training/scenes/joining.py": "a stage of tests/demo_training/scenes/test_train.py",
+    "demo_training/scenes/reading.py": "a stage of tests/demo_training/scenes/test_train.py",
+    "demo_training/scenes/seeing.py": "a stage of tests/demo_training/scenes/test_train.py",
 }
 """Modules without a test file of their name: where they are tested, and why there."""
 

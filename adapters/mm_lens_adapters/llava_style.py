@@ -13,7 +13,7 @@ from transformer_lens.model_bridge.generalized_components.clip_vision_encoder im
 )
 
 from mm_lens.errors import InputError
-from mm_lens.layout.tiles import Size, Tile, cropped
+from mm_lens.layout.tiles import Size, Tile, cropped, whole
 from mm_lens.model.families import Family, TowerGrid
 from mm_lens_adapters.fitting import check_resized, edge_sizes, require_equal
 
@@ -107,27 +107,36 @@ class LlavaStyleFamily(Family, ABC):
 
 
 class CroppedFamily(LlavaStyleFamily, ABC):
-    """One square of tokens: the centre of the picture, resized to its shortest edge."""
+    """One square of tokens: the centre of the picture, resized to its shortest edge.
+
+    Where the processor does not crop, it is the whole picture, squeezed into the square.
+    """
 
     def require_fit(self) -> None:
-        """Pictures are cropped to the tower's window."""
+        """Pictures are cropped to the tower's window, or squeezed into it."""
         super().require_fit()
         vision, images = self.config.vision_config, self.processor.image_processor
         window = (vision.image_size, vision.image_size)
         cut, size = edge_sizes(images.crop_size), edge_sizes(images.size)
         crop = (cut.height, cut.width)
-        if crop != window or not images.do_center_crop or size.shortest_edge is None:
+        made = size.shortest_edge is not None
+        if not images.do_center_crop:
+            made = (size.height, size.width) == window
+        if crop != window or not made:
             raise InputError(
                 f"The image processor crops to {crop} px, after resizing to {dict(size)}, but the "
                 f"vision tower takes {window}. Use the processor of the same checkpoint."
             )
 
     def require_size(self, size: Size) -> None:
-        """Its shortest edge is resized, whatever becomes of the other."""
-        check_resized(size, edge_sizes(self.processor.image_processor.size).shortest_edge)
+        """Its shortest edge is resized, whatever becomes of the other; none is squeezed large."""
+        if self.processor.image_processor.do_center_crop:
+            check_resized(size, edge_sizes(self.processor.image_processor.size).shortest_edge)
 
     def tiles(self, size: Size, inputs: Mapping[str, Any], k: int) -> list[Tile]:
         """What lies outside of the crop has no token."""
         vision, short = self.config.vision_config, edge_sizes(self.processor.image_processor.size)
         side, window = vision.image_size // vision.patch_size, (vision.image_size,) * 2
+        if not self.processor.image_processor.do_center_crop:
+            return [Tile(side, side, whole(size))]
         return [Tile(side, side, cropped(size, short.shortest_edge, window))]

@@ -206,6 +206,7 @@ def with_processor(family="llava-next", **changes):
         ("llava-next", {"crop_size": {"height": 9, "width": 9}}, "makes tiles of 9 px"),
         ("omnifusion", {"patch_size": 5}, "patch_size=5, but the model needs 4"),
         ("omnifusion", {"crop_size": {"height": 9, "width": 9}}, r"crops to \(9, 9\) px"),
+        ("omnifusion", {"do_center_crop": False}, "after resizing to {'shortest_edge'"),
     ],
 )
 def test_another_processor_is_refused_before_the_model_runs(family, changes, message):

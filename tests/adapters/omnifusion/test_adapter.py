@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 from chats import chat, prepare
+from mm_lens_adapters.omnifusion import OmniFusionFamily
 from PIL import Image
 from tiny import random_image
-from tiny_omnifusion import SIDE
+from tiny_omnifusion import SIDE, tiny_omnifusion
 from upstream import PROMPT
 
 
@@ -16,6 +17,23 @@ from upstream import PROMPT
     "size", [(20, 20), (64, 64), (31, 57), (57, 31), (8, 90), (90, 8), (333, 500), (61, 20)]
 )
 def test_boxes_are_where_the_processor_looks(family, processor, size):
+    check_boxes(family, processor, size, lambda length: SIDE * length / min(size))
+
+
+@pytest.mark.parametrize("size", [(64, 64), (31, 57), (333, 500)])
+def test_boxes_are_where_a_processor_looks_that_squeezes(size):
+    """It has no crop: the whole picture becomes the square."""
+    model, processor = tiny_omnifusion()
+    images = processor.image_processor
+    images.do_center_crop, images.size = False, {"height": SIDE, "width": SIDE}
+    family = OmniFusionFamily(model, processor)
+    family.require_fit()
+    check_boxes(family, processor, size, lambda _: SIDE)
+    box = family.geometry(size).box
+    assert (box[:, 2:] - box[:, :2]).prod(1).sum().item() == pytest.approx(size[0] * size[1])
+
+
+def check_boxes(family, processor, size, resized):
     """Brightness is a ramp in x, then in y: each patch shows the mean of its box."""
     height, width = size
     geometry = family.geometry(size)
@@ -30,7 +48,7 @@ def test_boxes_are_where_the_processor_looks(family, processor, size):
         start, stop = geometry.box[:, 1 - axis].numpy(), geometry.box[:, 3 - axis].numpy()
         middle = (start + stop) / 2 / length
         # Resizing looks beyond the edges of a patch: half a pixel of the small image, at the most.
-        tolerance = max(0.75 / 255, 0.6 / (SIDE * length / min(size)))
+        tolerance = max(0.75 / 255, 0.6 / resized(length))
         inner = (start > 0) & (stop < length)
         assert np.abs(patches - middle)[inner].max(initial=0) < tolerance
         assert np.abs(patches - middle).max() < 3 * tolerance
