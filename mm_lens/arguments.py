@@ -221,5 +221,6 @@ def check_name(name: Any) -> None:
         )
     text = fspath(name)
     looks_local = isinstance(name, PathLike) or text[0] in "/.~" or text.count("/") > 1
+    looks_local = looks_local or text.endswith("/")
     if looks_local and not Path(text).is_dir():
         raise InputError(f"There is no directory {text}, and it is no hub id (organisation/model).")

@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 from html import escape
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformer_lens.patching import PatchingResult
 
 from mm_lens._notebook import embed_figure, make_table
+from mm_lens.errors import InputError
 from mm_lens.layout.regions import Regions
 from mm_lens.model.inputs import Inputs
 
@@ -85,6 +87,54 @@ class RegionPatching(PatchingResult):
         from mm_lens.drawing.effects import draw_patching
 
         return draw_patching(self, metric, layers=layers, row=row, image=image)
+
+    def explore(self, *, row: int = 0, image: int = 0) -> Any:
+        """Effects on the picture with a slider over the layers, of several metrics with a menu.
+
+        ```python
+        get_act_patch_resid_pre(…, axis="cell").explore().save("patching.html")
+        ```
+
+        Args:
+            row: row of the batch.
+            image: image of this row.
+
+        Raises:
+            InputError: the regions are no places of a picture; there is no such image.
+        """
+        from mm_lens.drawing.explorer import explore_results
+
+        if self.inputs is None:
+            raise InputError(
+                f"{self._about()}: results of several inputs have no picture of their own. "
+                "Explore each before they are stacked."
+            )
+        return explore_results(self.inputs, self, row=row, image=image)
+
+    def kinds(self, row: int = 0) -> dict[str, Any]:
+        """What a page has to show of a row, as `mm_lens.drawing.explore` takes it, by its name.
+
+        Raises:
+            InputError: the regions are no places of a picture.
+        """
+        from mm_lens.drawing.explorer import Shown
+
+        if not self.is_on_picture:
+            raise InputError(
+                f"{self._about()}: the regions are no places of a picture, or heads are told "
+                "apart, so this cannot be drawn on one. Sweep an axis such as "
+                '"cell" or "patch" without heads, or take plot().'
+            )
+        assert self.regions is not None
+        layers = [*dict.fromkeys(self.index_df["layer"])]
+        kinds = {}
+        for metric in self.metric_names:
+            effect = self[metric].changes().float().cpu()
+            effect = effect if self.reduced else effect[..., row]
+            painted = [self.regions.paint(values)[row] for values in effect]
+            label = "effect" if metric == "metric" else f"effect on {metric}"
+            kinds[label] = Shown(torch.stack(painted), [f"layer {layer}" for layer in layers])
+        return kinds
 
     def strongest(self, n: int = SHOWN) -> list[tuple[str, float]]:
         """The patches with the largest effects on the first metric, by name; means over rows."""

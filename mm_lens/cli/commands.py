@@ -34,7 +34,7 @@ from mm_lens.cli.data import options as data_options
 from mm_lens.cli.data import show
 from mm_lens.cli.models import load_model, silence_libraries
 from mm_lens.cli.runs import comparing, configs, opening, recipes
-from mm_lens.cli.samples import asking, indexing, intervening, looking
+from mm_lens.cli.samples import asking, exploring, indexing, intervening, looking
 from mm_lens.cli.stopping import Stopped, heed_sigterm
 from mm_lens.errors import MMLensError
 from mm_lens.plugins import plugin_names
@@ -273,6 +273,7 @@ app.command(name="layout")(asking.layout_command)
 app.command(name="lens")(looking.lens_command)
 app.command(name="index")(indexing.index_command)
 app.command(name="attention")(looking.attention_command)
+app.command(name="explore")(exploring.explore_command)
 app.command(name="patch")(intervening.patch_command)
 app.command(name="knockout")(intervening.knockout_command)
 app.command(name="check")(checking.check_command)

@@ -108,6 +108,7 @@ def _line(error: BaseException) -> str:
     """The message of an error on one line."""
     format_message = getattr(error, "format_message", None)  # typer's name the option as well
     text = format_message() if format_message else str(error)
+    text = text.replace(": Value error, ", ": ")  # of some versions of typer, before a choice
     return " ".join(show_safely(f"{text or type(error).__name__} {_notes(error)}").split())
 
 

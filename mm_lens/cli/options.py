@@ -48,7 +48,7 @@ Layers = Annotated[
     typer.Option(help="Numbers with commas, negative ones from the end.", show_default="all"),
 ]
 
-_ADDRESS = re.compile(r"(https?|ftp|data|file):/{0,2}", re.IGNORECASE)
+_ADDRESS = re.compile(r"(https?|ftp|data|file):/{0,2}|[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 
 
 def check_model(model: str) -> None:

@@ -165,7 +165,8 @@ def _file(source: Any) -> Path | bytes:
             f"bytes, or the open file; not {type(source).__name__}"
         )
     # As a path `https://` is `https:/`.
-    if str(source).lower().startswith(("http:/", "https:/", "data:")):
+    text = str(source).lower()
+    if text.startswith(("http:/", "https:/", "data:")) or "://" in text:
         raise InputError("addresses are not fetched: download the file and give its path")
     path = Path(fspath(source))
     if path.exists() and not path.is_file():  # a pipe would be waited for

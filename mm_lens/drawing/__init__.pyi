@@ -5,7 +5,9 @@ from .components import draw_path as draw_path
 from .effects import draw_effects as draw_effects
 from .effects import draw_patching as draw_patching
 from .explorer import Explorer as Explorer
+from .explorer import Shown as Shown
 from .explorer import explore as explore
+from .explorer import explore_results as explore_results
 from .explorer import explore_written as explore_written
 from .overlay import draw_layout as draw_layout
 from .overlay import draw_values as draw_values

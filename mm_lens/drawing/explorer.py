@@ -24,6 +24,7 @@ from matplotlib.colors import to_hex
 from PIL import Image
 
 from mm_lens._notebook import embed_json
+from mm_lens.arguments import describe_value, resolve_rows
 from mm_lens.data.pictures import Picture, open_picture
 from mm_lens.drawing.on_image import (
     TokenBoxes,
@@ -35,6 +36,7 @@ from mm_lens.drawing.on_image import (
 )
 from mm_lens.errors import InputError
 from mm_lens.layout.layout import TokenLayout
+from mm_lens.model.inputs import Inputs
 
 LONGEST = 1024
 """Longest side of the picture in the page, in pixels."""
@@ -42,6 +44,21 @@ FLATTEST = 8
 """Pictures that are longer for their width are drawn as if they were not, and it is said."""
 BESIDE = 512
 """Longest side of the original beside it, in pixels."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Values of one kind in a page that has several.
+
+    Attributes:
+        values: `[layers, pos]`.
+        names: of the layers; without any, their numbers.
+        words: top words of each layer and position, or None.
+    """
+
+    values: Any
+    names: Sequence[str] = ()
+    words: Any = None
 
 
 @dataclass(frozen=True)
@@ -95,7 +112,8 @@ def explore(
         image: the picture that was prepared, in any of the forms that `prepare` takes.
         layout: `inputs.layout`.
         values: `[layers, pos]`, or `[layers, n]` for the n visual tokens; or without layers. Of
-            several kinds, a mapping from what they are to such values: the page has a menu.
+            several kinds, a mapping from what they are to such values, or to `Shown` where names
+            or words differ: the page has a menu.
         row: row of the batch.
         index: image of this row.
         label: what the values are, with the unit.
@@ -117,16 +135,19 @@ def explore(
     views = []
     for name, each in kinds.items():
         fit = len(kinds) == 1 or (words is not None and len(words) == _count(each))
-        table = values_table(picture, layout, each, row, index, layers)
-        named = panel_names(table, layers, names)
-        chosen = _choose_words(words if fit else None, _count(each), table.shape[1], layers)
+        kind = each if isinstance(each, Shown) else Shown(each, names, words if fit else None)
+        table = values_table(picture, layout, kind.values, row, index, layers)
+        named = panel_names(table, layers, kind.names)
+        chosen = _choose_words(kind.words, _count(kind.values), table.shape[1], layers)
         views.append(_view(layout, table, named, chosen, name, limits, row, index))
+    for more in views[1:]:  # where the tokens stand is told once
+        more["parts"] = [{k: part[k] for k in ("values", "words")} for part in more["parts"]]
     original = picture.convert("RGB")
     first = {
         "width": picture.width,
         "height": picture.height,
-        "picture": _encode(relief(picture)),
-        "original": _encode(original, BESIDE, "jpeg"),
+        "picture": encode_image(relief(picture), LONGEST),
+        "original": encode_image(original, format="png" if max(original.size) < 200 else "jpeg"),
         "sentence": sentence,
         "flattest": FLATTEST,
         **views[0],
@@ -134,7 +155,7 @@ def explore(
     }
     here = files("mm_lens.drawing")
     style, script = (here.joinpath(f"explorer.{kind}").read_text("utf-8") for kind in ("css", "js"))
-    title = escape(", ".join(kinds))
+    title = escape(_entitle([*kinds]))
     body = (
         f'<h1>{title}</h1><p id="sentence"></p><div id="controls">'
         '<label id="choose">show <select id="choice"></select></label>'
@@ -153,6 +174,51 @@ def explore(
     )
     aspect = min(max(picture.height / picture.width, 1 / FLATTEST), FLATTEST)
     return Explorer(html, 220 + round(min(480.0, 480 * aspect)))
+
+
+def explore_results(inputs: Inputs, *results: Any, row: int = 0, image: int = 0) -> Explorer:
+    """Several results about the same inputs in one page, with a menu: what is shown is chosen.
+
+    ```python
+    lens = visual_logit_lens(model, inputs, targets=["red"])
+    page = explore_results(inputs, lens, attention_map(model, inputs), norms(model, inputs))
+    page.save("sample.html")
+    ```
+
+    Args:
+        inputs: what `model.prepare` returned.
+        results: of `visual_logit_lens`, `attention_map`, the functions of `mm_lens.token_values`,
+            patching by places of the picture: whatever has a method `kinds`.
+        row: row of the batch.
+        image: image of this row.
+
+    Raises:
+        InputError: there is no result or no such image; a result is no such thing, is of other
+            inputs, or has nothing to draw on a picture.
+    """
+    pictures = inputs.images[resolve_rows([row], len(inputs.images))[0]]
+    if not 0 <= image < len(pictures):
+        raise InputError(f"Row {row} has {len(pictures)} image(s); there is no image {image}.")
+    kinds: dict[str, Shown] = {}
+    for result in results:
+        if not hasattr(result, "kinds"):
+            raise InputError(
+                f"{describe_value(result)} has nothing to draw on the picture. Give results of "
+                "visual_logit_lens, attention_map, norms, or of patching by cell or patch."
+            )
+        theirs = getattr(result, "inputs", result).images
+        if row >= len(theirs) or [*theirs[row]] != [*pictures]:
+            raise InputError(
+                f"{describe_value(result)} is of other pictures than these inputs. Give results of "
+                "the same inputs; of patching these are the corrupted ones."
+            )
+        kinds |= result.kinds(row)
+    return explore(pictures[image], inputs.layout, kinds, row=row, index=image)
+
+
+def _entitle(kinds: Sequence[str]) -> str:
+    """What the page shows; of several kinds, which the menu lists, no more than that."""
+    return kinds[0] if len(kinds) == 1 else "Values on the picture"
 
 
 def _count(values: Any) -> int:
@@ -267,7 +333,8 @@ def _place(layout: TokenLayout, position: int) -> str:
     return f"position {position}: {where}, row {row}, column {column}"
 
 
-def _encode(image: Image.Image, longest: int = LONGEST, format: str = "png") -> str:
+def encode_image(image: Image.Image, longest: int = BESIDE, format: str = "png") -> str:
+    """A picture as an address that holds it; none of its sides is longer than `longest`."""
     image = image.copy()
     image.thumbnail((longest, longest))
     buffer = BytesIO()

@@ -11,7 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import PatchCollection, PolyCollection
-from matplotlib.patches import Rectangle
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch, Rectangle
+from matplotlib.patheffects import withStroke
 from PIL import Image
 
 from mm_lens.arguments import require_kind, resolve_rows
@@ -36,9 +38,13 @@ WIDTH = 10.0
 MAX_LAYERS = 8
 FLATTEST = 8.0
 """Pictures that are longer for their width are drawn as if they were not, and it is said."""
+NUMBERS = "numbers: first and last position in the sequence"
 STRETCHED = "stretched: a strip of these proportions would hide its tokens"
 
 # Okabe and Ito's colours, told apart also by the colour-blind.
+OVERVIEW_COLOUR = "#404040"
+HALO = [withStroke(linewidth=2, foreground="white")]
+"""Around what is written on a picture, so that it is read on any ground."""
 TILE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
@@ -47,7 +53,7 @@ def draw_layout(inputs: Inputs, row: int = 0, image: int = 0) -> InlineFigure:
 
     Every cell is the pixel box of one language-model token; the first and last token of each part
     carry their position in the sequence. Each tile has a colour of its own. A tick at the end of a
-    row stands for the newline token that follows it.
+    row stands for the newline token that follows it. A legend says so in the picture.
 
     ```python
     draw_layout(model.prepare("what is it?", image)).savefig("tokens.png")
@@ -77,7 +83,12 @@ def draw_layout(inputs: Inputs, row: int = 0, image: int = 0) -> InlineFigure:
     stacked = aspect < 1 / 3  # very wide images go below each other
     shape = (len(groups), 1) if stacked else (1, len(groups))
     height = min(max(width * aspect, 1.2), 9.0) + 0.7
-    figure = InlineFigure(figsize=(shape[1] * width, shape[0] * height), layout="constrained")
+    entries = _legend_entries(groups, tile, bool((layout.newline[0].numpy() & mine).any()))
+    columns = 4 if shape[1] * width > 6 else 1
+    below = 0.45 + 0.2 * -(-len(entries) // columns)  # of the legend, in inches
+    figure = InlineFigure(
+        figsize=(shape[1] * width, shape[0] * height + below), layout="constrained"
+    )
     axes = np.atleast_1d(figure.subplots(*shape)).ravel()
     for axis, (name, where) in zip(axes, groups.items(), strict=True):
         _draw_picture(axis, picture)
@@ -87,9 +98,32 @@ def draw_layout(inputs: Inputs, row: int = 0, image: int = 0) -> InlineFigure:
             n_newlines = _draw_newlines(axis, layout, mine)
         extra = f" + {n_newlines} newlines" if n_newlines else ""
         axis.set_title(f"{name}: {int(where.sum())} tokens{extra}", fontsize=11)
-    if aspect != picture.height / picture.width:
-        figure.supxlabel(STRETCHED, fontsize=9, color="0.35")
+    told = [NUMBERS, *[STRETCHED] * (aspect != picture.height / picture.width)]
+    figure.legend(
+        handles=entries, loc="outside lower center", ncols=columns, fontsize=9, frameon=False,
+        title="\n".join(told), title_fontsize=9,
+    )  # fmt: skip
     return figure
+
+
+def _legend_entries(groups: dict[str, Any], tile: Any, newlines: bool) -> list[Any]:
+    """What colours and strokes mean, as handles of a legend."""
+    kinds = []
+    if "overview" in groups:
+        kinds.append((OVERVIEW_COLOUR, "overview: the whole picture, coarse"))
+    numbers = sorted({int(n) for where in groups.values() for n in tile[where]} - {0})
+    for k, colour in enumerate(TILE_COLOURS[: len(numbers)]):
+        same = ", ".join(map(str, numbers[k :: len(TILE_COLOURS)]))
+        kinds.append((colour, f"tile{'s' * (',' in same)} {same}"))
+    handles: list[Any] = [
+        Patch(facecolor="none", edgecolor=colour, linewidth=1.5, label=label)
+        for colour, label in kinds
+    ]
+    if newlines:
+        handles.append(
+            Line2D([], [], color="black", lw=1.5, markersize=0, label="newline token, ends its row")
+        )
+    return handles
 
 
 def _drawn_aspect(picture: Image.Image) -> float:
@@ -119,13 +153,16 @@ def _draw_boxes(axis: Axes, layout: TokenLayout, where: Any, tile: Any) -> None:
         rectangles.append(Rectangle((x0, y0), x1 - x0, y1 - y0))
         colours.append(TILE_COLOURS[(tile[position] - 1) % len(TILE_COLOURS)])
     if tile[positions].max(initial=0) == 0:
-        colours = ["#404040"] * len(rectangles)
-    axis.add_collection(
-        PatchCollection(rectangles, facecolor="none", edgecolor=colours, linewidth=1.1, alpha=0.9)
-    )
+        colours = [OVERVIEW_COLOUR] * len(rectangles)
+    cells = PatchCollection(rectangles, facecolor="none", edgecolor=colours, linewidth=1.1)
+    cells.set_path_effects([withStroke(linewidth=2.2, foreground="white", alpha=0.7)])
+    axis.add_collection(cells)
     for position in (positions[0], positions[-1]):
         x0, y0, x1, y1 = boxes[position]
-        axis.text((x0 + x1) / 2, (y0 + y1) / 2, str(position), ha="center", va="center", fontsize=7)
+        axis.text(
+            (x0 + x1) / 2, (y0 + y1) / 2, str(position), ha="center", va="center", fontsize=7.5,
+            path_effects=HALO,
+        )  # fmt: skip
 
 
 def _draw_newlines(axis: Axes, layout: TokenLayout, mine: Any) -> int:

@@ -6,7 +6,10 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from PIL import Image
+
 from mm_lens._notebook import Html, embed_figure, make_table
+from mm_lens.drawing.explorer import encode_image
 
 STYLE = """
 :root { color-scheme: light dark; }
@@ -16,7 +19,11 @@ h1 { font-size: 1.4em; } h2 { font-size: 1.1em; margin: 2em 0 .4em; }
 img { background: #fff; max-width: 100%; height: auto; } pre { white-space: pre-wrap; }
 iframe { max-width: 100%; } section { overflow-x: auto; }
 @media (max-width: 700px) { section img { max-width: none !important; width: 640px; } }
- table { overflow-wrap: anywhere; } summary { cursor: pointer; }
+.pictures { display: flex; flex-wrap: wrap; gap: 1em; }
+figure { margin: 0; flex: 1 1 130px; max-width: 260px; }
+section img.photo { width: 100% !important; image-rendering: pixelated; }
+figcaption { overflow-wrap: anywhere; }
+table { overflow-wrap: anywhere; } summary { cursor: pointer; }
 th, td { text-align: left; vertical-align: top; padding-right: 1em; }
 """
 SCRIPT = """
@@ -58,6 +65,16 @@ def make_page(
         f"<h1>{escape(title)}</h1>{make_table(['', ''], about.items())}"
         f"{words}{shown}</main><script>{SCRIPT}</script></body></html>\n"
     )
+
+
+def show_pictures(pictures: Mapping[str, Image.Image]) -> Html:
+    """Pictures side by side, as large as a page has room for, with what they are below them."""
+    figures = "".join(
+        f'<figure><img class="photo" alt="{escape(name)}" src="{encode_image(picture)}">'
+        f"<figcaption>{escape(name)}</figcaption></figure>"
+        for name, picture in pictures.items()
+    )
+    return Html(f'<div class="pictures">{figures}</div>')
 
 
 def _show(name: str, part: Any) -> str:

@@ -42,6 +42,12 @@ from mm_lens.model.running.logits import Kept
 from mm_lens.model.streams import resolve_layers
 
 ReturnType: TypeAlias = Literal["probs", "log_probs", "logits"]
+QUANTITIES: dict[ReturnType, str] = {
+    "probs": "probability",
+    "log_probs": "log-probability",
+    "logits": "logit",
+}
+"""What values of words are, as pictures say it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,26 +120,32 @@ class Readout:
         )
 
     def explore(self, word: str | None = None, *, row: int = 0, image: int = 0) -> Any:
-        """The same with a slider, and the top words on hover; see `mm_lens.drawing.explore`."""
+        """The same with a slider, and the top words on hover; see `mm_lens.drawing.explore`.
+
+        Args:
+            word: one of `targets`; None gives a menu of all of them and the top word.
+            row: row of the batch.
+            image: image of this row.
+        """
         from mm_lens.drawing.explorer import explore
 
-        values, label = self._of_word(word)
-        return explore(
-            self._picture(row, image),
-            self.layout,
-            values[:, row],
-            row=row,
-            index=image,
-            label=label,
-            names=[f"layer {k}" for k in self.layers],
-            words=self.words(row),
-        )
+        picture = self._picture(row, image)
+        return explore(picture, self.layout, self.kinds(row, word), row=row, index=image)
+
+    def kinds(self, row: int = 0, word: str | None = None) -> dict[str, Any]:
+        """What a page has to show of a row, as `mm_lens.drawing.explore` takes it, by its name."""
+        from mm_lens.drawing.explorer import Shown
+
+        shown = [self._of_word(each) for each in ([word] if word else self.targets)]
+        if word is None:
+            shown.append(self._of_top())
+        names, words = [f"layer {k}" for k in self.layers], self.words(row)
+        return {label: Shown(values[:, row], names, words) for values, label in shown}
 
     def _of_word(self, word: str | None) -> tuple[Float32[Tensor, "layers batch pos"], str]:
         """What is drawn of a word, and what it is."""
-        quantity = {"probs": "probability", "log_probs": "log-probability", "logits": "logit"}
         if word is None and not self.targets:
-            return self.top[..., 0], f"{quantity[self.quantity]} of the top word"
+            return self._of_top()
         word = next(iter(self.targets)) if word is None else word
         if word not in self.targets:
             known = ", ".join(self.targets) or "none"
@@ -141,7 +153,10 @@ class Readout:
                 f"{word!r} is not among the words that were asked for: {known}. Name it in "
                 "visual_logit_lens(…, targets=[…])."
             )
-        return self.targets[word], f"{quantity[self.quantity]} of “{word}”"
+        return self.targets[word], f"{QUANTITIES[self.quantity]} of “{word}”"
+
+    def _of_top(self) -> tuple[Float32[Tensor, "layers batch pos"], str]:
+        return self.top[..., 0], f"{QUANTITIES[self.quantity]} of the top word"
 
     def _picture(self, row: int, image: int) -> Image.Image:
         pictures = self.images[row] if 0 <= row < len(self.images) else ()

@@ -18,6 +18,8 @@ from mm_lens.model.inputs import Inputs
 
 MOST = 5
 """Layers that are drawn where none are named."""
+MOST_VALUES = 400_000
+"""Values of heads that one page holds: some 2.5 MB. Of more heads, those with the largest sums."""
 
 
 class TokenValues(Tensor):
@@ -88,14 +90,40 @@ class TokenValues(Tensor):
         )
 
     def explore(self, *, head: int | None = None, row: int = 0, image: int = 0) -> Any:
-        """The same with a slider over all layers; see `mm_lens.drawing.explore`."""
+        """The same with a slider over all layers; see `mm_lens.drawing.explore`.
+
+        Args:
+            head: which one; None gives a menu of the mean over heads and each of them.
+            row: row of the batch.
+            image: image of this row.
+        """
         from mm_lens.drawing.explorer import explore
 
-        table, label = self._of_row(row, head)
         picture, layout = self._picture(row, image), self.inputs.layout
-        return explore(
-            picture, layout, table, row=row, index=image, label=label, names=self.layer_names
-        )
+        return explore(picture, layout, self.kinds(row, head), row=row, index=image)
+
+    def kinds(self, row: int = 0, head: int | None = None) -> dict[str, Any]:
+        """What a page has to show of a row, as `mm_lens.drawing.explore` takes it, by its name."""
+        from mm_lens.drawing.explorer import Shown
+
+        heads = [head] if head is not None or self.ndim == 3 else [None, *self._page_heads(row)]
+        kinds = {}
+        for each in heads:
+            table, label = self._of_row(row, each)
+            kinds[label] = Shown(table, self.layer_names)
+        left = self.shape[1] - len(heads) + 1
+        if len(heads) > 1 and left:
+            some = f" (of the {len(heads) - 1} of {self.shape[1]} that have most in any layer)"
+            kinds = {k + some if n else k: kind for n, (k, kind) in enumerate(kinds.items())}
+        return kinds
+
+    def _page_heads(self, row: int) -> list[int]:
+        """Heads that one page holds: all, or those whose values sum to most in any layer."""
+        values = self.as_subclass(Tensor)[:, :, row]
+        drawn = len(values) * int(values.isfinite().flatten(0, 1).any(0).sum())
+        fit = max(1, MOST_VALUES // max(1, drawn) - 1)  # the mean is there, too
+        most = values.nansum(-1).amax(0)
+        return sorted(most.argsort(descending=True, stable=True)[:fit].tolist())
 
     def _of_row(self, row: int, head: int | None) -> tuple[Tensor, str]:
         """Values of a row `[layers, pos]`, and what they are."""

@@ -259,6 +259,7 @@ def test_files_in_every_form(tmp_path):
         ({"bytes": b""}, "not dict"),
         (io.StringIO("text"), 'mode "rb"'),
         ("https://example.org/a.png", "addresses are not fetched"),
+        ("s3://bucket/a.png", "addresses are not fetched"),
         (b"no picture", "cannot be read"),
         (b"", "cannot be read"),
         ("nowhere.png", "nowhere.png"),

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from causal_cases import BATCH, OTHER
+from painted import data_of
 
 import mm_lens
 from mm_lens import InputError
@@ -102,6 +103,21 @@ def test_regions_of_the_picture_are_drawn_on_it(sweep):
     assert int(mask.sum()) == 1
     with pytest.raises(InputError, match="Layer 9 was not swept; these were: 0, 1, 2"):
         result.plot(layers=[9])
+
+
+def test_regions_of_the_picture_have_a_slider(sweep):
+    result = sweep("cell")
+    data = data_of(result.explore(row=1).html)
+    assert data["layers"] == ["layer 0", "layer 1", "layer 2"]
+    assert data["label"] == "effect"
+    want = result.regions.paint(result.effect()[2, :, 1])[1, result.inputs.layout.mask("base")[1]]
+    assert data["parts"][0]["values"][2] == pytest.approx(want.tolist(), rel=1e-3, abs=1e-6)
+    two = sweep("cell", metric={"one": lambda x: x[:, -1, 60], "two": lambda x: x[:, -1, 61]})
+    assert [*two.kinds()] == ["effect on one", "effect on two"]
+    with pytest.raises(InputError, match="the regions are no places of a picture"):
+        sweep("modality").explore()
+    with pytest.raises(InputError, match="Explore each before they are stacked"):
+        patching.stack([result, result]).explore()
 
 
 def test_segments_are_a_table_of_colours(sweep):

@@ -16,7 +16,8 @@ from PIL import Image
 from tiny import random_image
 
 from mm_lens import InputError
-from mm_lens.drawing import explore, explore_written
+from mm_lens.drawing import explore, explore_results, explore_written
+from mm_lens.looking import norms, visual_logit_lens
 from mm_lens.looking.written import read_written
 
 
@@ -115,3 +116,28 @@ def test_several_kinds_of_values_are_in_one_page(model):
     assert beside.mode == "RGB"
     with pytest.raises(InputError, match="holds nothing to draw"):
         explore(image, layout, {})
+
+
+def test_results_about_the_same_inputs_are_in_one_page(model):
+    inputs = model.prepare("What is it?", random_image(31, 57))
+    lens = visual_logit_lens(model, inputs, targets=["a"], layers=[0, 1])
+    size = norms(model, inputs, layers=[2])
+    data = data_of(explore_results(inputs, lens, size).html)
+    views = [data, *data["more"]]
+    assert [view["label"] for view in views] == [
+        "probability of “a”", "probability of the top word", "norm of the state",
+    ]  # fmt: skip
+    assert [view["layers"] for view in views] == [["layer 0", "layer 1"]] * 2 + [["layer 2"]]
+    base = inputs.layout.positions("base")[0]
+    drawn = views[2]["parts"][0]
+    assert drawn["values"][0] == pytest.approx(size[0, 0, base].tolist(), rel=1e-3)
+    assert drawn["words"] is None
+    assert "cells" not in drawn  # they stand where those of the first kind stand
+    assert views[1]["parts"][0]["words"] is not None
+    with pytest.raises(InputError, match="has nothing to draw on the picture"):
+        explore_results(inputs, size[0])
+    other = model.prepare("What is it?", random_image(31, 57, 1))
+    with pytest.raises(InputError, match="is of other pictures than these inputs"):
+        explore_results(other, size)
+    with pytest.raises(InputError, match="there is no image 1"):
+        explore_results(inputs, size, image=1)

@@ -34,6 +34,39 @@ def test_every_box_is_drawn_where_it_belongs(model, height, width):
     assert len(figure.axes[1].lines) == newlines
 
 
+@pytest.mark.parametrize(("height", "width"), [(31, 57), (20, 200), (3, 2000), (12, 12)])
+def test_a_legend_says_what_colours_and_strokes_are(model, height, width):
+    inputs = model.prepare("What is it?", random_image(height, width))
+    figure = draw_layout(inputs)
+    layout = inputs.layout
+    (legend,) = figure.legends
+    told = {
+        text.get_text(): handle
+        for text, handle in zip(legend.texts, legend.legend_handles, strict=True)
+    }
+    numbers = sorted({*layout.tile[0].tolist()} - {0, -1})
+    assert [name for name in told if name.startswith("tile ")] == [f"tile {k}" for k in numbers]
+    assert any(name.startswith("overview") for name in told)
+    assert any("newline" in name for name in told) == bool(layout.counts("newline")[0])
+    for number in numbers:
+        cells = figure.axes[1].collections[0]
+        tiled = layout.tile[0, layout.mask("tiles")[0] & ~layout.box[0].isnan().any(-1)]
+        drawn = cells.get_edgecolors()[int((tiled == number).nonzero()[0])]
+        assert told[f"tile {number}"].get_edgecolor() == pytest.approx(tuple(drawn))
+    # It covers nothing that is drawn, and nothing is cut.
+    figure.canvas.draw()
+    inside = figure.get_window_extent()
+    box = legend.get_window_extent()
+    highest = legend.get_title().get_window_extent().y1
+    for axis in figure.axes:
+        area = axis.get_tightbbox()
+        assert area.y0 >= highest
+        assert area.y1 <= inside.y1 + 1
+    assert box.x0 >= inside.x0
+    assert box.x1 <= inside.x1
+    assert box.y0 >= inside.y0
+
+
 def test_a_missing_image_raises(model, batch):
     draw_layout(batch, row=2, image=1)
     with pytest.raises(InputError, match=r"0 image\(s\)"):

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import copy
 import io
+import re
 
 import numpy as np
 import pytest
 import torch
+from painted import data_of
 from tiny import random_image
 
 from mm_lens import InputError
-from mm_lens.looking import TokenValues, attention_map, norms, visual_logit_lens
+from mm_lens.looking import TokenValues, attention_map, norms, token_tensor, visual_logit_lens
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +63,28 @@ def test_heads_are_averaged_or_chosen(eager, inputs):
         found.plot(head=4)
 
 
+def test_a_page_has_the_mean_and_each_head(eager, inputs, monkeypatch):
+    found = attention_map(eager, inputs, layers=[0, 2])
+    base = inputs.layout.positions("base")[0].tolist()
+    data = data_of(found.explore().html)
+    views = [data, *data["more"]]
+    of_last = "attention of last, "
+    labels = [f"{of_last}mean of 4 heads", *(f"{of_last}head {k}" for k in range(4))]
+    assert [view["label"] for view in views] == labels
+    for k, view in enumerate(views[1:]):
+        assert view["layers"] == ["block 0", "block 2"]
+        want = found[1, k, 0, base].tolist()
+        assert view["parts"][0]["values"][1] == pytest.approx(want, rel=1e-3)
+    (alone,) = found.kinds(0, head=2)
+    assert alone == f"{of_last}head 2"
+    # More than one page holds: those that look most.
+    monkeypatch.setattr(token_tensor, "MOST_VALUES", 3 * 2 * int(inputs.layout.counts("visual")[0]))
+    most = found[:, :, 0].nansum(-1).amax(0).topk(2).indices.sort().values.tolist()
+    _, *heads = found.kinds(0)
+    assert [int(re.findall(r"head (\d)", head)[0]) for head in heads] == most
+    assert all("of the 2 of 4 that have most" in head for head in heads)
+
+
 def test_without_a_picture_notebooks_see_why(eager):
     found = norms(eager, eager.prepare("What is it?", None))
     assert "there is no image 0" in found._repr_html_()
@@ -75,6 +99,8 @@ def test_a_lens_draws_words(eager, inputs):
     assert np.allclose(drawn, lens.targets["a"][0, 0, base], atol=1e-6)
     assert [axis.get_title() for axis in figure.axes[:2]] == ["layer 0", "layer 2"]
     assert lens._repr_html_().startswith("<iframe")
+    assert [*lens.kinds()] == ["probability of “a”", "probability of the top word"]
+    assert [*lens.kinds(word="a")] == ["probability of “a”"]
     with pytest.raises(InputError, match="'b' is not among the words that were asked for: a"):
         lens.plot("b")
     bare = visual_logit_lens(eager, inputs, where="last", layers=[2])

@@ -3,7 +3,9 @@
 # torch and the pictures are imported when the model is loaded: `--help` is instant.
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import typer
@@ -60,25 +62,11 @@ def patch_command(
         image, question, model, out, as_json, overwrite, device, dtype, chat_template, not no_check
     )
     with request.open() as bridge:
-        import mm_lens
-        from mm_lens.causal import patching
-
         clean, corrupted = request.prepare(bridge), request.prepare(bridge, other)
-        right, wrong = _answer_of(bridge, clean, answer), _answer_of(bridge, corrupted, instead)
-        if right[1] == wrong[1]:
-            raise InputError(
-                f"The answers to both pictures begin with the same token ({right[0]!r}), so no "
-                "patch could bring one back. Take pictures with different answers."
-            )
-        words = [right[0], wrong[0]]
-        tokens = [right[1], wrong[1]]
-        answers = mm_lens.Answers(bridge, corrupted, words, words[0], words[1], tokens=tokens)
-        _, cache = bridge.run_with_cache(clean, names_filter=mm_lens.names(hook))
-        swept: dict[str, Any] = {"axis": axis, "layers": numbers, "progress": not as_json}
-        result = patching.generic_activation_patch(
-            bridge, corrupted, cache, answers.logit_diff, hook, **swept
+        swept = sweep_between(
+            bridge, clean, corrupted, axis, hook, numbers, answer, instead, progress=not as_json
         )
-        assert result.baseline is not None  # every sweep by region knows it
+        result, words = swept.result, swept.words
         effects = result.index_df.assign(
             value=result.values.flatten().tolist(), effect=result.effect().flatten().tolist()
         )
@@ -95,8 +83,75 @@ def patch_command(
             "The largest effects:",
             *(f"  {name}: {effect:+.3g}" for name, effect in result.strongest(SHOWN)),
         ]
-        parts = {f"Effect of putting {hook} of {image} into the run of {other}": result.plot}
+        pictures = {
+            f"put in: {words[0]!r} to {image}": clean,
+            f"run: {words[1]!r} to {other}": corrupted,
+        }
+        effect = f"Effect of putting {hook} of {image} into the run of {other}"
+        parts: dict[str, Any] = {"The two pictures": partial(_show_pictures, pictures)}
+        if result.is_on_picture:
+            parts |= {effect: result.explore, "The same, layers side by side": result.plot}
+        else:
+            parts[effect] = result.plot
         request.present(told, lines, f"Patching: {question}", parts)
+
+
+@dataclass(frozen=True)
+class Swept:
+    """What putting one picture into the run of another gave.
+
+    Attributes:
+        result: the effects.
+        words: the answers to the picture that is put in, and to the one that is run.
+    """
+
+    result: Any
+    words: tuple[str, str]
+
+
+def sweep_between(
+    bridge: Any,
+    clean: Any,
+    corrupted: Any,
+    axis: Any = "cell",
+    hook: str = "resid_pre",
+    layers: Sequence[int] | None = None,
+    answer: str | None = None,
+    instead: str | None = None,
+    *,
+    progress: bool,
+) -> Swept:
+    """Put activations of one input into the run of another, region by region.
+
+    Raises:
+        InputError: both are answered alike, so that nothing could be told.
+    """
+    import mm_lens
+    from mm_lens.causal import patching
+
+    right, wrong = _answer_of(bridge, clean, answer), _answer_of(bridge, corrupted, instead)
+    if right[1] == wrong[1]:
+        raise InputError(
+            f"The answers to both pictures begin with the same token ({right[0]!r}), so no "
+            "patch could bring one back. Take pictures with different answers."
+        )
+    words = (right[0], wrong[0])
+    tokens = [right[1], wrong[1]]
+    answers = mm_lens.Answers(bridge, corrupted, words, words[0], words[1], tokens=tokens)
+    _, cache = bridge.run_with_cache(clean, names_filter=mm_lens.names(hook))
+    metric = {f"{words[0]} over {words[1]}": answers.logit_diff}
+    result = patching.generic_activation_patch(
+        bridge, corrupted, cache, metric, hook, axis=axis, layers=layers, progress=progress
+    )
+    assert result.baseline is not None  # every sweep by region knows it
+    return Swept(result, words)
+
+
+def _show_pictures(inputs: Mapping[str, Any]) -> Any:
+    """The pictures of some inputs side by side, with what they are."""
+    from mm_lens.drawing.sample_page import show_pictures
+
+    return show_pictures({name: each.images[0][0] for name, each in inputs.items()})
 
 
 def knockout_command(

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -63,10 +62,8 @@ def lens_command(
                 )
             rows.append(row)
             lines.append(line)
-        parts: dict[str, Any] = {
-            f"“{word}” on the picture": partial(lens.explore, word) for word in wanted
-        }
-        parts = parts or {"The top word on the picture": lens.explore}
+        sought = ", ".join(f"“{word}”" for word in wanted) or "The top word"
+        parts = {f"{sought} on the picture": lens.explore}
         request.present({"layers": rows}, lines, f"Logit lens: {question}", parts)
 
 
@@ -114,5 +111,5 @@ def attention_command(
                 f"{name}: {row['image_share']:.1%} of the attention goes to the picture (mean of "
                 f"{len(block)} heads), most of head {strongest}: {float(block[strongest]):.1%}"
             )
-        parts = {"Where the heads look, on average": weights.explore}
+        parts = {"Where the heads look, on average and each": weights.explore}
         request.present({"query": query, "blocks": rows}, lines, f"Attention: {question}", parts)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from html import unescape
+
 import pytest
+from painted import data_of
 
 import mm_lens as package
 from mm_lens.causal import knockout_table, patching
@@ -36,6 +40,19 @@ def test_patch(mm_lens, bridges, pictures):
     assert effects == pytest.approx(want.effect().flatten().tolist(), abs=1e-4)
     assert want.strongest(1)[0][0] in text
     assert page.count("<img alt=") == 1
+    assert page.count('<img class="photo"') == 2  # what is put in, and what is run
+    assert f"put in: &#x27;a&#x27; to {pictures[0]}" in page
+    assert "<iframe" not in page  # a modality is no place
+
+
+def test_patches_of_places_are_shown_on_the_picture(mm_lens, pictures):
+    given = ["--other", pictures[1], "--axis", "tile", "--layers", "0,1"]
+    _, _, page = mm_lens("patch", *given, "--answer", "a", "--instead", "b")
+    frame = unescape(re.findall(r'srcdoc="(.*?)"', page)[0])
+    data = data_of(frame)
+    assert data["label"] == "effect on a over b"
+    assert data["layers"] == ["layer 0", "layer 1"]
+    assert page.count("<img alt=") == 1  # and side by side
 
 
 def test_answers_that_begin_alike(pictures, mm_lens, capsys):

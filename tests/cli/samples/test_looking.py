@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from html import unescape
+
 import pytest
+from painted import data_of
 
 from mm_lens.cli import commands
 from mm_lens.looking import attention_map, visual_logit_lens
@@ -33,7 +37,9 @@ def test_attention(mm_lens, bridges, pictures):
     assert found["blocks"][0]["heads"] == pytest.approx(weights[0].tolist())
     assert found["blocks"][1]["image_share"] == pytest.approx(float(weights[1].mean()))
     assert f"most of head {int(weights[0].argmax())}" in text
-    assert "<iframe" in page
+    data = data_of(unescape(re.findall(r'srcdoc="(.*?)"', page)[0]))
+    heads = [view["label"] for view in data["more"]]
+    assert heads == [f"attention of last, head {k}" for k in range(4)]
 
 
 def test_layers_are_numbers(pictures, capsys):

@@ -13,10 +13,13 @@ from mm_lens.cli.samples import opened
     [
         ({"image": "https://a.org/b.png"}, (), "addresses are not fetched"),
         ({"image": "https:/a.org/b.png"}, (), "addresses are not fetched"),  # as a path is written
+        ({"image": "s3://bucket/b.png"}, (), "addresses are not fetched"),
         ({"image": "no-such.png"}, (), "'no-such.png' is not there"),
         ({"image": "."}, (), "is a directory"),
         ({"model": "./nope"}, (), "There is no directory ./nope"),
+        ({"model": "nope/"}, (), "There is no directory nope/"),
         ({"model": "demo/llava"}, (), "Did you mean 'demo/llava-next'?"),
+        ({}, ("--dtype", "float17"), "'--dtype': 'float17' is not one of"),
         ({}, ("--device", "warp"), "no device 'warp'"),
         ({}, ("--out", "page.txt"), "let it end in .html"),
     ],
