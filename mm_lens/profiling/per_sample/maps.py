@@ -105,11 +105,13 @@ def fit_maps(before: Tokens, after: Tokens, seed: int) -> FoldMaps:
     marks = fit.tokens.sample
     keys = sampling_key(marks, torch.zeros_like(marks), seed)
     bounds = torch.stack([keys[test].min() for test, _ in fit.folds[1:]]) if fit.folds[1:] else keys
+    # The fit has its rows about the means of all of them.
+    centres = [tokens.x.double().mean(0) for tokens in (fit.tokens, fit.tokens_next)]
     fitted = [fit.fold_map(fold, "state") for fold in range(len(fit.folds))]
     return FoldMaps(
         bounds.cpu(),
-        torch.stack([each.means[0] for each in fitted]).cpu(),
-        torch.stack([each.means[1] for each in fitted]).cpu(),
+        (centres[0] + torch.stack([each.means[0] for each in fitted])).cpu(),
+        (centres[1] + torch.stack([each.means[1] for each in fitted])).cpu(),
         torch.stack([each.map.float() for each in fitted]).cpu(),
         (heavy[0], heavy[1]),
         seed,
@@ -187,8 +189,8 @@ class Maps:
             found |= {"": 'not all states were measured: name "states" among the hooks'}
         if found:
             warnings.warn(
-                f"linearity_error is NaN where there is no map from the state before, at {len(found)} "
-                f"place(s); the first: {next(iter(found.values()))}.",
+                "linearity_error is NaN where there is no map from the state before, at "
+                f"{len(found)} place(s); the first: {next(iter(found.values()))}.",
                 MMLensWarning,
                 stacklevel=2,
             )

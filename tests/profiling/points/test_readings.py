@@ -77,7 +77,7 @@ def test_the_last_state_is_at_hand_in_every_pass_and_whatever_is_asked_for(model
     given = {"metrics": ["lens_kl"], "tokens": 400, "progress": False, "streams": ["residual"]}
     whole = mm_lens.profile(model, data, **given)
     size = 400 * 24 * 4 * 2 / 2**30  # the states of one hook
-    several = mm_lens.profile(model, data, budget=2.1 * size, **given)
+    several = mm_lens.profile(model, data, budget=3.1 * size, **given)
     assert several.provenance["memory"]["passes"] > 1
     assert several.table.equals(whole.table)
     one = mm_lens.profile(model, data, hooks=["blocks.0.hook_resid_post"], **given)
