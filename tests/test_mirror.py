@@ -43,7 +43,7 @@ MODULES_WITHOUT_TESTS = {
     "mm_lens/evaluating/asking.py": "what is asked and answered: tests/evaluating/test_run.py",
     "mm_lens/data/pixels.py": "with the pictures that hold them: tests/data/test_pictures.py",
     "mm_lens/data/prompts.py": "rendered by real processors: tests/model/test_inputs.py",
-    "mm_lens/metrics/estimates.py": "what every metric returns: tests/metrics/test_core.py",
+    "mm_lens/metrics/numerics/estimates.py": "what metrics return: tests/metrics/test_core.py",
     "mm_lens/metrics/__init__.py": "loads what packages add: tests/docs/test_metrics_pages.py",
     "mm_lens/layout/geometry.py": "a record, filled by tests/layout/test_tiles.py",
     "mm_lens/model/families/components.py": "in every bridge: tests/model/test_traps.py",

@@ -126,7 +126,10 @@ def profile_command(
     ] = "residual,main",
     presets: Annotated[
         str,
-        typer.Option(help="honest, paper (the paper's own definitions), or both, with a comma."),
+        typer.Option(
+            help="honest, paper (the paper's own definitions), between (the modalities), lens "
+            "(what states are read as); with commas."
+        ),
     ] = "honest,paper",
     metrics: hook_options.Metrics = None,
     tokens: Annotated[
@@ -182,7 +185,7 @@ def profile_command(
     given = dict(locals())
     read_names = hook_options.split_names
     flows = read_names(streams, ("residual", "main"), "--streams")
-    sets = read_names(presets, ("honest", "paper"), "--presets")
+    sets = read_names(presets, ("honest", "paper", "between", "lens"), "--presets")
     from mm_lens.data import datasets
     from mm_lens.profiling.result import PROVENANCE_FILE
 

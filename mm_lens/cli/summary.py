@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mm_lens.drawing import curves
-from mm_lens.metrics import METRICS, PRESETS
+from mm_lens.metrics import METRICS
 from mm_lens.profiling.points.lines import take_first
 from mm_lens.profiling.result import Profile
 
@@ -25,7 +25,7 @@ def show(profile: Profile, directory: Path, files: Sequence[str]) -> None:
     console = Console(
         width=min(WIDTH, terminal.width) if terminal.is_terminal else WIDTH, highlight=False
     )
-    for preset in PRESETS[::-1]:
+    for preset in ("honest", "paper", "between", "lens"):
         if (table := headline(profile, preset)) is not None:
             console.print(table)
     pictures = [name for name in files if name.endswith(".png")]
@@ -38,7 +38,7 @@ def show(profile: Profile, directory: Path, files: Sequence[str]) -> None:
 def show_json(profile: Profile, directory: Path, files: Sequence[str]) -> None:
     """Print where everything is, and the headline values, as JSON."""
     table = take_first(profile.table)
-    chosen = [m for m in curves.headline(profile) if "honest" in METRICS[m].headline]
+    chosen = curves.first_shown(profile)
     rows = table[table.metric.isin(chosen or curves.headline(profile))]
     columns = ["stream", "modality", "layer", "metric", "value", "low", "high", "warning"]
     found = {
@@ -73,6 +73,7 @@ def headline(profile: Profile, preset: str) -> Table | None:
     for stream in curves.streams(profile):
         for modality in curves.STYLES:
             rows = shown[(shown.stream == stream) & (shown.modality == modality)]
+            rows = rows[rows.metric.isin(metrics)]
             if len(rows):
                 cells = []
                 for metric in metrics:

@@ -17,6 +17,7 @@ from mm_lens.comparing.comparison import Comparison
 from mm_lens.drawing import curves, page
 from mm_lens.errors import InputError
 from mm_lens.metrics import METRICS
+from mm_lens.profiling.collecting.token_sample import BETWEEN
 from mm_lens.profiling.points.lines import STATES, list_components
 
 STYLES = (
@@ -28,7 +29,7 @@ STYLES = (
     ("#000000", "P", "-."),
 )
 """Colour, marker and line style of each model, from the first again after the last."""
-MODALITIES = ("visual", "text", "all")
+MODALITIES = ("visual", "text", "all", BETWEEN)
 
 
 def metrics(comparison: Comparison) -> list[str]:
@@ -37,9 +38,9 @@ def metrics(comparison: Comparison) -> list[str]:
 
 
 def headline(comparison: Comparison) -> list[str]:
-    """Those of the honest preset that stand for their kind; all metrics without any."""
+    """Those that stand for their kind, the paper's own left out; all metrics without any."""
     known = metrics(comparison)
-    return [m for m in known if m in METRICS and "honest" in METRICS[m].headline] or known
+    return [m for m in known if m in METRICS and METRICS[m].headline - {"paper"}] or known
 
 
 def _over(comparison: Comparison) -> str:
@@ -57,8 +58,9 @@ def _states(comparison: Comparison) -> pd.DataFrame:
 def _panel(comparison: Comparison, metric: str, stream: str, modality: str) -> curves.Panel:
     table, x = _states(comparison), _over(comparison)
     rows = table[(table.metric == metric) & (table.stream == stream) & (table.modality == modality)]
+    whose = "visual against text" if modality == BETWEEN else modality
     return curves.Panel(
-        f"{modality} tokens, {curves.STREAM_NAMES[stream]}",
+        f"{whose} tokens, {curves.STREAM_NAMES[stream]}",
         [
             curves.DrawnCurve(
                 label, STYLES[i % len(STYLES)], rows[rows.model == label].sort_values("layer"), x
@@ -82,9 +84,10 @@ def _row(
     ]
 
 
-def _modalities(comparison: Comparison) -> list[str]:
+def _modalities(comparison: Comparison, metric: str) -> list[str]:
     """Visual and text; all tokens only where there is nothing else."""
-    held = [name for name in MODALITIES if (comparison.table.modality == name).any()]
+    rows = comparison.table[comparison.table.metric == metric]
+    held = [name for name in MODALITIES if (rows.modality == name).any()]
     return [name for name in held if name != "all"] or held
 
 
@@ -94,16 +97,18 @@ def draw(comparison: Comparison, chosen: Sequence[str] = ()) -> curves.InlineFig
     Raises:
         InputError: a metric is not in every profile.
     """
-    known, modalities = metrics(comparison), _modalities(comparison)
+    known = metrics(comparison)
     if unknown := [metric for metric in chosen if metric not in known]:
         raise InputError(
             f"Not every profile holds the metric {unknown[0]!r}; they hold {', '.join(known)}."
         )
     several = chosen or headline(comparison)
     if len(chosen) == 1:
+        modalities = _modalities(comparison, chosen[0])
         rows = [_row(comparison, chosen[0], modality, modalities) for modality in modalities]
     else:
-        rows = [_row(comparison, metric, modalities[0], modalities[:1]) for metric in several]
+        first = {metric: _modalities(comparison, metric)[:1] for metric in several}
+        rows = [_row(comparison, metric, own[0], own) for metric, own in first.items()]
     title = rows[0][0].title if len(chosen) == 1 else "Models side by side"
     footnote = curves.note(comparison.table, several)
     return curves.compose(rows, title, comparison.title, footnote)
@@ -162,12 +167,16 @@ def write(comparison: Comparison, directory: Path) -> Iterator[Path]:
 
 def render(comparison: Comparison) -> str:
     """The page: the verdict, three metrics in view, and everything else folded by topic."""
-    chosen, modalities = metrics(comparison), _modalities(comparison)
+    chosen = metrics(comparison)
     sections: dict[str, str] = {}
     first = []
     for metric in chosen:
+        modalities = _modalities(comparison, metric)
         rows = {name: _row(comparison, metric, name, modalities) for name in modalities}
-        figures = {name: page.side_by_side(*row) for name, row in rows.items()}
+        figures = {
+            name: page.side_by_side(look, [panel for panel in panels if panel.curves])
+            for name, (look, panels) in rows.items()
+        }
         title = next(iter(rows.values()))[0].title
         kind = METRICS[metric].kind if metric in METRICS else "other"
         sections[kind] = sections.get(kind, "") + page.section(metric, title, figures)

@@ -81,7 +81,7 @@ def component_panels(
                     if len(of := here[(here.modality == modality) & (here.line == line)])
                 ],
             )
-            for modality in modalities or ["all"]
+            for modality in modalities or [max({*rows.modality})]
         ]
     over = "layer (of the state that a hook lies on or leads to)"
     return replace(curves.look_at(rows, metric), over=over), found

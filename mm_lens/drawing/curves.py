@@ -23,6 +23,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFor
 from mm_lens.arguments import suggest
 from mm_lens.errors import InputError
 from mm_lens.metrics import METRICS
+from mm_lens.profiling.collecting.token_sample import BETWEEN
 from mm_lens.profiling.points.lines import take_first
 from mm_lens.profiling.result import Profile
 
@@ -30,6 +31,7 @@ STYLES = {
     "visual": ("#0072B2", "o", "-"),
     "text": ("#D55E00", "s", "--"),
     "all": ("#009E73", "^", "-."),
+    BETWEEN: ("#CC79A7", "D", "-"),
 }
 """Colour, marker and line style of each modality."""
 STREAM_NAMES = {"residual": "residual stream", "main": "main stream (no skip connections)"}
@@ -126,17 +128,22 @@ def metrics(profile: Profile) -> list[str]:
 
 
 def headline(profile: Profile) -> list[str]:
-    """The metrics that stand for their kind: honest ones, then the paper's, as in the paper."""
+    """The metrics that stand for their kind: honest ones, the paper's in its order, then others."""
     table = profile.table
     first = ("linearity", "dimension", "anisotropy")
     kinds = dict.fromkeys([*first, *(metric.kind for metric in METRICS.values())])
     return [
         name
-        for preset in ("honest", "paper")
+        for preset in ("honest", "paper", "between", "lens")
         for kind in kinds
         for name, metric in METRICS.items()
         if preset in metric.headline and metric.kind == kind and name in set(table.metric)
     ]
+
+
+def first_shown(profile: Profile) -> list[str]:
+    """Those of them that a picture shows unless it is told what: all but the paper's."""
+    return [name for name in headline(profile) if METRICS[name].headline - {"paper"}]
 
 
 def streams(profile: Profile) -> list[str]:
@@ -187,13 +194,12 @@ def draw(profile: Profile, chosen: Sequence[str] = ()) -> InlineFigure:
 
     Args:
         profile: what to draw.
-        chosen: metrics; those of the honest preset that stand for their kind if empty.
+        chosen: metrics; if empty, those that stand for their kind, the paper's own left out.
 
     Raises:
         InputError: a metric is not in the table.
     """
-    chosen = chosen or [m for m in headline(profile) if "honest" in METRICS[m].headline]
-    chosen = chosen or metrics(profile)
+    chosen = chosen or first_shown(profile) or metrics(profile)
     rows = [
         (
             look(profile, metric),
@@ -313,7 +319,10 @@ def _dress(axes: Axes, style: Look, panel: Panel) -> None:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     if not any(np.isfinite(line.get_ydata()).any() for line in axes.lines):
-        axes.text(0.5, 0.5, "no value (see the warnings)", ha="center", transform=axes.transAxes)
+        why = "no value (see the warnings)" if panel.curves else "not defined in this stream"
+        axes.text(0.5, 0.5, why, ha="center", transform=axes.transAxes)
+    if not panel.curves:
+        return
     axes.legend(
         loc="upper center",
         bbox_to_anchor=(0.5, -0.15),  # below the panel, where no curve can be

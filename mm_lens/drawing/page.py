@@ -39,9 +39,29 @@ MEANINGS = {
         "along one line, often because of a few very large ones; near 0, they spread in all "
         "directions."
     ),
+    "gap": (
+        "How far the centres of visual and text tokens lie apart, in units of how wide each of "
+        "the two is. Near the dotted line, they have one centre."
+    ),
+    "integration": (
+        "How far visual and text tokens are from being one cloud: centres, widths and directions. "
+        "A term of the Modality Integration Rate; few tokens make it larger (dotted line)."
+    ),
+    "cka": (
+        "Whether pictures that are alike to the model stand with texts that are. Near 1, both "
+        "modalities arrange the samples in the same way; near 0, in unrelated ways."
+    ),
 }
 """What high and low mean, by kind of metric."""
-TOPICS = {"linearity": "Linearity", "dimension": "Intrinsic dimension", "anisotropy": "Anisotropy"}
+TOPICS = {
+    "linearity": "Linearity",
+    "dimension": "Intrinsic dimension",
+    "anisotropy": "Anisotropy",
+    "gap": "Gap between the modalities",
+    "integration": "Integration of the modalities",
+    "cka": "Similarity of the modalities",
+    "lens": "Logit lens",
+}
 
 
 def document(title: str, body: str) -> str:

@@ -14,11 +14,12 @@ from typing import Any
 
 from mm_lens.drawing import components, curves, page
 from mm_lens.metrics import METRICS
+from mm_lens.profiling.collecting.token_sample import BETWEEN
 from mm_lens.profiling.result import Profile
 
 SAMPLE_FILE = "sample.png"
 """A sample with its tokens, where the directory holds one."""
-PAGES = {"linearity", "dimension", "anisotropy", "spectrum", "gap"}
+PAGES = {"linearity", "dimension", "anisotropy", "spectrum", "gap", "cka", "lens"}
 """Kinds with a page of their name in docs/metrics."""
 
 
@@ -43,9 +44,12 @@ def write(profile: Profile, directory: Path) -> Iterator[Path]:
 
 
 def render(profile: Profile, directory: Path | None = None) -> str:
-    """The page: what was measured, three curves in words, then everything by topic."""
+    """The page: what was measured, three curves in words and those between the modalities, if there
+    are any; then everything by topic."""
     chosen = curves.metrics(profile)
-    first = [m for m in curves.headline(profile) if "honest" in METRICS[m].headline][:3]
+    stand = curves.first_shown(profile)
+    first = [m for m in stand if "honest" in METRICS[m].headline][:3]
+    first += [m for m in stand if "between" in METRICS[m].headline]
     kinds = dict.fromkeys(METRICS[m].kind if m in METRICS else "other" for m in chosen)
     body = (
         f'<p class="lead">{escape(say_what_was_measured(profile))}</p>'
@@ -68,7 +72,7 @@ def say_what_was_measured(profile: Profile) -> str:
     parts = [f"{n:,} {name}" for name, n in sampled.items() if name != "all"]
     tokens = f", from {' and '.join(parts)} tokens" if parts else ""
     layers = f" ({model['n_layers']} layers)" if "n_layers" in model else ""
-    held = [m for m in curves.STYLES if m != "all" and (profile.table.modality == m).any()]
+    held = [m for m in ("visual", "text") if (profile.table.modality == m).any()]
     whose = f"{' and '.join(held)} tokens" if held else "tokens"
     return (
         f"This page shows how {model['name']}{layers} treats its {whose}, layer by layer. It "
@@ -82,15 +86,16 @@ def say_what_it_shows(profile: Profile, metric: str) -> str:
     drawn = [c for c in curves.curves(profile, metric, stream) if c.label != "all"]
     told, above = [], {}
     for curve in drawn or curves.curves(profile, metric, stream):
-        rows = curve.rows.dropna(subset=["value"])
+        rows, of = curve.rows.dropna(subset=["value"]), f"{curve.label} tokens"
+        of = "visual against text tokens" if curve.label == BETWEEN else of
         if rows.empty:
-            told.append(f"{curve.label} tokens have no value")
+            told.append(f"{of} have no value")
             continue
         first, last = rows.iloc[0], rows.iloc[-1]
         values = rows.value.to_numpy()
         top, low = rows.iloc[int(values.argmax())], rows.iloc[int(values.argmin())]
         told.append(
-            f"{curve.label} tokens go from {first.value:.3g} (layer {first.layer}) to "
+            f"{of} go from {first.value:.3g} (layer {first.layer}) to "
             f"{last.value:.3g} (layer {last.layer}), between {low.value:.3g} (layer {low.layer}) "
             f"and {top.value:.3g} (layer {top.layer})"
         )
@@ -114,8 +119,9 @@ def say_what_it_shows(profile: Profile, metric: str) -> str:
 def figure(profile: Profile, metric: str) -> dict[str, Any]:
     """The curves of one metric as a chart, one panel per stream."""
     panels = [
-        curves.Panel(curves.STREAM_NAMES[stream], curves.curves(profile, metric, stream))
+        curves.Panel(curves.STREAM_NAMES[stream], drawn)
         for stream in curves.streams(profile)
+        if (drawn := curves.curves(profile, metric, stream))
     ]
     return page.side_by_side(curves.look(profile, metric), panels)
 

@@ -31,14 +31,14 @@ from transformer_lens.tools.analysis import logit_readout
 
 from mm_lens._notebook import make_table
 from mm_lens.arguments import require_whole
-from mm_lens.errors import InputError, MMLensError
+from mm_lens.errors import InputError
 from mm_lens.layout.groups import group_mask
 from mm_lens.layout.layout import TokenLayout
 from mm_lens.looking.token_values import Where, read_states
 from mm_lens.looking.translating import check_lens, layers_of, translate
 from mm_lens.model.bridge import VisionLanguageBridge
 from mm_lens.model.inputs import Inputs, check_inputs
-from mm_lens.model.running.logits import Kept
+from mm_lens.model.running.logits import Kept, check_path
 from mm_lens.model.streams import resolve_layers
 
 ReturnType: TypeAlias = Literal["probs", "log_probs", "logits"]
@@ -302,15 +302,3 @@ def first_token(model: VisionLanguageBridge, word: str) -> int:
     if not spelled:
         raise InputError(f"{word!r} makes no token: there is nothing to read.")
     return int(spelled[0])
-
-
-def check_path(read: Float32[Tensor, "n d_vocab"], logits: Float32[Tensor, "n d_vocab"]) -> None:
-    """Raise if final norm and unembedding are not all there is between last state and logits."""
-    worst = float((read - logits).abs().max())
-    spread = float((logits - logits.mean(-1, keepdim=True)).abs().max())
-    if not worst <= 0.1 * spread:  # rounding in bfloat16 reaches 0.01; NaN is no number
-        raise MMLensError(
-            f"Read through the final norm and unembedding, the last state gives logits that "
-            f"differ from the model's own by {worst:.3g}, which vary by {spread:.3g}: this model "
-            "has something else in between, and a logit lens is not defined."
-        )

@@ -22,10 +22,10 @@ from transformer_lens.tools.analysis import logit_readout
 from mm_lens.arguments import require_whole
 from mm_lens.errors import InputError
 from mm_lens.layout.layout import TokenLayout
-from mm_lens.looking.logit_lens import check_path
 from mm_lens.model.bridge import VisionLanguageBridge
 from mm_lens.model.hooks import NamedHook
 from mm_lens.model.inputs import Inputs, check_inputs
+from mm_lens.model.running.logits import check_path
 from mm_lens.model.streams import resolve_layers, state_names
 
 MADE = "The reading"

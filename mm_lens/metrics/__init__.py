@@ -25,7 +25,7 @@ from mm_lens.metrics.core import (
     evaluate,
     preset,
 )
-from mm_lens.metrics.estimates import Estimate, UndefinedError, estimate
+from mm_lens.metrics.numerics.estimates import Estimate, UndefinedError, estimate
 from mm_lens.metrics.numerics.neighbours import Neighbours, nearest
 from mm_lens.metrics.tokens import (
     Tokens,

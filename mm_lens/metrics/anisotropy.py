@@ -27,9 +27,9 @@ from jaxtyping import Bool, Float64
 from torch import Tensor
 
 from mm_lens.metrics.core import Kind
-from mm_lens.metrics.estimates import Estimate, UndefinedError, estimate
 from mm_lens.metrics.intervals import Replicates, clustered_error, margin
 from mm_lens.metrics.numerics.eigen import largest
+from mm_lens.metrics.numerics.estimates import Estimate, UndefinedError, estimate
 from mm_lens.metrics.numerics.massive import massive
 from mm_lens.metrics.numerics.moments import Scatter
 from mm_lens.metrics.tokens import Tokens, centre, rounded, rounding

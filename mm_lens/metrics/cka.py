@@ -10,6 +10,10 @@ Which rows: layers × layers compares the same tokens at two hooks; modality × 
 means of each sample's visual and text tokens (`paired_means`), since single tokens have no
 partner in the other modality.
 
+In a profile, `modality_cka` stands at modality "visual-text", from the preset "between"; its
+`n_tokens` counts means. A mean of few tokens holds noise of its own, which lowers the value: below
+`FEW` tokens a warning says so.
+
 Limits. The correction takes rows for independent: tokens of one image are not, so for tokens the
 floor is somewhat above zero, for sample means it is zero. A massive token or two decide the whole
 value, as in every second moment. Cost: 2 n² d operations per state and n² per pair, or 2 n d² per
@@ -20,15 +24,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from mm_lens.errors import InputError
-from mm_lens.metrics.estimates import Estimate, UndefinedError, estimate, or_nan
+from mm_lens.metrics.core import Kind
 from mm_lens.metrics.intervals import Replicates, jackknife_error, left_out, margin
-from mm_lens.metrics.tokens import Tokens, centre, finite, not_finite
+from mm_lens.metrics.numerics.estimates import Estimate, UndefinedError, estimate, or_nan
+from mm_lens.metrics.tokens import Tokens, centre, finite, not_finite, split_modalities
+
+FEW = 8
+"""Tokens, below which a sample's mean is noisy."""
 
 
 def cka_matrix(states: Sequence[Float[Tensor, "n _"]]) -> Float64[Tensor, "k k"]:
@@ -137,3 +146,41 @@ def _hsic(a: _Kernel, b: _Kernel) -> Float64[Tensor, ""]:
 
 def _ratio(ab: Tensor, aa: Tensor, bb: Tensor) -> Tensor:
     return ab / (aa * bb).sqrt() if bool((aa > 0) & (bb > 0)) else ab.new_tensor(math.nan)
+
+
+@dataclass(frozen=True)
+class _Means:
+    """The mean of each sample's tokens on both sides, and of how many it is, in the middle."""
+
+    sides: tuple[Tokens, Tokens]
+    typical: float
+    seed: int
+
+
+def _means(tokens: Tokens, seed: int) -> _Means:
+    whole = split_modalities(tokens)
+    sides = paired_means(*whole)
+    numbers = [_typical(side, means.sample) for side, means in zip(whole, sides, strict=True)]
+    return _Means(sides, min(numbers), seed)
+
+
+def _typical(tokens: Tokens, samples: Int64[Tensor, " s"]) -> float:
+    """Median number of tokens of these samples; 0 if there are none."""
+    _, counts = tokens.sample[torch.isin(tokens.sample, samples)].unique(return_counts=True)
+    return float(counts.double().median()) if len(counts) else 0.0
+
+
+KIND = Kind("cka", arity=1, prepare=_means, given="modalities")
+
+
+@KIND.metric(
+    "modality_cka",
+    label="CKA between the modalities",
+    presets=("between",),
+    headline=("between",),
+    without_massive=True,
+)
+def cka_at_hook(means: _Means) -> Estimate:
+    """Debiased linear CKA of the means of each sample's visual and text tokens."""
+    note = f"means of {means.typical:g} tokens of a sample hold noise, which lowers it"
+    return _estimate(*means.sides, means.seed).warn(note * (means.typical < FEW))

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 from jaxtyping import Bool, Int64
@@ -26,11 +26,15 @@ from torch import Tensor
 
 from mm_lens.arguments import suggest
 from mm_lens.errors import InputError
-from mm_lens.metrics.estimates import Estimate, or_nan
+from mm_lens.metrics.numerics.estimates import Estimate, or_nan
 from mm_lens.metrics.numerics.massive import KAPPA, massive
 from mm_lens.metrics.tokens import Tokens, finite, not_finite
 
-PRESETS = ("paper", "honest")
+PRESETS = ("paper", "honest", "between", "lens")
+Given: TypeAlias = Literal["states", "modalities", "readings"]
+"""What the rows of the tokens are that a metric is of: states of one modality, or of whatever there
+is; states of two, told apart by `Tokens.modality`; or readings of states as words, three numbers
+each (`lens`)."""
 TWIN = "_without_massive"
 DISAGREE = 0.02, 0.05
 """From which on a value and its twin disagree: a pure number absolutely, a count relatively."""
@@ -73,6 +77,11 @@ class Metric:
         return self._kind.arity
 
     @property
+    def given(self) -> Given:
+        """What it is of."""
+        return self._kind.given
+
+    @property
     def equal_n(self) -> bool:
         """Whether a profile gives it as many tokens of every modality; see `Kind`."""
         return self._kind.equal_n and not self.takes_all
@@ -105,7 +114,7 @@ class Metric:
                 f"{self.name} compares two consecutive hooks: give tokens_next, the same tokens "
                 "at the next hook."
             )
-        return evaluate(tokens, tokens_next, [self], seed)[self.name]
+        return evaluate(tokens, tokens_next, [self], seed, given=self.given)[self.name]
 
 
 #: Every metric by name, in the order of registration.
@@ -123,12 +132,14 @@ class Kind:
             these have a method `expect`, it is told the names of the metrics that will follow.
         equal_n: Whether its values depend on the number of tokens so much that a profile gives it
             the same number for every hook and modality.
+        given: What its tokens are.
     """
 
     name: str
     arity: int
     prepare: Callable[..., Any]
     equal_n: bool = False
+    given: Given = "states"
 
     def metric(
         self,
@@ -147,7 +158,7 @@ class Kind:
             label: For axes and legends.
             unit: "" for a pure number.
             presets: It belongs to.
-            headline: Presets in which it stands for its kind; "honest" goes to its twin.
+            headline: Presets in which it stands for its kind; all but "paper" go to its twin.
             without_massive: Whether to register a twin that leaves massive tokens out; or the name
                 of the metric whose twin is its own.
 
@@ -161,7 +172,8 @@ class Kind:
         twin = f"{without_massive if isinstance(without_massive, str) else name}{TWIN}"
 
         def register(function: Callable[[Any], Estimate]) -> Callable[[Any], Estimate]:
-            stands = frozenset(headline) - ({"honest"} if twins else set())
+            own = frozenset(headline)
+            stands = own & {"paper"} if twins else own
             METRICS[name] = Metric(
                 name,
                 label,
@@ -178,8 +190,8 @@ class Kind:
                     twin,
                     f"{label}, no massive tokens",
                     unit,
-                    frozenset({"honest"}),
-                    frozenset(headline) & {"honest"},
+                    frozenset(presets) - {"paper"} or frozenset({"honest"}),
+                    own - {"paper"},
                     "",
                     True,
                     self,
@@ -191,7 +203,10 @@ class Kind:
 
 
 def preset(name: str) -> tuple[Metric, ...]:
-    """The metrics of a preset: "paper" (the paper's own definitions) or "honest".
+    """The metrics of a preset.
+
+    "paper": the paper's own definitions; "honest": corrected for what is known to mislead;
+    "between": how the modalities lie to each other; "lens": what states are read as.
 
     Raises:
         InputError: No such preset.
@@ -206,6 +221,8 @@ def evaluate(
     tokens_next: Tokens | None = None,
     metrics: Iterable[Metric | str] | None = None,
     seed: int = 0,
+    *,
+    given: Given = "states",
 ) -> dict[str, Estimate]:
     """Every given metric of these tokens, sharing all intermediate results.
 
@@ -214,6 +231,7 @@ def evaluate(
         tokens_next: The same tokens at the next hook. Without it, metrics of arity 2 are left out.
         metrics: Metrics or their names; the honest preset by default.
         seed: Of everything random inside; the same seed gives the same numbers.
+        given: What the rows of the tokens are. Metrics of anything else are left out.
 
     Returns:
         Estimates by name of the metric, in the order given.
@@ -221,18 +239,19 @@ def evaluate(
     Raises:
         InputError: A metric does not exist, or the two sets of tokens are not the same tokens.
     """
-    chosen = [_lookup(m) for m in (preset("honest") if metrics is None else metrics)]
+    asked = [_lookup(m) for m in (preset("honest") if metrics is None else metrics)]
+    chosen = [metric for metric in asked if metric.given == given]
     if tokens_next is not None:
         _check_pair(tokens, tokens_next)
     results: dict[str, Estimate] = {}
     for kind in dict.fromkeys(metric._kind for metric in chosen):
         if kind.arity > 1 and tokens_next is None:
             continue
-        given = [tokens] if kind.arity == 1 or tokens_next is None else [tokens, tokens_next]
+        ends = [tokens] if kind.arity == 1 or tokens_next is None else [tokens, tokens_next]
         members = [metric for metric in chosen if metric._kind is kind]
         # Autocast would turn the float32 products below into bfloat16 without a word.
         with torch.no_grad(), torch.autocast(tokens.x.device.type, enabled=False):
-            kept, dropped = finite(*given)
+            kept, dropped = finite(*ends)
             note = not_finite(dropped, len(tokens))
             found = _of_kind(kind, members, kept, seed)
             results |= {name: each.warn(note) for name, each in found.items()}

@@ -43,9 +43,9 @@ from torch import Tensor
 from transformer_lens.utilities.statistics import derive_generator
 
 from mm_lens.metrics.core import Kind
-from mm_lens.metrics.estimates import Estimate, UndefinedError, estimate
 from mm_lens.metrics.intervals import Replicates, clustered_error, margin
 from mm_lens.metrics.numerics.copies import first_of_copies
+from mm_lens.metrics.numerics.estimates import Estimate, UndefinedError, estimate
 from mm_lens.metrics.numerics.neighbours import (
     Neighbours,
     Search,

@@ -15,6 +15,9 @@ at least; without that, `chance` is most of the value).
 error of the centroids, tokens taken for independent; for the distance, from that between two halves
 of each modality, samples kept whole, scaled to the whole since the bias falls as 1/n.
 
+In a profile both stand at modality "visual-text", from the preset "between"; the gap also without
+massive tokens.
+
 Intervals: of the gap by its influence function; of the distance by leaving out 16 groups of
 samples. Cost: two Gram matrices; two eigendecompositions per distance, 19 distances in all.
 """
@@ -30,7 +33,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from mm_lens.errors import InputError
-from mm_lens.metrics.estimates import Estimate, UndefinedError, estimate, or_nan
+from mm_lens.metrics.core import Kind
 from mm_lens.metrics.intervals import (
     GROUPS,
     MIN_SAMPLES,
@@ -40,8 +43,16 @@ from mm_lens.metrics.intervals import (
     margin,
     sample_groups,
 )
+from mm_lens.metrics.numerics.estimates import Estimate, UndefinedError, estimate, or_nan
 from mm_lens.metrics.numerics.moments import Scatter
-from mm_lens.metrics.tokens import Tokens, centre, concatenate, finite, not_finite
+from mm_lens.metrics.tokens import (
+    Tokens,
+    centre,
+    concatenate,
+    finite,
+    not_finite,
+    split_modalities,
+)
 
 _WANTED = 4  # tokens per dimension of each modality: below, the bias is most of the distance
 
@@ -198,3 +209,36 @@ def _require(*sides: Tokens) -> None:
     for side in sides:
         if len(side) < 3:
             raise UndefinedError(f"fewer than 3 tokens ({len(side)}) of one modality")
+
+
+def _apart(tokens: Tokens, seed: int) -> tuple[Tokens, Tokens, int]:
+    return *split_modalities(tokens), seed
+
+
+KIND = Kind("gap", arity=1, prepare=_apart, given="modalities")
+DISTANCE = Kind("integration", arity=1, prepare=_apart, given="modalities")
+
+
+@KIND.metric(
+    "modality_gap",
+    label="gap between the modalities",
+    presets=("between",),
+    headline=("between",),
+    without_massive=True,
+)
+def gap_at_hook(sides: tuple[Tokens, Tokens, int]) -> Estimate:
+    """Distance of the centroids over the root mean square spread within a modality."""
+    return _gap(*sides)
+
+
+@DISTANCE.metric(
+    "integration_distance",
+    label="Fréchet distance of the modalities",
+    unit="squared text norms",
+    presets=("between",),
+    headline=("between",),
+)
+def distance_at_hook(sides: tuple[Tokens, Tokens, int]) -> Estimate:
+    """Squared Fréchet distance in units of the text's mean norm: a layer's term of the Modality
+    Integration Rate."""
+    return _integration(*sides)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import torch
 
 from mm_lens.metrics.dimension import FAR, KIND, Neighbourhood, interval, scale_ratios
-from mm_lens.metrics.estimates import Estimate, UndefinedError, estimate
+from mm_lens.metrics.numerics.estimates import Estimate, UndefinedError, estimate
 from mm_lens.metrics.numerics.massive import massive
 from mm_lens.metrics.numerics.ratios import fit_gride
 

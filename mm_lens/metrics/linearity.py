@@ -38,8 +38,8 @@ from __future__ import annotations
 import math
 
 from mm_lens.metrics.core import Kind
-from mm_lens.metrics.estimates import Estimate, UndefinedError, estimate
 from mm_lens.metrics.intervals import GROUPS
+from mm_lens.metrics.numerics.estimates import Estimate, UndefinedError, estimate
 from mm_lens.metrics.numerics.linear_fit import LinearFit, Scored
 from mm_lens.metrics.numerics.moments import Moments
 from mm_lens.metrics.numerics.regression import InSample, Target, varies
@@ -89,11 +89,9 @@ def _adjusted(fit: LinearFit, target: Target) -> Estimate:
 
 
 def _heldout(fit: LinearFit, target: Target) -> Estimate:
-    n, rank = len(fit.tokens), fit.in_sample.rank
-    if n < 3 * rank:
-        raise UndefinedError(f"{n} tokens are fewer than 3 per rank of the input ({rank})")
+    fit.require_enough()
     numbers = fit.held_out(target)
-    few = fit.holders(target)
+    n, few = len(fit.tokens), fit.holders(target)
     notes = [f"half of the held-out error is in {few} of {n} tokens"] * (few <= 0.005 * n)
     return _estimate(fit, numbers, 0.0, fit.warnings(target) + notes)
 

@@ -28,8 +28,8 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from mm_lens.metrics.anisotropy import KIND, Cloud
-from mm_lens.metrics.estimates import Estimate, estimate
 from mm_lens.metrics.intervals import Replicates, clustered_error, margin
+from mm_lens.metrics.numerics.estimates import Estimate, estimate
 from mm_lens.metrics.numerics.moments import Scatter
 
 

@@ -108,6 +108,31 @@ def concatenate(*parts: Tokens) -> Tokens:
     return Tokens(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
 
 
+def join_modalities(visual: Tokens, text: Tokens) -> Tokens:
+    """The tokens of both, told apart by `Tokens.modality`: visual 0, text 1."""
+    sides = enumerate((visual, text))
+    return concatenate(
+        *(replace(side, modality=torch.full_like(side.sample, number)) for number, side in sides)
+    )
+
+
+def split_modalities(tokens: Tokens) -> tuple[Tokens, Tokens]:
+    """Visual and text tokens of those that `join_modalities` joined.
+
+    Raises:
+        InputError: It does not say which tokens are whose.
+    """
+    if tokens.modality is None:
+        raise InputError(
+            "A metric between modalities needs tokens of both, and Tokens.modality to tell them "
+            "apart: 0 for visual, 1 for text."
+        )
+    visual, text = (
+        replace(tokens.take(tokens.modality == number), modality=None) for number in (0, 1)
+    )
+    return visual, text
+
+
 def subsample(tokens: Tokens, n: int, seed: int = 0) -> Tokens:
     """The `n` tokens with the smallest keys (`Tokens.keys`), in their order.
 

@@ -1,5 +1,8 @@
 """The metrics of a profile, site by site: one stream, modality and hook (or head) at a time.
 
+What compares the modalities has sites of its own, at "visual-text". What states are read as is told
+of the residual stream alone: of nothing else does the model read words.
+
 A site reads the states of its hook and of those that lead to it, two at a time. Sites are
 independent: processes share them, and a resumed run does those that are missing.
 """
@@ -9,23 +12,27 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from math import nan
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import pandas as pd
 import torch
 from einops import rearrange
 
-from mm_lens.metrics import Estimate, Metric, Tokens
+from mm_lens.errors import InputError
+from mm_lens.metrics import Estimate, Metric, Tokens, evaluate
 from mm_lens.metrics.intervals import Replicates
+from mm_lens.metrics.tokens import join_modalities
 from mm_lens.profiling.collecting.progress import Bar, Piece
-from mm_lens.profiling.collecting.token_sample import PATCH, Modality
+from mm_lens.profiling.collecting.token_sample import BETWEEN, PATCH, Modality
 from mm_lens.profiling.points.numbers import measure
 from mm_lens.profiling.points.point import Point, Spot
+from mm_lens.profiling.points.readings import Readout
 from mm_lens.profiling.result import COLUMNS, PLACE
 from mm_lens.profiling.run_directory import RunDirectory
 from mm_lens.profiling.states import States
 
-Site: TypeAlias = tuple[str, Modality, Spot]  # stream, modality, hook or head
+Where: TypeAlias = Literal["visual", "text", "all", "visual-text"]
+Site: TypeAlias = tuple[str, Where, Spot]  # stream, modality, hook or head
 Source: TypeAlias = tuple[int, int]  # index of a hook, head
 Found: TypeAlias = list[tuple[Source | None, str, Estimate]]  # None: a metric of one hook
 _CACHED = 2
@@ -53,6 +60,10 @@ class Evaluation:
         seed: of everything random in the metrics.
         device: where to compute.
         run: keeps finished sites, and shares them with other processes.
+        readout: reads states as words, for metrics of that.
+
+    Raises:
+        InputError: a metric compares modalities that were not sampled both.
     """
 
     def __init__(
@@ -62,9 +73,11 @@ class Evaluation:
         seed: int,
         device: str | torch.device = "cpu",
         run: RunDirectory | None = None,
+        readout: Readout | None = None,
     ) -> None:
+        check_between(metrics, states.tokens.modalities)
         self.states, self.metrics, self.seed = states, metrics, seed
-        self.device, self.run = device, run
+        self.device, self.run, self.readout = device, run, readout
         self._last: dict[tuple[str, Modality, int], Tokens | None] = {}
 
     def estimates(self, progress: bool) -> list[tuple[Place, Estimate]]:
@@ -93,30 +106,34 @@ class Evaluation:
     def _sites(self) -> list[Site]:
         """Patches are visual tokens, and the same in every stream."""
         states = self.states
+        between = any(metric.given == "modalities" for metric in self.metrics)
+        wheres: list[Where] = [*states.tokens.modalities, *([BETWEEN] if between else [])]
         return [
-            (stream, modality, spot)
+            (stream, where, spot)
             for stream in states.streams
-            for modality in states.tokens.modalities
+            for where in wheres
             for spot in states.spots
+            if where != BETWEEN or spot.alone
             if not states.points[spot.point].tower
-            or (modality == "visual" and stream == states.streams[0])
+            or (where == "visual" and stream == states.streams[0])
         ]
 
-    def _piece(self, stream: str, modality: Modality, spot: Spot) -> Piece:
+    def _piece(self, stream: str, where: Where, spot: Spot) -> Piece:
         """What a site takes beside others: measured on a CPU at widths of 96 to 4,096."""
         point, kinds = self._point((spot.point, spot.head)), {m.kind for m in self.metrics}
-        n = self.states.tokens.count(PATCH if point.tower else modality)
+        group: Modality = "all" if where == BETWEEN else where
+        n = self.states.tokens.count(PATCH if point.tower else group)
         d = point.width if spot.head < 0 else point.width // point.heads
         cost = n * d * d
         if "dimension" in kinds and spot.alone:
             cost += n * n * (d + 28)
         if "linearity" in kinds:
             cost += len(spot.sources) * (20 * n * d * d + 250 * d**3)
-        return Piece(1, cost + 1, (modality, point.tower, d, len(spot.sources), spot.alone))
+        return Piece(1, cost + 1, (where, point.tower, d, len(spot.sources), spot.alone))
 
     def _name(self, site: Site) -> str:
-        stream, modality, spot = site
-        return f"{stream}.{modality}.{self.states.spots.index(spot):03}"
+        stream, where, spot = site
+        return f"{stream}.{where}.{self.states.spots.index(spot):03}"
 
     def _kept(self) -> dict[str, Found]:
         """Estimates of the sites in the run directory."""
@@ -131,20 +148,23 @@ class Evaluation:
         }
 
     def _placed(self, site: Site, found: Found) -> Iterator[tuple[Place, Estimate]]:
-        stream, modality, spot = site
+        stream, where, spot = site
         points = self.states.points
         point = points[spot.point]
         for source, metric, estimate in found:
-            where = "" if source is None else points[source[0]].label(source[1])
-            of = (point.layer, point.hook, point.component, spot.head, where)
-            yield Place(stream, *of, modality, metric), estimate
+            start = "" if source is None else points[source[0]].label(source[1])
+            of = (point.layer, point.hook, point.component, spot.head, start)
+            yield Place(stream, *of, where, metric), estimate
 
-    def _evaluate(self, stream: str, modality: Modality, spot: Spot) -> Found:
+    def _evaluate(self, stream: str, where: Where, spot: Spot) -> Found:
         """The metrics of a site; those of two hooks stand at the later one."""
+        target = (spot.point, spot.head)
+        if where == BETWEEN:
+            return self._between(stream, target)
+        modality: Modality = where
         metrics = self.metrics if spot.alone else [m for m in self.metrics if m.arity == 2]
         doubles = [m for m in metrics if m.arity == 2]
-        singles = [m for m in metrics if m.arity == 1]
-        target = (spot.point, spot.head)
+        singles = [m for m in metrics if m.arity == 1 and m.given == "states"]
         results: Found = []
         for source in spot.sources if doubles else ():
             pair = self._pair(stream, modality, source, target)
@@ -160,7 +180,43 @@ class Evaluation:
             return [*results, *((None, m.name, _missing(modality)) for m in singles)]
         numbers = self._numbers(tokens, modality, target)
         found = measure(tokens, None, singles, self.seed, **numbers)
+        found |= self._read(stream, tokens, modality, spot)
         return [*results, *((None, name, estimate) for name, estimate in found.items())]
+
+    def _between(self, stream: str, target: Source) -> Found:
+        """What compares the modalities at a hook, from as many tokens as the honest preset has."""
+        chosen = [m for m in self.metrics if m.given == "modalities"]
+        sides = [self._tokens(stream, modality, target) for modality in ("visual", "text")]
+        missing = [name for name, side in zip(("visual", "text"), sides, strict=True) if not side]
+        if missing:
+            return [(None, metric.name, _missing(missing[0])) for metric in chosen]
+        few = [_first(side, self.states.honest or len(side)) for side in sides if side]
+        found = evaluate(join_modalities(*few), None, chosen, self.seed, given="modalities")
+        return [(None, name, estimate) for name, estimate in found.items()]
+
+    def _read(
+        self, stream: str, tokens: Tokens, modality: Modality, spot: Spot
+    ) -> dict[str, Estimate]:
+        """What the states of the residual stream are read as."""
+        chosen = [metric for metric in self.metrics if metric.given == "readings" and spot.alone]
+        point = self.states.points[spot.point]
+        if (
+            not chosen
+            or self.readout is None
+            or not self.readout.reads(stream, point.hook, spot.head)
+        ):
+            return {}
+        hooks = [each.hook for each in self.states.points]
+        if self.readout.last not in hooks:
+            note = f"compared with the last state, which is not there ({self.readout.last})"
+            none = Estimate(nan, nan, nan, len(tokens), len(tokens) / tokens.d, nan, note)
+            return {metric.name: none for metric in chosen}
+        last = self._tokens(stream, modality, (hooks.index(self.readout.last), -1))
+        assert last is not None, "the same tokens at every state"
+        here, there = (_first(each, self.states.honest or len(each)) for each in (tokens, last))
+        readings = replace(here, x=self.readout.read(here.x, there.x).to(here.x.device))
+        found = evaluate(readings, None, chosen, self.seed, given="readings")
+        return {name: replace(e, n_over_d=e.n_tokens / here.d) for name, e in found.items()}
 
     def _numbers(self, tokens: Tokens, modality: Modality, which: Source) -> dict[str, int]:
         """How many of these tokens the honest preset takes, and how many there are in the data."""
@@ -216,6 +272,20 @@ class Evaluation:
         return replace(tokens, x=heads[head].contiguous())
 
 
+def check_between(metrics: Sequence[Metric], modalities: Sequence[str]) -> None:
+    """Refuse metrics that compare modalities which are not both asked for.
+
+    Raises:
+        InputError: they are not.
+    """
+    between = [metric.name for metric in metrics if metric.given == "modalities"]
+    if between and "all" not in modalities and not {"visual", "text"} <= {*modalities}:
+        raise InputError(
+            f"{between[0]} compares visual and text tokens: name both among the modalities, or "
+            "none, which takes all."
+        )
+
+
 def choose_device(model: Any) -> str:
     """Where metrics are computed: on the model's GPU if it is on one."""
     device = str(model.cfg.device)
@@ -229,6 +299,26 @@ def equal_number(states: States) -> int:
         counts.append(states.tokens.count(PATCH))
     fewest = min((count for count in counts if count), default=0)
     return min(fewest, states.honest or fewest)
+
+
+def describe_samples(states: States, *, from_data: bool = True) -> dict[str, Any]:
+    """Which samples the tokens are of, ready for JSON."""
+    return {
+        "n_samples": states.n_samples,
+        "fingerprint": f"{states.fingerprint:016x}" if states.fingerprint else None,
+        "n_skipped": len(states.skipped),
+        "skipped": states.skipped,
+        "n_templated": states.templated if from_data else None,
+    }
+
+
+def describe_tokens(states: States) -> dict[str, Any]:
+    """How many tokens there were and are, ready for JSON."""
+    return {
+        "seen": states.tokens.seen(),
+        "sampled": {m: states.tokens.count(m) for m in states.tokens.modalities},
+        "for_dimension": equal_number(states),
+    }
 
 
 def tabulate(model: str, found: Sequence[tuple[Place, Estimate]]) -> pd.DataFrame:
@@ -262,5 +352,10 @@ def _estimate(fields: dict[str, Any]) -> Estimate:
     return Estimate(**{**fields, "replicates": kept})
 
 
-def _missing(modality: Modality) -> Estimate:
+def _first(tokens: Tokens, most: int) -> Tokens:
+    """So many of them, those with the smallest keys."""
+    return tokens.take(torch.arange(min(most, len(tokens)), device=tokens.x.device))
+
+
+def _missing(modality: str) -> Estimate:
     return Estimate(nan, nan, nan, 0, 0.0, nan, f"no {modality} tokens in the data")

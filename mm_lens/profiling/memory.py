@@ -22,6 +22,7 @@ from mm_lens.errors import InputError
 from mm_lens.metrics import Metric
 from mm_lens.profiling.collecting.staging import BUFFERS
 from mm_lens.profiling.collecting.token_sample import PATCH
+from mm_lens.profiling.per_sample.maps import HELD
 from mm_lens.profiling.points.budget import GIB, Holding, restrict
 from mm_lens.profiling.points.point import Point, Spot
 
@@ -92,6 +93,7 @@ class Demand:
         massive: of the metrics, in addition, where there are massive tokens.
         disk: of the run directory.
         on_gpu: whether metrics are computed on a GPU.
+        maps: of the maps that each sample is measured by, in memory.
     """
 
     states: int
@@ -101,12 +103,13 @@ class Demand:
     massive: int
     disk: int
     on_gpu: bool
+    maps: int = 0
 
     @property
     def host(self) -> int:
         """Of host memory, without what massive tokens add."""
         metrics = self.reading if self.on_gpu else self.metrics
-        return self.states + self.staging + metrics + SPARE
+        return self.states + self.staging + metrics + self.maps + SPARE
 
     @property
     def gpu(self) -> int:
@@ -121,7 +124,8 @@ class Demand:
     def describe(self) -> str:
         """One sentence that says it beforehand."""
         computed = ("reading", self.reading) if self.on_gpu else ("metrics", self.metrics)
-        parts = [("states", self.states), ("staging", self.staging), computed, ("spare", SPARE)]
+        parts = [("states", self.states), ("staging", self.staging), computed, ("maps", self.maps)]
+        parts.append(("spare", SPARE))
         named = ", ".join(f"{name} {_show(size)}" for name, size in parts if size)
         said = f"Beside the model and its forward passes it takes up to {_show(self.host)} of host"
         said += f" memory ({named})"
@@ -151,6 +155,7 @@ def keep_within(
     counts: Mapping[str, int] | None,
     itemsize: int,
     device: str,
+    maps: int = 0,
 ) -> tuple[Holding, Demand]:
     """What a run takes, in as many passes over the data as keep it within the limits.
 
@@ -162,11 +167,12 @@ def keep_within(
         counts: tokens of each group in the data; None: not known.
         itemsize: bytes of a number.
         device: where metrics are computed.
+        maps: bytes of the maps that samples are measured by, all together.
 
     Raises:
         InputError: it takes more, and more passes do not help.
     """
-    needs = Needs(plan, metrics, counts, itemsize, "cuda" in device)
+    needs = Needs(plan, metrics, counts, itemsize, "cuda" in device, maps)
     in_files = holding.budget is None
     demand = needs.demand(holding)
     room = None if limits.host is None else limits.host - demand.most("host") + demand.states
@@ -190,7 +196,7 @@ class Needs:
     """What the parts of a run take.
 
     Args:
-        plan, metrics, counts, itemsize: as in `keep_within`.
+        plan, metrics, counts, itemsize, maps: as in `keep_within`.
         on_gpu: whether the model is on a GPU.
     """
 
@@ -201,8 +207,10 @@ class Needs:
         counts: Mapping[str, int] | None,
         itemsize: int,
         on_gpu: bool,
+        maps: int = 0,
     ) -> None:
         self.plan, self.metrics, self.itemsize, self.on_gpu = plan, metrics, itemsize, on_gpu
+        self.maps = maps
         self.groups = ("visual", "text") if "all" in plan.modalities else tuple(plan.modalities)
         self.counts = counts or {}
 
@@ -218,7 +226,9 @@ class Needs:
                 metrics, massive = max(metrics, computed), max(massive, more)
                 reading = max(reading, read)
         held = 0 if in_files else held
-        return Demand(held, self._staging(), metrics, reading, massive, disk, self.on_gpu)
+        maps = min(self.maps, HELD) if in_files else self.maps
+        disk += self.maps if in_files else 0
+        return Demand(held, self._staging(), metrics, reading, massive, disk, self.on_gpu, maps)
 
     def number(self, group: str) -> int:
         """Most tokens of a modality, or patches, in the sample."""

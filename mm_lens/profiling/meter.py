@@ -38,22 +38,23 @@ from mm_lens.model.bridge import VisionLanguageBridge
 from mm_lens.model.running.frames import Frame
 from mm_lens.profiling import provenance
 from mm_lens.profiling.collecting.token_sample import MODALITIES, MergedSample, TokenSample
-from mm_lens.profiling.evaluation import Evaluation, choose_device, collect_replicates, tabulate
+from mm_lens.profiling.evaluation import (
+    Evaluation,
+    choose_device,
+    collect_replicates,
+    describe_samples,
+    describe_tokens,
+    tabulate,
+)
 from mm_lens.profiling.memory import describe_memory
 from mm_lens.profiling.points.budget import hold, honest_number
 from mm_lens.profiling.points.pairs import Pairs
 from mm_lens.profiling.points.patches import find_patches
 from mm_lens.profiling.points.point import Point, Spot
-from mm_lens.profiling.points.selection import Heads, Hooks
+from mm_lens.profiling.points.selection import Heads, Hooks, name_hooks
 from mm_lens.profiling.reading import Pass, Rows, name_rows
 from mm_lens.profiling.result import Profile
-from mm_lens.profiling.run import (
-    choose_metrics,
-    choose_spots,
-    describe_samples,
-    describe_tokens,
-    name_hooks,
-)
+from mm_lens.profiling.run import choose_metrics, choose_spots, make_readout
 from mm_lens.profiling.run_directory import Part
 from mm_lens.profiling.states import SamplingPlan, States
 
@@ -96,7 +97,7 @@ def measuring(
     if not isinstance(model, VisionLanguageBridge):
         raise InputError("A meter needs a model: measuring(mm_lens.load(…), hooks=[…]).")
     chosen = choose_metrics(metrics, presets)
-    points, spots = choose_spots(model, hooks, pairs, heads)
+    points, spots = choose_spots(model, hooks, pairs, heads, chosen)
     kinds = tuple(modalities or MODALITIES)
     holding = hold(model, points, spots, [STREAM], kinds, chosen, tokens, budget, one_pass=True)
     plan = SamplingPlan(
@@ -304,9 +305,9 @@ class Meter:
             honest=plan.honest,
         )
         device = choose_device(self.model)
-        seconds = {"states": round(time.monotonic() - self._started, 2)}
-        begun = time.monotonic()
-        found = Evaluation(states, self.metrics, plan.seed, device).estimates(progress=False)
+        seconds, begun = {"states": round(time.monotonic() - self._started, 2)}, time.monotonic()
+        readout = make_readout(self.model, self.metrics)
+        found = Evaluation(states, self.metrics, plan.seed, device, None, readout).estimates(False)
         seconds["metrics"] = round(time.monotonic() - begun, 2)
         model = provenance.describe_model(self.model)
         return Profile(

@@ -90,7 +90,7 @@ class Profile:
 
         table = take_first(self.table)
         known = [name for name in dict.fromkeys(table.metric) if name in METRICS]
-        chosen = [name for name in known if "honest" in METRICS[name].headline] or known
+        chosen = [name for name in known if METRICS[name].headline - {"paper"}] or known
         rows = {}
         for stream in dict.fromkeys(table.stream):
             for name in chosen:
@@ -123,7 +123,7 @@ class Profile:
     def plot(self, *metrics: str) -> Any:
         """Curves over layers as a matplotlib figure: one row per metric, one column per stream.
 
-        Without `metrics`, those of the honest preset that stand for their family.
+        Without `metrics`, those that stand for their kind, the paper's own left out.
 
         Raises:
             InputError: a metric is not in the table.
@@ -249,7 +249,7 @@ def check_content(
         ValueError: they do not; the message names the file and the column or entry.
     """
     from mm_lens.model.streams import STREAMS
-    from mm_lens.profiling.collecting.token_sample import MODALITIES
+    from mm_lens.profiling.collecting.token_sample import BETWEEN, MODALITIES
 
     new = "component" in table
     kinds: dict[str, type] = {"layer": int, "head": int}
@@ -258,7 +258,7 @@ def check_content(
     wanted = {k: kind for k, kind in kinds.items() if new or k not in _ADDED}
     require_columns(TABLE_FILE, table, wanted)
     place = [name for name in PLACE if new or name not in _ADDED]
-    _check_places(TABLE_FILE, table, place, {"stream": STREAMS, "modality": MODALITIES})
+    _check_places(TABLE_FILE, table, place, {"stream": STREAMS, "modality": (*MODALITIES, BETWEEN)})
     require_entries(
         PROVENANCE_FILE,
         provenance,

@@ -37,31 +37,42 @@ from mm_lens.model.bridge import VisionLanguageBridge
 from mm_lens.model.streams import STREAMS, Stream
 from mm_lens.profiling import provenance
 from mm_lens.profiling.collecting.counting import count_tokens
-from mm_lens.profiling.collecting.token_sample import MODALITIES
+from mm_lens.profiling.collecting.token_sample import BETWEEN, MODALITIES
 from mm_lens.profiling.evaluation import (
     Evaluation,
     Place,
+    check_between,
     choose_device,
     collect_replicates,
-    equal_number,
+    describe_samples,
+    describe_tokens,
     tabulate,
 )
 from mm_lens.profiling.identity import manifest
 from mm_lens.profiling.memory import describe_memory, keep_within, read_limits
 from mm_lens.profiling.per_sample.collecting import describe_samples as describe_each
+from mm_lens.profiling.per_sample.maps import Maps, count_bytes
 from mm_lens.profiling.points.budget import hold, honest_number, restrict
-from mm_lens.profiling.points.pairs import Pairs, known_pairs, plan_spots, resolve_pairs
+from mm_lens.profiling.points.pairs import (
+    Pairs,
+    known_pairs,
+    name_pairs,
+    plan_spots,
+    resolve_pairs,
+)
 from mm_lens.profiling.points.point import Point, Spot
+from mm_lens.profiling.points.readings import Readout, keep_last, last_state
 from mm_lens.profiling.points.selection import (
     Heads,
     Hooks,
     choose_heads,
     choose_points,
+    name_hooks,
 )
 from mm_lens.profiling.processes import Processes
 from mm_lens.profiling.result import Profile
 from mm_lens.profiling.run_directory import RunDirectory, open_run
-from mm_lens.profiling.states import SamplingPlan, States, collect, from_cache
+from mm_lens.profiling.states import SamplingPlan, collect, from_cache
 
 T = TypeVar("T", bound=str)
 
@@ -106,7 +117,10 @@ def profile(
         streams: "residual", "main" (without skip connections); None profiles a model on both. For a
             cache it says what its states are; None stands for "residual".
         modalities: of "visual", "text", "all"; None takes all (a cache: all that it holds).
-        presets: sets of metrics: "honest" and "paper", the paper's own definitions.
+        presets: sets of metrics: "honest"; "paper", the paper's own definitions; "between", how the
+            modalities lie to each other, with rows at modality "visual-text"; "lens", what states
+            are read as through final norm and unembedding, which costs a product with it for each
+            token sampled and state.
         metrics: names from `mm_lens.metrics.METRICS` instead of presets.
         tokens: most tokens sampled per modality. None takes 12 per dimension of the hidden state,
             but at least 2,048; and for the paper's own definitions, which take all tokens, up to
@@ -137,7 +151,9 @@ def profile(
             measured in several passes, or, if `tokens` is None, with fewer tokens; it is said.
         memory: what the run may take beside the model and its forward passes: "24GB" of host
             memory, "24GB,gpu=60GB". More passes keep it; else it is refused beforehand.
-        per_sample: describe each sample's tokens alone as well (`Profile.samples`): one more pass.
+        per_sample: describe each sample's tokens alone as well (`Profile.samples`): one more pass,
+            and a fit for each state, whose maps take `4 width²` numbers of 32 bit each. With
+            metrics of the preset "lens", the entropy of each sample's tokens, too.
 
     Raises:
         InputError: an argument is wrong, the cache does not hold what is needed, `memory` is too
@@ -164,23 +180,24 @@ def profile(
         if run_dir is not None:
             raise InputError("A cache is in memory already: run_dir is for a model and data.")
         flow = _only_stream(source, streams)
-        given = None if modalities is None else tuple(modalities)
-        states, directory = from_cache(source, given, flow, seed, hooks, pairs, heads), None
+        asked = None if modalities is None else tuple(modalities)
+        states, directory = from_cache(source, asked, flow, seed, hooks, pairs, heads), None
         model, data, told = source.model, {"name": data_name or "cache"}, None
         seconds = {"states": time.monotonic() - started}
-        found = Evaluation(states, chosen, seed).estimates(progress)
+        readout = make_readout(model, chosen)
+        found = Evaluation(states, chosen, seed, readout=readout).estimates(progress)
     else:
         dataset = as_samples(dataset)
         _check(source, dataset)
         if batch_size > 1:
             source.report.require(f"profile with batch_size={batch_size}", "batch")
         model, data = source, provenance.describe_data(dataset, data_name)
-        points, spots = choose_spots(model, hooks, pairs, heads)
+        points, spots = choose_spots(model, hooks, pairs, heads, chosen)
         flows, kinds = tuple(streams or STREAMS), tuple(modalities or MODALITIES)
-        in_files = run_dir is not None
-        holding = hold(
-            model, points, spots, flows, kinds, chosen, tokens, budget, in_files=in_files
-        )
+        check_between(chosen, kinds)
+        readout = make_readout(model, chosen)
+        given = (model, points, spots, flows, kinds, chosen, tokens, budget)
+        holding = hold(*given, in_files=run_dir is not None)
         plan = SamplingPlan(
             n_samples=min(len(dataset), samples or len(dataset)),
             streams=flows,
@@ -198,24 +215,29 @@ def profile(
             shown = progress and (directory is None or directory.processes.main)
             device, itemsize = choose_device(model), model.cfg.dtype.itemsize
             counted = count_tokens(model, dataset, plan)
-            seen = counted.seen
-            holding, demand = keep_within(limits, holding, plan, chosen, seen, itemsize, device)
+            more = itemsize, device, count_bytes(model, plan) if per_sample else 0
+            holding, demand = keep_within(limits, holding, plan, chosen, counted.seen, *more)
             told = describe_memory(holding, demand)
             if shown:
                 tqdm.write(told["said"], file=sys.stderr)
-            seconds, found = {"states": 0.0}, []
+            seconds, found, maps = {"states": 0.0}, [], Maps(directory, device, seed)
             for group in holding.passes:
                 now = time.monotonic()
                 held, here = restrict(points, group)
                 part = replace(plan, points=held, spots=here)
                 states = collect(model, dataset, part, counted, progress=shown, run=directory)
                 seconds["states"] += time.monotonic() - now
-                found += Evaluation(states, chosen, seed, device, directory).estimates(shown)
+                measured = Evaluation(states, chosen, seed, device, directory, readout)
+                found += measured.estimates(shown)
+                if per_sample:
+                    maps.fit(states, model.cfg.n_layers)
                 if group is not holding.passes[-1]:
                     del states  # the next pass needs its memory
             found = _in_order(found, plan)
             if per_sample:
-                alone = describe_each(model, dataset, plan, progress=shown, run=directory)
+                alone = describe_each(
+                    model, dataset, plan, maps, readout, progress=shown, run=directory
+                )
     seconds["metrics"] = time.monotonic() - started - seconds["states"]
     about = provenance.describe_model(model)
     return Profile(
@@ -236,7 +258,7 @@ def profile(
                 "presets": None if metrics else list(presets),
                 "metrics": [metric.name for metric in chosen],
                 "hooks": name_hooks(hooks),
-                "pairs": None if pairs is None else [_join(pair) for pair in pairs],
+                "pairs": name_pairs(pairs),
                 "heads": heads if isinstance(heads, bool) else list(heads),
                 "tokens": states.honest or states.tokens.k,
                 "paper_tokens": states.tokens.k,
@@ -265,14 +287,23 @@ def choose_metrics(metrics: Sequence[str] | None, presets: Sequence[str]) -> lis
 
 
 def choose_spots(
-    model: Any, hooks: Hooks, pairs: Pairs, heads: Heads
+    model: Any, hooks: Hooks, pairs: Pairs, heads: Heads, metrics: Sequence[Metric] = ()
 ) -> tuple[tuple[Point, ...], tuple[Spot, ...]]:
     """The hooks whose states are kept, and what is measured at them."""
     links = resolve_pairs(model, pairs)
-    points, asked = choose_points(model, hooks, [name for link in links for name in link])
+    read = any(metric.given == "readings" for metric in metrics)
+    ends = [name for link in links for name in link]
+    extra = [last_state(model)] if read and hooks is not None else []
+    points, asked = choose_points(model, hooks, [*ends, *extra])
     if pairs is None:
         links = known_pairs(model, points)
-    return tuple(points), plan_spots(points, asked, links, choose_heads(points, heads))
+    spots = plan_spots(points, asked, links, choose_heads(points, heads))
+    return tuple(points), keep_last(model, points, spots) if read else spots
+
+
+def make_readout(model: Any, metrics: Sequence[Metric]) -> Readout | None:
+    """What reads states as words, if a metric is of that."""
+    return Readout(model) if any(metric.given == "readings" for metric in metrics) else None
 
 
 def _in_order(
@@ -280,7 +311,7 @@ def _in_order(
 ) -> list[tuple[Place, Estimate]]:
     """By stream, modality and hook, as if one pass over the data had found them."""
     hooks = {point.hook: i for i, point in enumerate(plan.points or ())}
-    streams, modalities = list(plan.streams), list(plan.modalities)
+    streams, modalities = list(plan.streams), [*plan.modalities, BETWEEN]
 
     def key(entry: tuple[Place, Estimate]) -> tuple[int, int, int, int]:
         at = entry[0]
@@ -288,38 +319,6 @@ def _in_order(
         return [str(s) for s in streams].index(at.stream), modality, hooks[at.hook], at.head
 
     return sorted(found, key=key)
-
-
-def name_hooks(hooks: Hooks) -> list[str] | None:
-    """What was asked for, ready for JSON."""
-    if hooks is None:
-        return None
-    items = [hooks] if isinstance(hooks, str) or callable(hooks) else hooks
-    return [item if isinstance(item, str) else repr(item) for item in items]
-
-
-def _join(pair: Any) -> str:
-    return pair if isinstance(pair, str) else ":".join(pair)
-
-
-def describe_samples(states: States, *, from_data: bool = True) -> dict[str, Any]:
-    """Which samples the tokens are of, ready for JSON."""
-    return {
-        "n_samples": states.n_samples,
-        "fingerprint": f"{states.fingerprint:016x}" if states.fingerprint else None,
-        "n_skipped": len(states.skipped),
-        "skipped": states.skipped,
-        "n_templated": states.templated if from_data else None,
-    }
-
-
-def describe_tokens(states: States) -> dict[str, Any]:
-    """How many tokens there were and are, ready for JSON."""
-    return {
-        "seen": states.tokens.seen(),
-        "sampled": {m: states.tokens.count(m) for m in states.tokens.modalities},
-        "for_dimension": equal_number(states),
-    }
 
 
 def _only_stream(source: Any, streams: Sequence[Stream] | None) -> Stream:

@@ -8,6 +8,7 @@ manifest                         what the run is: model, data, options, versions
 part-0/index                     batches done by process 0, and which tokens it has sampled
 part-0/visual.residual.003       their states (`mm_lens.profiling.stores`)
 sites/residual.visual.003        finished metrics of one stream, modality and hook or head
+maps/residual.visual.003         maps that lead to a state (`mm_lens.profiling.per_sample.maps`)
 written                          a digest of the result that was written from all this: it can go
 ```
 
@@ -57,6 +58,7 @@ T = TypeVar("T")
 SECONDS_TO_SEE = 120
 
 LOCK, MANIFEST, INDEX, SITES, WRITTEN = "lock", "manifest", "index", "sites", "written"
+MAPS = "maps"
 MARK = b"mm_lens run\n"
 THREADS = "threads"  # of the manifest: the one entry in which a run may differ from its next try
 # All that runs write, in the order in which it can go: what is left is a run that has done less.
@@ -65,6 +67,8 @@ _FILES = (
     f"part-*/{INDEX}.new",
     "part-*/*.*.[0-9][0-9][0-9]",
     "part-*/*.*.[0-9][0-9][0-9][0-9]",
+    f"{MAPS}/*.*.[0-9][0-9][0-9]",
+    f"{MAPS}/*.*.[0-9][0-9][0-9].new",
     f"{SITES}/*.*.[0-9][0-9][0-9]",
     f"{SITES}/*.*.[0-9][0-9][0-9][0-9]",
     f"{SITES}/*.*.[0-9][0-9][0-9].new",
@@ -230,6 +234,23 @@ class RunDirectory:
         (self.path / SITES).mkdir(exist_ok=True)
         write_file(self.path / SITES / name, json.dumps(content).encode())
 
+    def maps(self) -> set[str]:
+        """Names of the places whose maps are kept."""
+        return {path.name for path in (self.path / MAPS).glob("*") if path.suffix != ".new"}
+
+    def read_map(self, name: str) -> bytes:
+        """What `keep_map` kept.
+
+        Raises:
+            DamageError: the file is damaged.
+        """
+        return read_file(self.path / MAPS / name)
+
+    def keep_map(self, name: str, content: bytes) -> None:
+        """Have the maps of a place survive."""
+        (self.path / MAPS).mkdir(exist_ok=True)
+        write_file(self.path / MAPS / name, content)
+
 
 @contextmanager
 def open_run(
@@ -364,7 +385,7 @@ def _discard(path: Path) -> None:
     for pattern in _FILES:
         for file in path.glob(pattern):
             file.unlink(missing_ok=True)
-    for directory in (*path.glob("part-*"), path / SITES):
+    for directory in (*path.glob("part-*"), path / SITES, path / MAPS):
         with suppress(OSError):  # not there, or others have put something into it
             directory.rmdir()
 

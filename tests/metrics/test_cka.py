@@ -8,8 +8,9 @@ import torch
 from made_tokens import clustered, normal, rotation, tokens_of
 
 from mm_lens.errors import InputError
-from mm_lens.metrics import Tokens
+from mm_lens.metrics import METRICS, Tokens
 from mm_lens.metrics.cka import cka, cka_estimate, cka_matrix, paired_means, sample_means
+from mm_lens.metrics.tokens import join_modalities
 
 
 def published(x: torch.Tensor, y: torch.Tensor) -> float:
@@ -105,3 +106,18 @@ def test_sample_means_pair_the_modalities():
     assert cka_estimate(a, b).value > 0.8
     shuffled = Tokens(b.x.flip(0), b.sample, b.position, b.token_id)
     assert cka_estimate(a, shuffled).value < 0.3
+
+
+def test_the_metric_of_a_profile_is_that_of_the_paired_means():
+    n, samples = 400, 40
+    shared = normal(0, samples, 6)
+    sample = torch.arange(n) % samples
+    visual = Tokens(shared[sample] + 0.1 * normal(1, n, 6), sample, sample, sample)
+    text = Tokens(shared[sample] @ rotation(2, 6) + 0.1 * normal(3, n, 6), sample, sample, sample)
+    both = join_modalities(visual, text)
+    found = METRICS["modality_cka"].compute(both, seed=1)
+    assert found == cka_estimate(*paired_means(visual, text), 1)
+    assert found.value > 0.95  # one arrangement, turned
+    assert found.n_tokens == samples
+    few = join_modalities(visual.take(torch.arange(120)), text)
+    assert "means of 3 tokens of a sample" in METRICS["modality_cka"].compute(few).warning

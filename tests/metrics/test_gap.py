@@ -10,7 +10,7 @@ from made_tokens import clustered, normal, rotation, tokens_of
 from scipy import linalg
 
 from mm_lens.errors import InputError
-from mm_lens.metrics import Tokens
+from mm_lens.metrics import METRICS, Tokens, evaluate
 from mm_lens.metrics.gap import (
     frechet_distance,
     gap_estimate,
@@ -20,6 +20,7 @@ from mm_lens.metrics.gap import (
 )
 from mm_lens.metrics.intervals import sample_groups
 from mm_lens.metrics.numerics.moments import Scatter
+from mm_lens.metrics.tokens import join_modalities
 
 
 def two(seed: int = 0, n: int = 400, m: int = 300, d: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
@@ -178,3 +179,38 @@ def test_degenerate_input_gives_nan_with_a_reason():
     assert math.isnan(gap_estimate(none, same).value)
     assert math.isnan(gap_estimate(same, same).value)
     assert "zero" in integration_estimate(zero, zero).warning
+
+
+def test_metrics_of_a_profile_are_these_functions():
+    """Two clouds a known distance apart, as one set of tokens that says whose each is."""
+    d = 4
+    a, b = normal(0, 4000, d), normal(1, 3000, d)
+    b[:, 0] += 6
+    visual, text = tokens_of(a, 40), tokens_of(b, 40)
+    both = join_modalities(visual, text)
+    names = ["modality_gap", "integration_distance"]
+    found = evaluate(both, None, names, seed=2, given="modalities")
+    assert found["modality_gap"].value == pytest.approx(6 / 2, rel=0.03)
+    assert found["modality_gap"] == gap_estimate(visual, text, 2)
+    assert found["integration_distance"] == integration_estimate(visual, text, 2)
+    shuffled = both.take(torch.randperm(len(both.x), generator=torch.Generator().manual_seed(0)))
+    again = METRICS["modality_gap"].compute(shuffled, seed=2)
+    assert again.value == pytest.approx(found["modality_gap"].value, rel=1e-12)
+
+
+def test_a_massive_token_is_left_out_of_the_twin():
+    a, b = two()
+    heavy = torch.cat([a, 1e3 * torch.ones(1, 6)])
+    both = join_modalities(tokens_of(heavy, 20), tokens_of(b, 20))
+    names = ["modality_gap", "modality_gap_without_massive"]
+    found = evaluate(both, None, names, given="modalities")
+    expected = gap_estimate(tokens_of(a, 20), tokens_of(b, 20)).value
+    assert found["modality_gap_without_massive"].value == pytest.approx(expected, rel=1e-9)
+    assert "1 of 701 tokens are massive" in found["modality_gap"].warning
+
+
+def test_tokens_must_say_whose_they_are():
+    with pytest.raises(InputError, match="needs tokens of both"):
+        METRICS["modality_gap"].compute(tokens_of(two()[0]))
+    one = join_modalities(tokens_of(two()[0]), tokens_of(torch.zeros(0, 6).double()))
+    assert "fewer than 3 tokens (0)" in METRICS["modality_gap"].compute(one).warning

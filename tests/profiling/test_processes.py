@@ -193,7 +193,7 @@ def test_one_killed_process_is_told_by_all_others_and_resumed_to_the_same_bytes(
     monkeypatch.setattr("mm_lens.drawing.report.write", lambda profile, directory: iter(()))
     monkeypatch.setattr(states, "COMMIT_SECONDS", 0.0)
     # Batches of one sample: each process has at least two of the seven.
-    call = [*arguments, "--batch-size", "1", "--out", str(tmp_path / "many")]
+    call = [*arguments, "--per-sample", "--batch-size", "1", "--out", str(tmp_path / "many")]
     # First, so that the copies find everything imported.
     assert cli.run([*call[:-1], str(tmp_path / "one"), "--quiet"]) == 0
     take, begun = states._take, []
@@ -221,7 +221,8 @@ def test_one_killed_process_is_told_by_all_others_and_resumed_to_the_same_bytes(
     shown = (tmp_path / "resumed" / "0").read_text("utf-8")
     assert codes == [0] * count, shown
     assert "samples are done" in shown
-    for name in ("profile.parquet", "replicates.parquet"):
+    assert mm_lens.Profile.load(tmp_path / "one").samples.linearity_error.notna().any()
+    for name in ("profile.parquet", "replicates.parquet", "samples.parquet"):
         assert (tmp_path / "many" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         *("images", "killed", "many", "one", "resumed"),

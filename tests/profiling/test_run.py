@@ -11,6 +11,9 @@ from tiny import random_image, tiny_llava_next
 
 import mm_lens
 from mm_lens import InputError
+from mm_lens.metrics import Tokens
+from mm_lens.metrics.cka import cka_estimate, paired_means
+from mm_lens.metrics.gap import gap_estimate, integration_estimate
 from mm_lens.profiling.result import COLUMNS
 from mm_lens.profiling.states import state_names
 
@@ -23,7 +26,10 @@ def test_table_has_every_cell_once(model):
     place = ["stream", "modality", "layer", "metric"]
     assert not table.duplicated(place).any()
     names = state_names(model.cfg.n_layers)
-    for metric in mm_lens.metrics.METRICS.values():
+    presets = {"honest", "paper"}
+    chosen = [m for m in mm_lens.metrics.METRICS.values() if m.presets & presets]
+    assert {*table.metric} == {metric.name for metric in chosen}
+    for metric in chosen:
         layers = range(metric.arity - 1, model.cfg.n_layers + 1)
         expected = {
             (s, m, n)
@@ -149,3 +155,47 @@ def test_whatever_load_takes_can_be_profiled(model):
         pd.testing.assert_frame_equal(found.table, expected.table, check_exact=True)
     named = quick(model, "easy-vqa", streams=["residual"], samples=2).provenance["data"]
     assert (named["name"], named["n_samples"]) == ("easy-vqa test", 2)
+
+
+# ---- between the modalities ----
+
+
+def test_rows_between_modalities_are_the_functions_of_the_cached_states(model, tmp_path):
+    data = make_data(8, text_only=(4,))
+    given = {"metrics": None, "presets": ["between"], "tokens": 2000, "streams": ["residual"]}
+    found = quick(model, data, **given)
+    assert {*found.table.modality} == {"visual-text"}
+    assert len(found.table) == 5 * (model.cfg.n_layers + 1)
+    parts = {"visual": [], "text": []}
+    for number, sample in enumerate(data):
+        inputs = model.prepare(sample.text, sample.image)
+        _, cache = model.run_with_cache(inputs, names_filter="blocks.1.hook_resid_post")
+        for modality, held in parts.items():
+            mask = inputs.layout.mask(modality)[0]
+            held += [(number, x) for x in cache["blocks.1.hook_resid_post"][0, mask]]
+    sides = []
+    for held in parts.values():
+        number = torch.tensor([number for number, _ in held])
+        sides.append(Tokens(torch.stack([x for _, x in held]), number, number, number))
+    expected = {
+        "modality_gap": gap_estimate(*sides).value,
+        "integration_distance": integration_estimate(*sides).value,
+        "modality_cka": cka_estimate(*paired_means(*sides)).value,
+    }
+    for metric, value in expected.items():
+        row = found.table.query(f"layer == 2 and metric == '{metric}'").iloc[0]
+        assert row.value == pytest.approx(value, rel=1e-4)
+    files = quick(model, data, run_dir=tmp_path / "run", **given)
+    assert files.table.equals(found.table)
+    found.save(tmp_path / "one")
+    assert mm_lens.Profile.load(tmp_path / "one").table.equals(found.table)
+
+
+def test_what_compares_modalities_needs_both(model):
+    inputs = model.prepare(["What is it?"], [random_image(20, 30)])
+    _, cache = model.run_with_cache(inputs, names_filter=mm_lens.names("resid_post"))
+    for source in ((model, make_data(3)), (cache,)):
+        with pytest.raises(InputError, match="compares visual and text tokens: name both"):
+            quick(*source, metrics=["modality_gap"], modalities=["visual"])
+    table = quick(model, make_data(3, text_only=(0, 1, 2)), metrics=["modality_gap"]).table
+    assert (table.warning == "no visual tokens in the data").all()

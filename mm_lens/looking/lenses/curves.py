@@ -21,7 +21,6 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformer_lens.tools.analysis import logit_readout
 
 from mm_lens.arguments import require_number, require_whole
 from mm_lens.errors import InputError
@@ -29,6 +28,7 @@ from mm_lens.looking.sampling import Gathered, each_inputs, gather, mean_of_pict
 from mm_lens.looking.translating import check_lens, layers_of, translate
 from mm_lens.model.bridge import VisionLanguageBridge
 from mm_lens.model.inputs import Inputs
+from mm_lens.model.running.logits import read_log_probs
 from mm_lens.model.streams import resolve_layers
 
 QUANTITIES = ("entropy", "kl", "rank", "top")
@@ -132,12 +132,3 @@ def compare_to_end(
     return {
         k: dict(zip(QUANTITIES, torch.cat(values, 1), strict=True)) for k, values in parts.items()
     }
-
-
-def read_log_probs(
-    model: VisionLanguageBridge, states: Float[Tensor, "n d"], *, grad: bool = False
-) -> Float[Tensor, "n d_vocab"]:
-    """Log probabilities of all words, through the final norm and unembedding."""
-    read = logit_readout(model, states, chunk_size=len(states), enable_grad=grad)
-    logits: Tensor = read.values
-    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)

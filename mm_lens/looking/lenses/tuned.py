@@ -30,11 +30,12 @@ from transformer_lens.utilities.statistics import derive_generator
 
 from mm_lens.arguments import require_number, require_whole
 from mm_lens.errors import InputError, MMLensWarning
-from mm_lens.looking.lenses.curves import compare_to_end, read_log_probs
+from mm_lens.looking.lenses.curves import compare_to_end
 from mm_lens.looking.lenses.stored import open_stored
 from mm_lens.looking.sampling import Gathered, gather, mean_of_pictures
 from mm_lens.model.bridge import VisionLanguageBridge
 from mm_lens.model.inputs import Inputs
+from mm_lens.model.running.logits import read_log_probs
 from mm_lens.model.streams import resolve_layers
 
 FORMAT = "mm_lens tuned lens 1"

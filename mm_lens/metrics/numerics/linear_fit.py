@@ -22,7 +22,6 @@ import torch
 from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
-from mm_lens.metrics.estimates import UndefinedError
 from mm_lens.metrics.intervals import (
     GROUPS,
     MIN_SAMPLES,
@@ -34,9 +33,11 @@ from mm_lens.metrics.intervals import (
     sample_groups,
     shares_of,
 )
+from mm_lens.metrics.numerics.estimates import UndefinedError
 from mm_lens.metrics.numerics.moments import Moments
 from mm_lens.metrics.numerics.regression import (
     N_CHOICES,
+    Fitted,
     InSample,
     Ridge,
     Target,
@@ -158,16 +159,32 @@ class LinearFit:
         parts = self.parts if len(self.parts) >= MIN_SAMPLES else []
         return [least_squares(self.moments - part, self.scale) for part in parts]
 
+    def require_enough(self) -> None:
+        """Refuse so few tokens that a map fitted to others says nothing of them."""
+        n, rank = len(self.tokens), self.in_sample.rank
+        if n < 3 * rank:
+            raise UndefinedError(f"{n} tokens are fewer than 3 per rank of the input ({rank})")
+
+    def fold_map(self, fold: int, target: Target) -> Fitted:
+        """The map that a fold is scored by: fitted to the others, its strength chosen in them."""
+        _, part = self.folds[fold]
+        return fit_ridge(self.moments - part, target, int(self._scores[target][fold].argmin()))
+
     @cached_property
-    def _held_out(self) -> dict[Target, HeldOut]:
-        """Errors of each target."""
+    def _scores(self) -> dict[Target, Float64[Tensor, "folds choices"]]:
+        """What each ridge strength is worth within the training folds of each fold."""
         count = len(self.folds)
         if count < 3:
             raise UndefinedError(
                 f"held-out linearity needs 3 samples (to fit, to choose, to score), not {count}"
             )
+        return self._choices([moments for _, moments in self.folds])
+
+    @cached_property
+    def _held_out(self) -> dict[Target, HeldOut]:
+        """Errors of each target."""
+        scores = self._scores
         x, y = self.rows
-        scores = self._choices([moments for _, moments in self.folds])
         held = {
             t: HeldOut(x.new_empty(2, len(x)), x.new_zeros(2, len(self.parts)))
             for t in self._targets

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from mm_lens.metrics.estimates import UndefinedError
+from mm_lens.metrics.numerics.estimates import UndefinedError
 from mm_lens.metrics.numerics.neighbours import Neighbours
 
 

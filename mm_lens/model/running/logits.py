@@ -13,8 +13,11 @@ from typing import Any
 
 import torch
 from einops import rearrange, repeat
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float32, Int
 from torch import Tensor
+from transformer_lens.tools.analysis import logit_readout
+
+from mm_lens.errors import MMLensError
 
 
 def keep_logits(model: Any, positions: int | Int[Tensor, " kept"]) -> dict[str, Any]:
@@ -49,3 +52,24 @@ class Kept:
         at = repeat(at, "batch -> (copy batch)", copy=len(logits) // len(at)).to(logits.device)
         chosen = logits[torch.arange(len(logits), device=logits.device), at]
         return rearrange(chosen, "rows d_vocab -> rows 1 d_vocab")
+
+
+def read_log_probs(
+    model: Any, states: Float[Tensor, "n d"], *, grad: bool = False
+) -> Float[Tensor, "n d_vocab"]:
+    """Log probabilities of all words, through the final norm and unembedding."""
+    read = logit_readout(model, states, chunk_size=len(states), enable_grad=grad)
+    logits: Tensor = read.values
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+
+
+def check_path(read: Float32[Tensor, "n d_vocab"], logits: Float32[Tensor, "n d_vocab"]) -> None:
+    """Raise if final norm and unembedding are not all there is between last state and logits."""
+    worst = float((read - logits).abs().max())
+    spread = float((logits - logits.mean(-1, keepdim=True)).abs().max())
+    if not worst <= 0.1 * spread:  # rounding in bfloat16 reaches 0.01; NaN is no number
+        raise MMLensError(
+            f"Read through the final norm and unembedding, the last state gives logits that "
+            f"differ from the model's own by {worst:.3g}, which vary by {spread:.3g}: this model "
+            "has something else in between, and a logit lens is not defined."
+        )

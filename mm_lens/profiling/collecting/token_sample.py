@@ -41,6 +41,8 @@ PATCH: Literal["patch"] = "patch"
 Group: TypeAlias = Literal["visual", "text", "all", "patch"]
 """A modality, or the patches that the vision tower sees."""
 MODALITIES: tuple[Modality, ...] = ("visual", "text", "all")
+BETWEEN: Literal["visual-text"] = "visual-text"
+"""Where a table has what compares the two, as if it were a modality."""
 
 
 @dataclass(frozen=True)

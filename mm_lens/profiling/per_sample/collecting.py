@@ -1,11 +1,20 @@
 """One pass over the data that describes the tokens of each sample, layer by layer.
 
-Nothing is kept of a state when the next one comes: memory does not grow with layers or samples.
+Nothing is kept of a state when the next one has come: memory does not grow with layers or samples.
 With a run directory every batch is kept when it is done, and a killed run goes on with the next.
+
+Besides the numbers of `quantities`, which follow from a sample's own states:
+
+- `linearity_error`: what the map from the state before leaves of these tokens, fitted to other
+  images (`maps`), as a share of their squares about the mean of those images: one minus an R². Massive
+  tokens are left out, as from the fit.
+- `lens_entropy`, where the profile has it: mean entropy of the words that these tokens are read as
+  (`mm_lens.profiling.points.readings`), in nats; of the residual stream only.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pandas as pd
@@ -16,13 +25,16 @@ from tqdm import tqdm
 
 from mm_lens._storage.hashing import digest, sampling_key
 from mm_lens.model.streams import Stream, main_stream_hooks, state_names
+from mm_lens.profiling.per_sample.maps import MODALITIES, Maps
 from mm_lens.profiling.per_sample.quantities import MOST, QUANTITIES, describe_tokens
 from mm_lens.profiling.points.probe import run_pass
+from mm_lens.profiling.points.readings import Readout
 from mm_lens.profiling.reading import Item, Reader
 from mm_lens.profiling.run_directory import RunDirectory
 
-COLUMNS = ("index", "id", "shared", "stream", "layer", "modality", "n_tokens", *QUANTITIES)
-MODALITIES = ("visual", "text")
+LINEAR, LENS = "linearity_error", "lens_entropy"
+COLUMNS = ("index", "id", "shared", "stream", "layer", "modality", "n_tokens", *QUANTITIES, LINEAR)
+"""Of every table; `LENS` comes last, where it was asked for."""
 MAX_UNITS = 9_999
 """Most units of work: their names have four digits."""
 
@@ -31,6 +43,8 @@ def describe_samples(
     model: Any,
     dataset: Any,
     plan: Any,
+    maps: Maps,
+    readout: Readout | None = None,
     *,
     progress: bool,
     run: RunDirectory | None = None,
@@ -42,9 +56,12 @@ def describe_samples(
         dataset: the samples.
         plan: which of them, in which streams (`mm_lens.profiling.states.SamplingPlan`); its seed
             chooses tokens where a sample has more than `MOST`.
+        maps: what `linearity_error` is measured by.
+        readout: reads states as words, for `lens_entropy`.
         progress: show a progress bar on stderr.
         run: keeps what is done, and shares the work with other processes.
     """
+    maps.gather()
     reader = Reader(
         model, dataset, plan.n_samples, plan.batch_size, plan.on_error, plan.chat_template
     )
@@ -59,19 +76,28 @@ def describe_samples(
         for batch in reader.batches(numbers):
             for items, inputs in batch.parts:
                 for stream in plan.streams:
-                    rows += _describe_batch(model, items, inputs, stream, plan.seed)
+                    read = readout if stream == "residual" else None
+                    rows += _describe_batch(model, items, inputs, stream, plan.seed, maps, read)
         done[name] = rows
         if run:
             run.keep_site(name, rows)
     if run:
         done = run.gather(run.sites, lambda found: set(units) <= found.keys())
-    found = pd.DataFrame([row for name in units for row in done[name]], columns=list(COLUMNS))
-    return found.astype(dict.fromkeys(QUANTITIES, float))
+    maps.warn(model.cfg.n_layers)
+    found = pd.DataFrame([row for name in units for row in done[name]], columns=[*COLUMNS, LENS])
+    found = found.astype(dict.fromkeys([*QUANTITIES, LINEAR, LENS], float))
+    return found if readout else found.drop(columns=LENS)
 
 
 @torch.no_grad()
 def _describe_batch(
-    model: Any, items: list[Item], inputs: Any, stream: Stream, seed: int
+    model: Any,
+    items: list[Item],
+    inputs: Any,
+    stream: Stream,
+    seed: int,
+    maps: Maps,
+    readout: Readout | None,
 ) -> list[list[Any]]:
     masks = {name: inputs.layout.mask(name) for name in MODALITIES}
     counts = {name: mask.sum(1).tolist() for name, mask in masks.items()}
@@ -83,6 +109,13 @@ def _describe_batch(
     before: dict[tuple[int, str], Tensor] = {}
 
     def note(state: Tensor, layer: int) -> None:
+        states: dict[tuple[int, str], Tensor] = {
+            (row, name): state[row][chosen[name][row].to(state.device)].clone()
+            for row in range(len(items))
+            for name in MODALITIES
+            if counts[name][row]
+        }
+        entropies = _mean_entropies(states, readout) if readout else {}
         for row, item in enumerate(items):
             means = {
                 name: state[row][masks[name][row].to(state.device)].double().mean(0)
@@ -92,11 +125,16 @@ def _describe_batch(
             for name, other in zip(MODALITIES, MODALITIES[::-1], strict=True):
                 if not counts[name][row]:
                     continue
-                x = state[row][chosen[name][row].to(state.device)]
-                numbers = describe_tokens(x, before.get((row, name)), means.get(other))
-                before[row, name] = x.clone()
+                x, earlier = states[row, name], before.get((row, name))
+                numbers = describe_tokens(x, earlier, means.get(other))
+                linear = maps.at(stream, name, layer)
+                if linear and earlier is not None:
+                    numbers[LINEAR] = linear.error(earlier, x, item.document)
                 place = [item.index, item.id, f"{item.document:016x}", stream, layer, name]
-                rows.append([*place, counts[name][row], *(numbers[q] for q in QUANTITIES)])
+                told = [numbers[q] for q in QUANTITIES]
+                told += [numbers.get(LINEAR, math.nan), entropies.get((row, name), math.nan)]
+                rows.append([*place, counts[name][row], *told])
+        before.update(states)
 
     def hook_of(layer: int) -> Any:
         return lambda state, hook: note(state.detach(), layer)
@@ -105,6 +143,15 @@ def _describe_batch(
     earlier = main_stream_hooks(model) if stream == "main" else []
     run_pass(model, inputs, [*earlier, *hooks])
     return sorted(rows, key=lambda row: (row[0], row[4], row[5]))
+
+
+def _mean_entropies(
+    states: dict[tuple[int, str], Tensor], readout: Readout
+) -> dict[tuple[int, str], float]:
+    """Mean entropy over the tokens of each, all of a batch read together."""
+    read = readout.entropy(torch.cat([*states.values()])).double()
+    parts = read.split([len(x) for x in states.values()])
+    return {place: float(part.mean()) for place, part in zip(states, parts, strict=True)}
 
 
 def _choose(mask: Bool[Tensor, " pos"], item: Item, seed: int) -> Tensor:

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from mm_lens.metrics.estimates import UndefinedError
+from mm_lens.metrics.numerics.estimates import UndefinedError
 from mm_lens.metrics.numerics.massive import KAPPA
 from mm_lens.metrics.numerics.neighbours import nearest
 from mm_lens.metrics.numerics.ratios import fit_mle, log_ratios

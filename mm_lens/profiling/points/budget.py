@@ -143,14 +143,20 @@ def restrict(
     held = sorted(_held(spots))
     new = {old: i for i, old in enumerate(held)}
     moved = [
-        Spot(new[s.point], s.head, tuple((new[i], head) for i, head in s.sources), s.alone)
+        replace(
+            s,
+            point=new[s.point],
+            sources=tuple((new[i], head) for i, head in s.sources),
+            beside=tuple(new[i] for i in s.beside),
+        )
         for s in spots
     ]
     return tuple(points[i] for i in held), tuple(moved)
 
 
 def _held(spots: Sequence[Spot]) -> set[int]:
-    return {i for spot in spots for i in (spot.point, *(source for source, _ in spot.sources))}
+    ends = ((s.point, *(source for source, _ in s.sources), *s.beside) for s in spots)
+    return {i for held in ends for i in held}
 
 
 def _memory() -> Any:

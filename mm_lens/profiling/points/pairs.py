@@ -50,6 +50,13 @@ COMPONENTS: Mapping[str, Link] = {
 NAMES = (STATES, TOWER_STATES, *COMPONENTS, "components")
 
 
+def name_pairs(pairs: Pairs) -> list[str] | None:
+    """What was asked for, ready for JSON."""
+    if pairs is None:
+        return None
+    return [pair if isinstance(pair, str) else ":".join(pair) for pair in pairs]
+
+
 def resolve_pairs(bridge: Any, pairs: Pairs) -> list[Link]:
     """Full names of source and target of every pair that is asked for; None: no more than known.
 

@@ -85,12 +85,14 @@ class Spot:
         head: which head; -1: all together, or there are none.
         sources: index and head of each hook from which a pair leads here.
         alone: whether metrics of one hook are asked for, too.
+        beside: indices of other hooks that must be at hand then.
     """
 
     point: int
     head: int = -1
     sources: tuple[tuple[int, int], ...] = ()
     alone: bool = True
+    beside: tuple[int, ...] = ()
 
 
 def is_tower(name: str) -> bool:

@@ -204,6 +204,14 @@ def choose_heads(points: Sequence[Point], heads: Heads) -> dict[str, list[int]]:
     return {point.hook: [h for h in wanted if h < point.heads] for point in with_heads}
 
 
+def name_hooks(hooks: Hooks) -> list[str] | None:
+    """What was asked for, ready for JSON."""
+    if hooks is None:
+        return None
+    items = [hooks] if isinstance(hooks, str) or callable(hooks) else hooks
+    return [item if isinstance(item, str) else repr(item) for item in items]
+
+
 def check_patches(points: Sequence[Point], modalities: Sequence[str]) -> None:
     """Refuse hooks of the tower where visual tokens are not asked for."""
     tower = [point.hook for point in points if point.tower]

@@ -16,7 +16,7 @@ from mm_lens.profiling.per_sample.quantities import QUANTITIES, describe_tokens
 
 
 def measure(model, data, run_dir=None, **options):
-    given = {"metrics": ["anisotropy"], "tokens": 60, "batch_size": 3, **options}
+    given = {"metrics": ["anisotropy"], "tokens": 900, "batch_size": 3, **options}
     return mm_lens.profile(model, data, per_sample=True, progress=False, run_dir=run_dir, **given)
 
 
