@@ -31,7 +31,7 @@ from mm_lens import attribution, looking
 from mm_lens.causal import ablation_hooks, principal_directions, steering_hooks
 from mm_lens.causal.knockout import knockout
 from mm_lens.dictionaries import load_coder, splice_hooks
-from mm_lens.heads import copying_scores, find_sinks, head_scores, relative_attention
+from mm_lens.heads import find_sinks, head_scores, relative_attention
 from mm_lens.looking.probes import fit_probe
 
 DOCS = Path(__file__).parents[1] / "docs" / "tools.md"
@@ -473,28 +473,6 @@ def scored(case):
     spread = entropy(weights, axis=-1) / np.log(weights.shape[-1])
     got = head_scores(case.model, case.one)[["image", "entropy"]].to_numpy()
     return got, np.stack([weights.sum(-1).ravel(), spread.ravel()], 1)
-
-
-@method("heads.copying_scores", "native value and output projections of one head")
-@torch.no_grad()
-def copied(case):
-    table = copying_scores(case.model, case.one, "text", layers=[1])
-    held, attention = [], case.layers[1].self_attn
-    hook = attention.v_proj.register_forward_hook(lambda m, a, out: held.append(out[0]))
-    case.run(case.one)
-    hook.remove()
-    n, words = case.model.cfg.n_heads, case.native.lm_head.out_features
-    mask = case.one.layout.mask("text")[0] & (case.one.input_ids[0] < words)
-    own = case.one.input_ids[0, mask][:, None]
-    values = held[0][mask].view(len(own), -1, attention.head_dim)
-    want = []
-    for head in range(n):
-        only = values.new_zeros(len(own), n, attention.head_dim)
-        only[:, head] = values[:, head * values.shape[1] // n]
-        found = native_log_probs(case, attention.o_proj(only.flatten(1)))
-        below = (found <= found.gather(1, own)).sum(1) - 1
-        want.append((below / (found.shape[1] - 1)).mean())
-    return table["rank"].to_numpy(), torch.stack(want)
 
 
 @method("heads.relative_attention", "native attention, two prompts")
