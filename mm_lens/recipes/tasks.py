@@ -60,7 +60,8 @@ def move_tasks(model: VisionLanguageBridge, asked: Sequence[Asked], seed: int) -
     order = torch.randperm(len(pictures), generator=derive_generator(seed, "halves")).numpy()
     choosing = table["picture"].isin(pictures[order[: len(order) // 2]])
     task = table["vector"] == "task"
-    best = int(table[choosing & task].groupby("layer")["right"].mean().idxmax())
+    by_layer = table[choosing & task].groupby("layer")["right"].mean()
+    best = int(by_layer.index[by_layer.argmax()])
     rest = table[~choosing & (table["layer"] == best)]
     wide = rest.pivot_table(index="question", columns="vector", values="right")
     change = wide["task"] - wide["control"]

@@ -88,6 +88,7 @@ def _clean(
     model: VisionLanguageBridge, question: Asked, hooks: Sequence[str], layers: Sequence[int]
 ) -> LayoutCache:
     names = [str(get_act_name(hook, k)) for hook in hooks for k in layers]
+    cache: LayoutCache
     with torch.no_grad():
         _, cache = model.run_with_cache(
             question.inputs, names_filter=names, **keep_logits(model, 1)

@@ -6,8 +6,8 @@ With a run directory every batch is kept when it is done, and a killed run goes 
 Besides the numbers of `quantities`, which follow from a sample's own states:
 
 - `linearity_error`: what the map from the state before leaves of these tokens, fitted to other
-  images (`maps`), as a share of their squares about the mean of those images: one minus an R². Massive
-  tokens are left out, as from the fit.
+  images (`maps`), as a share of their squares about the mean of those images: one minus an R².
+  Massive tokens are left out, as from the fit.
 - `lens_entropy`, where the profile has it: mean entropy of the words that these tokens are read as
   (`mm_lens.profiling.points.readings`), in nats; of the residual stream only.
 """
