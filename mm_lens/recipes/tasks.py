@@ -61,7 +61,7 @@ def move_tasks(model: VisionLanguageBridge, asked: Sequence[Asked], seed: int) -
     choosing = table["picture"].isin(pictures[order[: len(order) // 2]])
     task = table["vector"] == "task"
     by_layer = table[choosing & task].groupby("layer")["right"].mean()
-    best = int(by_layer.index[by_layer.argmax()])
+    best = int(by_layer.index[int(by_layer.to_numpy().argmax())])
     rest = table[~choosing & (table["layer"] == best)]
     wide = rest.pivot_table(index="question", columns="vector", values="right")
     change = wide["task"] - wide["control"]
