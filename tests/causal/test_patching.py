@@ -173,7 +173,7 @@ def test_the_table_of_a_result_by_hand(model):
     plain = patching.get_act_patch_resid_pre(
         model, corrupted, cache, metric, axis=["visual"], layers=[1], progress=False
     )
-    assert [*plain.index_df.columns] == ["layer", "region"]
+    assert [*plain.index_df.columns] == plain.axis_names == ["layer", "region"]
 
 
 def test_several_metrics_by_name(model):
@@ -342,10 +342,12 @@ def test_means_of_a_region_equal_a_native_loop(model, native):
             means[kind] = states[kind].mean(0)
     want = metric(native_patched(native, corrupted, 1, visual, means))
     assert (result.values[0, 0] - want).abs().max() < 1e-5
-    usual = patch(model, corrupted, cache, metric, axis=["visual"], **options)
-    want = metric(native_patched(native, corrupted, 1, visual, states))
-    assert (usual.values[0, 0] - want).abs().max() < 1e-5
-    assert (usual.values - result.values).abs().max() > 1e-4
+    usual = patch(model, corrupted, cache, metric, axis=["visual"], progress=False)
+    for layer in range(3):
+        states = native_states(native, clean, layer)[0]
+        want = metric(native_patched(native, corrupted, layer, visual, states))
+        assert (usual.values[layer, 0] - want).abs().max() < 1e-5
+    assert (usual.values[1] - result.values[0]).abs().max() > 1e-4
     with pytest.raises(InputError) as error:
         inspect.unwrap(patching.generic_activation_patch)(
             model, corrupted, cache, metric, "resid_pre", resample="median"
