@@ -182,7 +182,7 @@ class Maps:
         if self.run:
             self.run.gather(self.run.maps, lambda found: self._known <= found)
 
-    def warn(self, n_layers: int) -> None:
+    def tell(self, n_layers: int) -> None:
         """Say where there is no map, and why."""
         found = dict(self.missing)
         if all(not name.endswith(f".{n_layers:03}") for name in self._known):
