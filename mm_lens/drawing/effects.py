@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from einops import reduce
+from matplotlib.ticker import MaxNLocator
 
 from mm_lens.arguments import resolve_rows
 from mm_lens.drawing.charts.matrix import draw_colours
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 FEW = 4
 """Regions of a picture from which on effects are drawn on it."""
 MARKERS = "os^Dvp"
+STYLES = ("-", "--", ":")
 TELLING = ("group", "how", "what", "directions", "k")
 """Columns that tell the interventions of a table apart."""
 
@@ -50,18 +52,24 @@ def draw_effects(table: pd.DataFrame, metric: str | None = None) -> InlineFigure
         for k, label in enumerate(dict.fromkeys(labels[rows.index])):
             line = rows[labels[rows.index] == label].sort_values("first_layer")
             x = (line.first_layer + line.last_layer).to_numpy(float) / 2
-            colour, marker = TILE_COLOURS[k % len(TILE_COLOURS)], MARKERS[k % len(MARKERS)]
+            again, place = divmod(k, len(TILE_COLOURS))  # the same colour: another marker and line
+            colour, marker = TILE_COLOURS[place], MARKERS[(place + again) % len(MARKERS)]
+            style = STYLES[again % len(STYLES)]
             axis.fill_between(
                 x, line.low.to_numpy(float), line.high.to_numpy(float), color=colour, alpha=0.18,
                 linewidth=0,
             )  # fmt: skip
-            axis.plot(x, line.effect.to_numpy(float), color=colour, marker=marker, label=label)
+            axis.plot(
+                x, line.effect.to_numpy(float), style, color=colour, marker=marker, label=label
+            )
         axis.axhline(0, color="0.6", linewidth=1)
         width = int(lengths.max())
         window = f"middle of the window of {width} layers" if lengths.nunique() == 1 else "middle"
         axis.set_xlabel("layer" if width == 1 else window)
         axis.set_ylabel(f"effect on {name}")
         axis.set_title(f"without any edit: {rows.baseline.mean():.3g}", fontsize=10)
+        if width == 1:
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(color="0.9")
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(frameon=False, fontsize=9)
@@ -110,7 +118,7 @@ def draw_patching(
     effect = result[name].changes().float().cpu()
     effect = effect[..., None] if result.reduced else effect
     numbers = [*dict.fromkeys(result.index_df["layer"])]
-    label = "effect" if name == "metric" else f"effect on {name}"
+    label = f"effect on {'the metric' if name == 'metric' else name}"
     rows = effect.shape[-1]
     mine = None if row is None else resolve_rows([row], rows)[0]
     if "head" in result.axis_names:

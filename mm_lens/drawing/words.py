@@ -23,7 +23,7 @@ from mm_lens.layout.layout import TokenLayout
 MAX_LAYERS = 4
 SIDE = 3.9
 """Of a panel, in inches."""
-SMALLEST, LARGEST = 5.0, 11.0
+SMALLEST, LARGEST = 6.0, 11.0
 """Size of the letters, in points."""
 Words = Mapping[int, str] | Sequence[Sequence[Sequence[str]]]
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from textwrap import wrap
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.ticker import MaxNLocator
 
 from mm_lens.drawing.charts.columns import require_columns
 from mm_lens.drawing.components import COLOURS
@@ -16,6 +18,8 @@ from mm_lens.drawing.curves import DPI, InlineFigure
 WIDE = 4
 """Panels beside each other."""
 MARKERS = "os^Dvp"
+LETTERS = 26
+"""Of a line of the label of the heights: as many as a panel is high."""
 STYLES = ("-", "--", "-.")
 
 
@@ -74,12 +78,15 @@ def draw_lines(
             axis.axhline(level[0], color="0.35", linestyle=":", linewidth=1.2, label=level[1])
         axis.set_title(str(name), fontsize=10)
         axis.set_xlabel(x)
+        if pd.api.types.is_integer_dtype(table[x]):
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         if named:
             axis.set_xticks(range(len(places)), [str(place) for place in places], fontsize=8)
         axis.grid(color="0.92")
         axis.spines[["top", "right"]].set_visible(False)
     for row in range(rows):
-        grid[row * columns].set_ylabel(value if label is None else label)
+        name = value if label is None else label
+        grid[row * columns].set_ylabel("\n".join(wrap(name, LETTERS)))
     for axis in grid[len(parts) :]:
         axis.set_visible(False)
     handles, labels = grid[0].get_legend_handles_labels()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -89,8 +90,11 @@ def draw_colours(
         texts = texts and [texts[k] for k in keep]
     scale = scale_of(values, None)
     wide = 0.55 if texts is None else 0.85
+    height = max(1.3 + 0.3 * len(labels), 2.3)
+    # As long as the bar beside few rows is high: some 11 letters an inch.
+    label = "\n".join(wrap(label, int(11 * (height - 0.7))))
     figure = InlineFigure(
-        figsize=(2.6 + min(wide * len(numbers), 8.0), 1.3 + 0.3 * len(labels)),
+        figsize=(2.6 + min(wide * len(numbers), 8.0), height),
         dpi=DPI,
         layout="constrained",
     )

@@ -55,5 +55,7 @@ def draw_pixels(image: Picture, values: Any, *, label: str = "value") -> InlineF
     )  # fmt: skip
     shown.set(xlabel="x in pixels", ylabel="y in pixels")
     beside.set(xlabel="x in pixels", yticks=[])
+    for axis in (shown, beside):
+        axis.set_box_aspect(aspect)
     figure.colorbar(drawn, ax=beside, label=label)
     return figure

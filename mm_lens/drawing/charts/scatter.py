@@ -18,6 +18,8 @@ from mm_lens.drawing.curves import InlineFigure
 
 WIDE = 4
 """Panels beside each other."""
+KINDS = (*COLOURS, "#BBBBBB", "#8C564B", "#9467BD", "#E67E22", "#1B6E5A")
+"""Colours of kinds: regions are often more than seven."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
@@ -94,7 +96,7 @@ def _draw_kinds(panel: Axes, here: pd.DataFrame, colour: str, values: Any) -> No
             points["y"],
             s=12,
             alpha=0.7,
-            color=COLOURS[i % len(COLOURS)],
+            color=KINDS[i % len(KINDS)],
             marker=MARKERS[i % len(MARKERS)],
             linewidths=0,
             label=str(value),

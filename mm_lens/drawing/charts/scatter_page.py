@@ -17,8 +17,7 @@ from matplotlib.colors import to_hex
 
 from mm_lens._notebook import embed_json
 from mm_lens.drawing.charts.columns import require_columns
-from mm_lens.drawing.charts.scatter import is_scale
-from mm_lens.drawing.components import COLOURS
+from mm_lens.drawing.charts.scatter import KINDS, is_scale
 from mm_lens.drawing.explorer import Explorer, encode
 from mm_lens.errors import InputError
 from mm_lens.model.inputs import Inputs
@@ -126,8 +125,8 @@ def _colouring(table: pd.DataFrame, name: str) -> dict[str, Any]:
         ends = [(to_hex(shade(share)), f"{low + share * width:.4g}") for share in (0.0, 0.5, 1.0)]
     else:
         values = list(dict.fromkeys(table[name]))
-        of = [COLOURS[values.index(v) % len(COLOURS)] for v in table[name]]
-        ends = [(COLOURS[k % len(COLOURS)], str(v)) for k, v in enumerate(values[:24])]
+        of = [KINDS[values.index(v) % len(KINDS)] for v in table[name]]
+        ends = [(KINDS[k % len(KINDS)], str(v)) for k, v in enumerate(values[:24])]
     return {
         "name": str(name),
         "of": of,
