@@ -62,7 +62,7 @@ def explore_scatter(
             sizes.append(picture.size)
         shown.append(numbers.get(key, -1))
     layers = list(dict.fromkeys(table["layer"].tolist()))
-    key = ["inputs", "row", "position", *(["group"] if "group" in table else [])]
+    whose = ["inputs", "row", "position", *(["group"] if "group" in table else [])]
     columns = list(dict.fromkeys([colour, *(c for c in MENU if c in table)]))
     data = {
         "layers": [f"layer {k}" for k in layers],
@@ -79,7 +79,7 @@ def explore_scatter(
             f"position {p}" + (f", row {r}" if r else "") + (f": “{w}”" if w else "")
             for p, r, w in table[["position", "row", "word"]].itertuples(index=False)
         ],
-        "token": [".".join(map(str, one)) for one in table[key].itertuples(index=False)],
+        "token": [".".join(map(str, one)) for one in table[whose].itertuples(index=False)],
         "pictures": pictures,
         "sizes": sizes,
         "colours": [_colouring(table, name) for name in columns],
