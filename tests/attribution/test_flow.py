@@ -50,7 +50,7 @@ def test_relevance(case):
 
 def test_attention_of_a_block_adds_up_to_what_it_brings(case):
     """Without a pattern heads write nothing: the native attention then gives its bias alone."""
-    got = attention_attribution(case.model, case.inputs, metric, "all", layer=1, steps=5)
+    got = attention_attribution(case.model, case.inputs, metric, "all", layer=1, steps=8)
 
     def nothing(module, args):
         return (torch.zeros_like(args[0]),)
@@ -64,7 +64,7 @@ def test_attention_of_a_block_adds_up_to_what_it_brings(case):
     found = got.values.double().nansum(1)
     assert (found - (whole - without)).abs().max() < 1e-4 * (whole - without).abs().max()
     parts = [
-        attention_attribution(case.model, case.inputs, metric, "all", layer=1, steps=5, query=group)
+        attention_attribution(case.model, case.inputs, metric, "all", layer=1, steps=8, query=group)
         for group in ("visual", "text")
     ]
     both = parts[0].values + parts[1].values
