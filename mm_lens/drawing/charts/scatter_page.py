@@ -18,7 +18,7 @@ from matplotlib.colors import to_hex
 from mm_lens._notebook import embed_json
 from mm_lens.drawing.charts.columns import require_columns
 from mm_lens.drawing.charts.scatter import KINDS, is_scale
-from mm_lens.drawing.explorer import Explorer, encode
+from mm_lens.drawing.explorer import Explorer, encode_image
 from mm_lens.errors import InputError
 from mm_lens.model.inputs import Inputs
 
@@ -58,7 +58,7 @@ def explore_scatter(
         if key[2] >= 0 and key not in numbers:
             picture = _picture(kept, *key)
             numbers[key] = len(pictures)
-            pictures.append(encode(picture.convert("RGB"), THUMBNAIL, "jpeg"))
+            pictures.append(encode_image(picture.convert("RGB"), THUMBNAIL, "jpeg"))
             sizes.append(picture.size)
         shown.append(numbers.get(key, -1))
     layers = list(dict.fromkeys(table["layer"].tolist()))
