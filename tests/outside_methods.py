@@ -31,7 +31,12 @@ from mm_lens import attribution, looking
 from mm_lens.causal import ablation_hooks, principal_directions, steering_hooks
 from mm_lens.causal.knockout import knockout
 from mm_lens.dictionaries import load_coder, splice_hooks
-from mm_lens.heads import find_sinks, head_scores, relative_attention
+from mm_lens.heads import (
+    find_sinks,
+    head_scores,
+    relative_attention,
+    reweighting_hooks,
+)
 from mm_lens.looking.probes import fit_probe
 
 DOCS = Path(__file__).parents[1] / "docs" / "tools.md"
@@ -141,6 +146,20 @@ def relevance(case):
     for attention, gradient in zip(out.attentions, gradients, strict=True):
         total = total + (gradient[0] * attention[0]).clamp(min=0).mean(0) @ total
     return attribution.relevance(case.model, case.one, metric, "all").values[0], total[-1]
+
+
+@method("attribution.attention_attribution", "native logits, block without attention")
+def attended(case):
+    options = {"layer": 1, "steps": 12}
+    found = attribution.attention_attribution(case.model, case.one, metric, "all", **options)
+    with torch.no_grad():
+        whole = metric(case.run(case.one)[1].logits)
+        handle = case.layers[1].self_attn.o_proj.register_forward_pre_hook(
+            lambda m, args: (torch.zeros_like(args[0]),)
+        )
+        want = whole - metric(case.run(case.one)[1].logits)
+    handle.remove()
+    return found.values.double().nansum(1), want
 
 
 @method("attribution.logit_attribution", "native logits; parts add up")
@@ -494,6 +513,21 @@ def sunk(case):
     want = (x.abs() / x.square().mean(-1, keepdim=True).sqrt())[:, [2, 5]].amax(-1)
     found = find_sinks(case.model, case.one, layers=[1], dims=[2, 5])
     return found.height[0][case.one.layout.mask("visual")], want
+
+
+@method("heads.reweighting_hooks", "native model, bias in its 4-D mask")
+@torch.no_grad()
+def reweighted(case):
+    edges = case.one.layout.mask("text")[:, :, None] & case.one.layout.mask("visual")[:, None]
+    bias = float(np.log(3.0)) * edges[:, None]
+    handle = case.layers[1].self_attn.register_forward_pre_hook(
+        lambda m, args, kw: (args, {**kw, "attention_mask": kw["attention_mask"] + bias}),
+        with_kwargs=True,
+    )
+    want = case.run(case.one)[1].logits
+    handle.remove()
+    hooks = reweighting_hooks(case.model, case.one, "visual", factor=3.0, query="text", layers=[1])
+    return case.model.run_with_hooks(case.one, fwd_hooks=hooks), want
 
 
 def difference(got, want):

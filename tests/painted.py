@@ -37,4 +37,4 @@ def colour_at(figure, pixels, axis, x, y):
 
 def data_of(html):
     """What a page draws."""
-    return json.loads(html.split("const data = ")[1].split(";\nconst panels")[0])
+    return json.loads(html.split("const data = ")[1].split(";\nconst ")[0])

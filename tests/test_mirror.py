@@ -30,6 +30,7 @@ MODULES_WITHOUT_TESTS = {
     "mm_lens/check/writing.py": "as what they find: tests/check/test_suite.py",
     "mm_lens/arguments.py": "by wrong uses of every function: tests/test_wrong_uses.py",
     "mm_lens/model/parts/freezing.py": "by all that differentiates: tests/attribution",
+    "mm_lens/heads/patterns.py": "by its edits: tests/heads/test_reweighting.py",
     "mm_lens/looking/sampling.py": "by what samples states: tests/looking/lenses/test_curves.py",
     "mm_lens/looking/translating.py": "by its lenses: tests/looking/lenses/test_tuned.py",
     "mm_lens/model/parts/copying.py": "by copies and pickles: tests/test_wrong_uses.py",

@@ -1,6 +1,7 @@
 from .faithfulness import Faithfulness as Faithfulness
 from .faithfulness import deletion_insertion as deletion_insertion
 from .faithfulness import pointing as pointing
+from .flow import attention_attribution as attention_attribution
 from .flow import attention_rollout as attention_rollout
 from .flow import relevance as relevance
 from .gradients import grad_cam as grad_cam

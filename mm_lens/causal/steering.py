@@ -48,6 +48,7 @@ def steering_hooks(
     layers: Sequence[int],
     how: Steer = "add",
     strength: float = 1.0,
+    keep_length: bool = False,
     hook: str = "resid_post",
 ) -> list[NamedHook]:
     """Forward hooks that steer a group, in passes of `inputs` and in `generate`.
@@ -67,6 +68,7 @@ def steering_hooks(
         layers: blocks, negative ones from the end.
         how: see the module.
         strength: factor of the direction for "add", what is fixed for "clamp".
+        keep_length: scale what is steered to the length that it had.
         hook: short name of the hook point, as in `hooks.PARENTS`.
 
     Raises:
@@ -87,7 +89,7 @@ def steering_hooks(
     return [
         (
             str(get_act_name(hook, k)),
-            _make_hook(inputs.layout, group, _of_layer(direction, k), how, strength),
+            _make_hook(inputs.layout, group, _of_layer(direction, k), how, strength, keep_length),
         )
         for k in numbers
     ]
@@ -111,7 +113,12 @@ def _of_layer(direction: Any, layer: int) -> Float[Tensor, "*d"]:
 
 
 def _make_hook(
-    layout: TokenLayout, group: Any, direction: Tensor, how: Steer, strength: float
+    layout: TokenLayout,
+    group: Any,
+    direction: Tensor,
+    how: Steer,
+    strength: float,
+    keep_length: bool,
 ) -> Callable[..., Tensor | None]:
     def run(tensor: Tensor, hook: Any) -> Tensor | None:
         place = find_frame(hook).place(layout, "The steering")
@@ -126,7 +133,13 @@ def _make_hook(
             )
         out = tensor.clone()
         rows = tensor[here]
-        out[here] = steer(rows.flatten(1), direction.flatten(), how, strength).view_as(rows)
+        steered = steer(rows.flatten(1), direction.flatten(), how, strength)
+        if keep_length:
+            before, after = (
+                x.float().norm(dim=1, keepdim=True) for x in (rows.flatten(1), steered)
+            )
+            steered = (steered * (before / after.clamp(min=1e-12))).to(rows.dtype)
+        out[here] = steered.view_as(rows)
         return out
 
     return run

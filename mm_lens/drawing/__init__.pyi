@@ -1,4 +1,9 @@
 from . import overlay as overlay
+from .charts.lines import draw_lines as draw_lines
+from .charts.matrix import draw_matrix as draw_matrix
+from .charts.pixels import draw_pixels as draw_pixels
+from .charts.scatter import draw_scatter as draw_scatter
+from .charts.scatter_page import explore_scatter as explore_scatter
 from .components import draw_components as draw_components
 from .components import draw_heads as draw_heads
 from .components import draw_path as draw_path
@@ -12,4 +17,5 @@ from .explorer import explore_written as explore_written
 from .overlay import draw_layout as draw_layout
 from .overlay import draw_values as draw_values
 from .replies import draw_reply as draw_reply
-from .scatter import draw_scatter as draw_scatter
+from .words import draw_texts as draw_texts
+from .words import draw_words as draw_words

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from einops import reduce
+from matplotlib.ticker import MaxNLocator
 
 from mm_lens.arguments import resolve_rows
+from mm_lens.drawing.charts.matrix import draw_colours
 from mm_lens.drawing.curves import DPI, InlineFigure
-from mm_lens.drawing.on_image import scale_of, spread_out
+from mm_lens.drawing.on_image import spread_out
 from mm_lens.drawing.overlay import TILE_COLOURS, draw_values
 from mm_lens.errors import InputError
 
@@ -20,9 +22,8 @@ if TYPE_CHECKING:
 
 FEW = 4
 """Regions of a picture from which on effects are drawn on it."""
-MOST = 40
-"""Rows of a table of colours."""
 MARKERS = "os^Dvp"
+STYLES = ("-", "--", ":")
 TELLING = ("group", "how", "what", "directions", "k")
 """Columns that tell the interventions of a table apart."""
 
@@ -51,18 +52,24 @@ def draw_effects(table: pd.DataFrame, metric: str | None = None) -> InlineFigure
         for k, label in enumerate(dict.fromkeys(labels[rows.index])):
             line = rows[labels[rows.index] == label].sort_values("first_layer")
             x = (line.first_layer + line.last_layer).to_numpy(float) / 2
-            colour, marker = TILE_COLOURS[k % len(TILE_COLOURS)], MARKERS[k % len(MARKERS)]
+            again, place = divmod(k, len(TILE_COLOURS))  # the same colour: another marker and line
+            colour, marker = TILE_COLOURS[place], MARKERS[(place + again) % len(MARKERS)]
+            style = STYLES[again % len(STYLES)]
             axis.fill_between(
                 x, line.low.to_numpy(float), line.high.to_numpy(float), color=colour, alpha=0.18,
                 linewidth=0,
             )  # fmt: skip
-            axis.plot(x, line.effect.to_numpy(float), color=colour, marker=marker, label=label)
+            axis.plot(
+                x, line.effect.to_numpy(float), style, color=colour, marker=marker, label=label
+            )
         axis.axhline(0, color="0.6", linewidth=1)
         width = int(lengths.max())
         window = f"middle of the window of {width} layers" if lengths.nunique() == 1 else "middle"
         axis.set_xlabel("layer" if width == 1 else window)
         axis.set_ylabel(f"effect on {name}")
         axis.set_title(f"without any edit: {rows.baseline.mean():.3g}", fontsize=10)
+        if width == 1:
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(color="0.9")
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(frameon=False, fontsize=9)
@@ -111,7 +118,7 @@ def draw_patching(
     effect = result[name].changes().float().cpu()
     effect = effect[..., None] if result.reduced else effect
     numbers = [*dict.fromkeys(result.index_df["layer"])]
-    label = "effect" if name == "metric" else f"effect on {name}"
+    label = f"effect on {'the metric' if name == 'metric' else name}"
     rows = effect.shape[-1]
     mine = None if row is None else resolve_rows([row], rows)[0]
     if "head" in result.axis_names:
@@ -119,7 +126,7 @@ def draw_patching(
     if not result.is_on_picture:
         values = effect[..., mine] if mine is not None else effect.mean(-1)
         labels = [str(x) for x in result.index_df[result.axis_names[1]][: values.shape[1]]]
-        return _draw_table(values.T.numpy(), labels, numbers, label)
+        return draw_colours(values.T.numpy(), labels, numbers, label)
     assert result.regions is not None
     assert result.inputs is not None
     at = mine or 0
@@ -153,29 +160,4 @@ def _draw_heads(
     regions = [*dict.fromkeys(result.index_df[result.axis_names[1]])]
     heads = [f"head {k}" for k in range(values.shape[2])]
     title = f"patched at {regions[strongest]} (the largest effect of {len(regions)} regions)"
-    return _draw_table(values[:, strongest].T.numpy(), heads, numbers, label, title)
-
-
-def _draw_table(
-    values: Any, labels: Sequence[str], numbers: Sequence[int], label: str, title: str = ""
-) -> InlineFigure:
-    """Colours: a row for each region or head, a column for each layer."""
-    if len(values) > MOST:  # those with the largest effects, in their order
-        keep = np.sort(np.argsort(-np.abs(values).max(1))[:MOST])
-        title = f"the {MOST} of {len(values)} with the largest effects"
-        values, labels = values[keep], [labels[k] for k in keep]
-    scale = scale_of(values, None)
-    figure = InlineFigure(
-        figsize=(2.6 + min(0.55 * len(numbers), 8.0), 1.3 + 0.3 * len(labels)),
-        dpi=DPI,
-        layout="constrained",
-    )
-    axis = figure.subplots()
-    drawn = axis.imshow(values, cmap=scale.colours, norm=scale.norm, aspect="auto")
-    axis.set_yticks(range(len(labels)), labels)
-    step = max(1, len(numbers) // 16)
-    axis.set_xticks(range(0, len(numbers), step), [str(n) for n in numbers[::step]])
-    axis.set_xlabel("layer")
-    axis.set_title(title, fontsize=10)
-    figure.colorbar(drawn, ax=axis, label=label)
-    return figure
+    return draw_colours(values[:, strongest].T.numpy(), heads, numbers, label, title)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,13 +22,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mm_lens.arguments import require_number, resolve_numbers
-from mm_lens.errors import HookError, InputError
+from mm_lens.errors import InputError
+from mm_lens.heads.patterns import PatternEdit
 from mm_lens.layout.groups import group_mask
 from mm_lens.looking.token_values import read_states
 from mm_lens.model.bridge import VisionLanguageBridge
 from mm_lens.model.hooks import NamedHook
 from mm_lens.model.inputs import Inputs, check_inputs
-from mm_lens.model.running.writing import reach
 from mm_lens.model.streams import resolve_layers
 
 THRESHOLD = 20.0
@@ -162,49 +163,20 @@ def redistribution_hooks(
             raise InputError("All image tokens of a row are sinks: there is nowhere to give it.")
         name = f"blocks.{block}.attn.hook_pattern"
         hooks.append(
-            (name, _Move(model, inputs, mask, visual & ~mask, chosen, share, least, query))
+            (
+                name,
+                PatternEdit(
+                    model,
+                    inputs,
+                    partial(redistribute, share=share, least=least),
+                    [mask, visual & ~mask],
+                    query=query,
+                    heads=chosen,
+                    what="The redistribution",
+                ),
+            )
         )
     return hooks
-
-
-class _Move:
-    """Moves attention in the pattern of a block."""
-
-    def __init__(
-        self,
-        model: VisionLanguageBridge,
-        inputs: Inputs,
-        sinks: Tensor,
-        others: Tensor,
-        heads: list[int],
-        share: float,
-        least: float,
-        query: Any,
-    ) -> None:
-        self.model, self.layout, self.heads = model, inputs.layout, heads
-        self.sinks, self.others = sinks, others
-        self.share, self.least, self.query = share, least, query
-
-    def __call__(self, pattern: Tensor, hook: Any) -> Tensor:
-        place = self.model.context.frame.place(self.layout, "The redistribution")
-        if pattern.shape[-1] != place.total:
-            raise HookError(
-                f"{hook.name} sees {pattern.shape[-1]} of {place.total} positions: the cache has "
-                "forgotten some, and which are sinks is unknown. Write fewer tokens, or without a "
-                "cache (use_past_kv_cache=False)."
-            )
-        rows = place.rows.to(pattern.device)
-        looks = place.of(reach(self.layout, self.query, place.total)).to(pattern.device)
-        padded = (0, place.total - self.layout.shape[1])
-        sinks, others = (
-            torch.nn.functional.pad(x, padded).to(pattern.device)[rows][:, None, None]
-            for x in (self.sinks, self.others)
-        )
-        part = pattern[:, self.heads]
-        new = redistribute(part, sinks, others, self.share, self.least)
-        out = pattern.clone()
-        out[:, self.heads] = torch.where(looks[:, None, :, None], new, part)
-        return out
 
 
 def redistribute(

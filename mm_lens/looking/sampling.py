@@ -50,17 +50,22 @@ class Gathered:
         states: of each layer that was asked for; on the CPU, in float32 or wider.
         picture: of each token, numbered from 0 in the order in which they came.
         n_pictures: how many there are.
+        places: of each token, the inputs (numbered as they came), the row and the position.
     """
 
     states: dict[int, Float[Tensor, "n d"]] = field(repr=False)
     picture: Int64[Tensor, " n"] = field(repr=False)
     n_pictures: int
+    places: Int64[Tensor, "n 3"] = field(repr=False)
 
     def of_pictures(self, chosen: Bool[Tensor, " picture"]) -> Gathered:
         """The tokens of some pictures, numbered as before."""
         here = chosen[self.picture]
         return Gathered(
-            {k: x[here] for k, x in self.states.items()}, self.picture[here], self.n_pictures
+            {k: x[here] for k, x in self.states.items()},
+            self.picture[here],
+            self.n_pictures,
+            self.places[here],
         )
 
 
@@ -88,7 +93,8 @@ def gather(
     """
     states: dict[int, list[Tensor]] = {k: [] for k in layers}
     pictures: list[int] = []
-    for inputs in each_inputs(model, samples):
+    places: list[Tensor] = []
+    for number, inputs in enumerate(each_inputs(model, samples)):
         ids = picture_ids(inputs)
         mask = _some(group_mask(inputs.layout, where).cpu(), ids, most, seed)
 
@@ -97,7 +103,9 @@ def gather(
             states[layers[k]].append(rows.to(torch.promote_types(rows.dtype, torch.float32)).cpu())
 
         read_states(model, inputs, layers, read)
-        pictures += [ids[row] for row in mask.nonzero()[:, 0].tolist()]
+        here = mask.nonzero()
+        pictures += [ids[row] for row in here[:, 0].tolist()]
+        places.append(torch.nn.functional.pad(here, (1, 0), value=number))
     if not pictures:
         raise InputError(f"The samples hold no position of {where!r}.")
     order = {picture: k for k, picture in enumerate(dict.fromkeys(pictures))}
@@ -105,6 +113,7 @@ def gather(
         {k: torch.cat(found) for k, found in states.items()},
         torch.tensor([order[p] for p in pictures]),
         len(order),
+        torch.cat(places),
     )
 
 

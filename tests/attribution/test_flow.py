@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from attribution_cases import metric
 from conftest import load_tiny
 
 from mm_lens import InputError
-from mm_lens.attribution.flow import attention_rollout, relevance
+from mm_lens.attribution.flow import attention_attribution, attention_rollout, relevance
 
 pytestmark = pytest.mark.every_family
 
@@ -45,6 +46,60 @@ def test_relevance(case):
         want = total[-1][mask[row]].detach()
         assert (got.values[row][mask[row]] - want).abs().max() < 1e-5 * want.max()
     assert torch.allclose(got.metric, metric(out.logits).float())
+
+
+def test_attention_of_a_block_adds_up_to_what_it_brings(case):
+    """Without a pattern heads write nothing: the native attention then gives its bias alone."""
+    got = attention_attribution(case.model, case.inputs, metric, "all", layer=1, steps=8)
+
+    def nothing(module, args):
+        return (torch.zeros_like(args[0]),)
+
+    with torch.no_grad():
+        whole = metric(case.run(case.inputs)[1].logits)
+        handle = case.layers[1].self_attn.o_proj.register_forward_pre_hook(nothing)
+        without = metric(case.run(case.inputs)[1].logits)
+        handle.remove()
+    assert torch.allclose(got.metric, whole.float())
+    found = got.values.double().nansum(1)
+    assert (found - (whole - without)).abs().max() < 1e-4 * (whole - without).abs().max()
+    parts = [
+        attention_attribution(case.model, case.inputs, metric, "all", layer=1, steps=8, query=group)
+        for group in ("visual", "text")
+    ]
+    both = parts[0].values + parts[1].values
+    assert torch.allclose(both, got.values, atol=1e-6, equal_nan=True)
+
+
+def test_attention_of_the_last_block_is_a_derivative_of_the_native_model(case):
+    """Two points on the path, by hand: the native pattern of one block is scaled with gradients."""
+    n = len(case.layers) - 1
+    got = attention_attribution(case.model, case.one, metric, "all", layer=n, steps=2)
+    with torch.no_grad():
+        pattern = case.run(case.one, output_attentions=True)[1].attentions[n][0]
+    held = {}
+    attention = case.layers[n].self_attn
+    groups = pattern.shape[0] * attention.head_dim // attention.v_proj.out_features
+    attention_v = attention.v_proj.register_forward_hook(
+        lambda m, a, out: held.update(v=out.detach())
+    )
+    case.run(case.one)
+    attention_v.remove()
+    values = held["v"][0].view(-1, pattern.shape[0] // groups, attention.head_dim)
+    values = values.repeat_interleave(groups, 1)  # heads that share their values
+    points, weights = np.polynomial.legendre.leggauss(2)
+    total = torch.zeros_like(pattern)
+    for point, weight in zip((points + 1) / 2, weights / 2, strict=True):
+        leaf = (float(point) * pattern).requires_grad_(True)
+        z = torch.einsum("hqk,khd->qhd", leaf, values).reshape(1, len(values), -1)
+        handle = attention.o_proj.register_forward_pre_hook(lambda m, a, z=z: (z,))
+        (gradient,) = torch.autograd.grad(metric(case.run(case.one)[1].logits).sum(), leaf)
+        handle.remove()
+        total += float(weight) * gradient
+    want = (pattern * total).sum((0, 1))
+    assert (got.values[0].double() - want)[case.one.layout.mask("all")[0]].abs().max() < 1e-6 * (
+        want.abs().max()
+    )
 
 
 def test_patterns_under_sdpa_are_those_of_eager(case, family):

@@ -60,6 +60,23 @@ def test_a_pass_equals_a_native_hook(model, native):
     assert torch.equal(after[~last], before[~last])
 
 
+def test_length_is_kept_where_that_is_asked(model):
+    inputs = model.prepare(*BATCH)
+    mask = inputs.layout.mask("visual")
+    vector = torch.linspace(-3, 3, model.cfg.d_model)
+    options = {"layers": [1], "strength": 2.0}
+    with torch.no_grad():
+        _, cache = model.run_with_cache(inputs, names_filter="blocks.1.hook_resid_post")
+        seen = []
+        hooks = steering_hooks(model, inputs, vector, **options, keep_length=True)
+        hooks.append(("blocks.1.hook_resid_post", lambda x, hook: seen.append(x)))
+        model.run_with_hooks(inputs, fwd_hooks=hooks)
+    before = cache["blocks.1.hook_resid_post"][mask]
+    want = before + 2 * vector
+    want = want / want.norm(dim=-1, keepdim=True) * before.norm(dim=-1, keepdim=True)
+    torch.testing.assert_close(seen[0][mask], want, rtol=1e-4, atol=1e-5)
+
+
 def test_refusals(model):
     inputs = model.prepare(*BATCH)
     good = torch.ones(model.cfg.d_model)

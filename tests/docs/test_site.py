@@ -29,5 +29,6 @@ def test_what_is_listed_is_there():
 def test_each_picture_is_in_the_gallery():
     gallery = (ROOT / "docs" / "gallery.md").read_text("utf-8")
     shown = {*re.findall(r"^!\[[^\]]+\]\((images/[^)]+)\)", gallery, re.MULTILINE)}
-    there = {path.relative_to(ROOT / "docs").as_posix() for path in ROOT.glob("docs/images/*.png")}
+    docs = ROOT / "docs"
+    there = {path.relative_to(docs).as_posix() for path in (docs / "images").rglob("*.png")}
     assert shown == there

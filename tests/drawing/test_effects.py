@@ -53,6 +53,13 @@ def test_curves_of_a_table():
         draw_effects(table(), "bogus")
 
 
+def test_curves_of_one_colour_have_another_marker():
+    many = pd.concat([table(["accuracy"]).assign(edge=f"edge {k}") for k in range(14)])
+    (axis,) = EffectTable(many).plot().axes
+    looks = {(x.get_color(), x.get_marker(), x.get_linestyle()) for x in axis.lines[:14]}
+    assert len(looks) == 14
+
+
 def test_each_intervention_has_its_curve():
     rows = table(["accuracy"]).drop(columns="edge").assign(group="visual", how="affine")
     other = rows.assign(how="identity")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pandas as pd
 import pytest
 import torch
 from browser import look_for_barriers, needs_browser, open_page
@@ -9,7 +10,7 @@ from drawn_profiles import FEW, make_profile
 from made_layouts import image, laid_out, overview
 from PIL import Image
 
-from mm_lens.drawing import report
+from mm_lens.drawing import explore_scatter, report
 from mm_lens.drawing.explorer import explore
 
 pytestmark = [pytest.mark.browser, needs_browser]
@@ -129,3 +130,60 @@ return seen;
 
 def test_nobody_is_kept_out_of_an_explorer(explorer, tmp_path):
     assert look_for_barriers(explorer, tmp_path) == []
+
+
+@pytest.fixture(scope="module")
+def cloud(model) -> str:
+    table = pd.DataFrame(
+        {
+            **{"layer": [0, 0, 4, 4], "group": ["visual", "text"] * 2, "picture": 0},
+            **{"x": [0.0, 1.0, 5.0, 9.0], "y": [0.0, 1.0, 2.0, 3.0]},
+            **{"modality": ["visual", "text"] * 2, "region": ["overview", "text after"] * 2},
+            **{"word": ["", "</script>"] * 2, "inputs": 0, "row": 0, "position": [3, 7] * 2},
+            **{"image": [0, -1] * 2, "x0": [4.0, None] * 2, "y0": [4.0, None] * 2},
+            **{"x1": [8.0, None] * 2, "y1": [8.0, None] * 2},
+        }
+    )
+    picture = Image.new("RGB", (16, 16), "blue")
+    picture.paste("red", (4, 4, 8, 8))
+    inputs = model.prepare("Eh?", picture)
+    return explore_scatter(table, [inputs], "region").html
+
+
+def test_a_cloud_shows_the_patch_of_a_point(cloud, tmp_path):
+    told = open_page(
+        cloud,
+        """
+const plane = document.getElementById("plane"), box = plane.getBoundingClientRect();
+const at = (x, y) => plane.dispatchEvent(new PointerEvent("pointermove", {
+  clientX: box.left + x / 1000 * box.width, clientY: box.top + y / 1000 * box.height }));
+const ink = (x, y) => [...t.getImageData(x, y, 1, 1).data.slice(0, 3)];
+const said = () => document.getElementById("chosen").textContent, told = {};
+await new Promise(done => setTimeout(done, 200)); draw();
+at(40, 960); told.visual = said(); told.patch = ink(60, 320); told.whole = ink(20, 200);
+at(960, 40); told.text = said();
+plane.dispatchEvent(new PointerEvent("pointerleave"));
+plane.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowRight", bubbles: true }));
+slider.value = 1; slider.dispatchEvent(new Event("input")); told.later = said();
+const choice = document.getElementById("choice");
+told.menu = [...choice.options].map(o => o.text);
+choice.value = told.menu.indexOf("layer"); choice.dispatchEvent(new Event("change"));
+told.legend = document.getElementById("legend").textContent;
+return told;
+""",
+        tmp_path,
+    )
+    assert told["visual"].startswith("position 3 · region: overview")
+    assert "layer: 0" in told["visual"]
+    red, green, blue = told["patch"]
+    assert red > 200 > 80 > max(green, blue)
+    assert told["whole"][2] > 200
+    assert told["text"].startswith("position 7: “</script>”")
+    assert told["later"].startswith("position 3")
+    assert "layer: 4" in told["later"]  # the same token, further on
+    assert told["menu"] == ["region", "modality", "group", "picture", "layer"]
+    assert "4" in told["legend"]
+
+
+def test_nobody_is_kept_out_of_a_cloud(cloud, tmp_path):
+    assert look_for_barriers(cloud, tmp_path) == []

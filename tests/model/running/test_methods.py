@@ -14,6 +14,7 @@ import mm_lens
 from mm_lens import MMLensError
 from mm_lens.attribution import (
     Node,
+    attention_attribution,
     attention_rollout,
     deletion_insertion,
     logit_attribution,
@@ -27,6 +28,7 @@ from mm_lens.heads import (
     head_scores,
     redistribution_hooks,
     relative_attention,
+    reweighting_hooks,
 )
 from mm_lens.looking import attention_map, head_lens, patchscope, read_written
 from mm_lens.model.running.methods import METHODS
@@ -66,6 +68,11 @@ def redistribute(model, inputs):
         model.run_with_hooks(inputs, fwd_hooks=hooks)
 
 
+def reweight(model, inputs):
+    with torch.no_grad():
+        model.run_with_hooks(inputs, fwd_hooks=reweighting_hooks(model, inputs, factor=2.0))
+
+
 QUIET = {"progress": False, "n_resamples": 5, "window": 3}
 TRIED = {
     "patching": patch,
@@ -81,6 +88,9 @@ TRIED = {
     "looking.read_written": lambda m, x: read_written(m, x, max_new_tokens=1),
     "attribution.attention_rollout": attention_rollout,
     "attribution.relevance": lambda m, x: relevance(m, x, metric),
+    "attribution.attention_attribution": lambda m, x: attention_attribution(
+        m, x, metric, layer=-1, steps=1
+    ),
     "attribution.logit_attribution": take_apart,
     "attribution.path_patch": send,
     "attribution.deletion_insertion": lambda m, x: deletion_insertion(
@@ -94,6 +104,7 @@ TRIED = {
     "heads.copying_scores": lambda m, x: copying_scores(m, x),
     "heads.relative_attention": lambda m, x: relative_attention(m, x, x),
     "heads.redistribution_hooks": redistribute,
+    "heads.reweighting_hooks": reweight,
 }
 """Methods that need something of a model."""
 

@@ -1,0 +1,1 @@
+"""Tables as pictures: curves, heads × layers, points in a plane, texts."""
