@@ -232,7 +232,7 @@ def profile(
                 if per_sample:
                     maps.fit(states, model.cfg.n_layers)
                 if group is not holding.passes[-1]:
-                    del states  # the next pass needs its memory
+                    del states, measured  # the next pass needs the memory
             found = _in_order(found, plan)
             if per_sample:
                 alone = describe_each(

@@ -83,7 +83,7 @@ def describe_samples(
             run.keep_site(name, rows)
     if run:
         done = run.gather(run.sites, lambda found: set(units) <= found.keys())
-    maps.tell(model.cfg.n_layers)
+    maps.tell()
     found = pd.DataFrame([row for name in units for row in done[name]], columns=[*COLUMNS, LENS])
     found = found.astype(dict.fromkeys([*QUANTITIES, LINEAR, LENS], float))
     return found if readout else found.drop(columns=LENS)

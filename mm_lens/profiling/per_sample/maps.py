@@ -141,6 +141,7 @@ class Maps:
         self.missing: dict[str, str] = {}
         self._held: dict[str, FoldMaps | None] = {}
         self._known: set[str] = set()
+        self._n_layers = 0
 
     def fit(self, states: States, n_layers: int) -> None:
         """Fit all maps between consecutive states that are there.
@@ -149,6 +150,7 @@ class Maps:
             DamageError: a file of the run directory is damaged.
         """
         hooks = {point.hook: i for i, point in enumerate(states.points)}
+        self._n_layers = n_layers
         links = enumerate(itertools.pairwise(state_names(n_layers)), 1)
         ends = {layer: (hooks[a], hooks[b]) for layer, (a, b) in links if {a, b} <= hooks.keys()}
         pairs = {
@@ -182,10 +184,10 @@ class Maps:
         if self.run:
             self.run.gather(self.run.maps, lambda found: self._known <= found)
 
-    def tell(self, n_layers: int) -> None:
+    def tell(self) -> None:
         """Say where there is no map, and why."""
         found = dict(self.missing)
-        if all(not name.endswith(f".{n_layers:03}") for name in self._known):
+        if all(not name.endswith(f".{self._n_layers:03}") for name in self._known):
             found |= {"": 'not all states were measured: name "states" among the hooks'}
         if found:
             warnings.warn(
