@@ -14,6 +14,9 @@ from tiny import random_image
 from tiny_families import build
 from transformers import AutoModelForImageTextToText
 
+# Here, since `no_float32_in_module` reaches the modules that are loaded before it.
+from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl  # noqa: F401
+
 import mm_lens
 from mm_lens import attribution, looking
 from mm_lens.attribution import Node
@@ -281,11 +284,12 @@ def path(pair):
         cache,
         make_vlmprobe.score,
         [Node("z", 0, 1), Node("z", 1, 3)],
-        [Node("k", 2, 1), Node("v", 2, 0)],
+        [Node(name, layer, head) for layer, head, name in make_vlmprobe.RECEIVERS],
         axis=["visual"],
         through_mlps=True,
     )
-    return found["effect"].tolist(), pair.outputs["path"].flatten()
+    want = torch.cat([pair.outputs["path k"], pair.outputs["path v"]], 1)  # sender, receiver
+    return found["effect"].tolist(), want.flatten()
 
 
 @theirs("dictionaries.SparseCoder", "sae.features")

@@ -26,7 +26,8 @@ TARGET, TEXT, PLACE = [1, 4, 16, 88, 17], "a?b", 3
 """Another prompt, without an image, and where a state is put into it."""
 DIRECTION = torch.linspace(-1, 1, WIDTH).double()
 STRENGTH = 2.0
-WEIGHT, TEMPERATURE, FEATURES, SCALE = 2.0, 3.0, [1, 5, 30], 2.5
+RECEIVERS = [(2, 1, "k"), (2, 0, "v")]
+WEIGHT, TEMPERATURE, FEATURES, SCALE = 8.0, 3.0, [1, 5, 30], 2.5
 LANGUAGE = {
     "vocab_size": 107,
     "hidden_size": WIDTH,
@@ -285,13 +286,15 @@ def run(case: Case, model: torch.nn.Module) -> dict[str, torch.Tensor]:
     found["written"] = written[1]
     vsv = probe.causal.vsv(corrupted, text_only())
     found["vsv"] = torch.stack([vsv.directions[k][0, 0] for k in range(3)])
-    path = probe.causal.path(
-        senders=[(0, 1), (1, 3)],
-        receivers=[(2, 1, "k"), (2, 0, "v")],
-        sender_tokens="visual",
-        receiver_tokens="all",
-    )
-    found["path"] = path.sweep(corrupted, donor=clean, **metric).tensors["effect"]
+    for receiver in RECEIVERS:
+        path = probe.causal.path(
+            senders=[(0, 1), (1, 3)],
+            receivers=[receiver],
+            sender_tokens="visual",
+            receiver_tokens="all",
+        )
+        effect = path.sweep(corrupted, donor=clean, **metric).tensors["effect"]
+        found[f"path {receiver[2]}"] = effect
 
     sae, binding = coder(probe, 1)
     options = {"layer": 1, "sae": sae, "binding": binding, "tokens": "visual"}
