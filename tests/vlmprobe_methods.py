@@ -289,7 +289,9 @@ def path(pair):
         through_mlps=True,
     )
     want = torch.cat([pair.outputs["path k"], pair.outputs["path v"]], 1)  # sender, receiver
-    return found["effect"].tolist(), want.flatten()
+    with torch.no_grad():
+        baseline = make_vlmprobe.score(pair.model(pair.corrupted))
+    return torch.tensor(found["effect"].tolist()) + baseline, want.flatten()
 
 
 @theirs("dictionaries.SparseCoder", "sae.features")
