@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from html import unescape
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -38,3 +40,8 @@ def colour_at(figure, pixels, axis, x, y):
 def data_of(html):
     """What a page draws."""
     return json.loads(html.split("const data = ")[1].split(";\nconst ")[0])
+
+
+def frame_of(page):
+    """The interactive picture that a page holds in a frame."""
+    return unescape(re.findall(r'srcdoc="(.*?)"', page, re.DOTALL)[0])

@@ -398,5 +398,4 @@ def _write(result: Profile, directory: Path, progress: bool) -> list[str]:
         unit="file",
         disable=not progress,
     )
-    names = [path.name for path in pictures]
-    return [PROVENANCE_FILE, TABLE_FILE, CSV_FILE, *names]
+    return [PROVENANCE_FILE, TABLE_FILE, CSV_FILE, *(path.name for path in pictures)]

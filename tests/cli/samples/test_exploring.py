@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import re
-from html import unescape
-
 import pytest
-from painted import data_of
+from painted import data_of, frame_of
 
 from mm_lens.cli import commands
 from mm_lens.cli.samples import intervening, opened
@@ -23,7 +20,7 @@ def test_one_page_has_all(bridges, pictures, tmp_path, capsys, monkeypatch):
     assert commands.run([*given, "--other", pictures[1], "--out", str(page)]) == 0
     told = capsys.readouterr().out
     assert f"puts {pictures[1]} ('b') into the run of {pictures[0]}" in told
-    data = data_of(unescape(re.findall(r'srcdoc="(.*?)"', page.read_text("utf-8"))[0]))
+    data = data_of(frame_of(page.read_text("utf-8")))
     views = {view["label"]: view for view in [data, *data["more"]]}
     assert [*views] == [
         "probability of “a”",

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import re
-from html import unescape
-
 import pytest
-from painted import data_of
+from painted import data_of, frame_of
 
 import mm_lens as package
 from mm_lens.causal import knockout_table, patching
@@ -48,8 +45,7 @@ def test_patch(mm_lens, bridges, pictures):
 def test_patches_of_places_are_shown_on_the_picture(mm_lens, pictures):
     given = ["--other", pictures[1], "--axis", "tile", "--layers", "0,1"]
     _, _, page = mm_lens("patch", *given, "--answer", "a", "--instead", "b")
-    frame = unescape(re.findall(r'srcdoc="(.*?)"', page)[0])
-    data = data_of(frame)
+    data = data_of(frame_of(page))
     assert data["label"] == "effect on a over b"
     assert data["layers"] == ["layer 0", "layer 1"]
     assert page.count("<img alt=") == 1  # and side by side

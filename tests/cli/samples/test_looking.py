@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import re
-from html import unescape
-
 import pytest
-from painted import data_of
+from painted import data_of, frame_of
 
 from mm_lens.cli import commands
 from mm_lens.looking import attention_map, visual_logit_lens
@@ -37,7 +34,7 @@ def test_attention(mm_lens, bridges, pictures):
     assert found["blocks"][0]["heads"] == pytest.approx(weights[0].tolist())
     assert found["blocks"][1]["image_share"] == pytest.approx(float(weights[1].mean()))
     assert f"most of head {int(weights[0].argmax())}" in text
-    data = data_of(unescape(re.findall(r'srcdoc="(.*?)"', page)[0]))
+    data = data_of(frame_of(page))
     heads = [view["label"] for view in data["more"]]
     assert heads == [f"attention of last, head {k}" for k in range(4)]
 
