@@ -293,9 +293,8 @@ def run(case: Case, model: torch.nn.Module) -> dict[str, torch.Tensor]:
             sender_tokens="visual",
             receiver_tokens="all",
         )
-        made = path.sweep(corrupted, donor=clean, **metric).tensors
-        # Not the change alone: it is so small that what float32 rounds shows in it.
-        found[f"path {receiver[2]}"] = made["intervention_score"]
+        effect = path.sweep(corrupted, donor=clean, **metric).tensors["effect"]
+        found[f"path {receiver[2]}"] = effect
 
     sae, binding = coder(probe, 1)
     options = {"layer": 1, "sae": sae, "binding": binding, "tokens": "visual"}

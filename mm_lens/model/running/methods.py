@@ -27,11 +27,13 @@ class Method:
         name: below `mm_lens`.
         needs: of the check at load.
         attention: "some": a block with attention; "all": in every block; "": none is needed.
+        sums: whether heads must hand on what they gathered as it is, not through a gate.
     """
 
     name: str
     needs: tuple[Need, ...] = ()
     attention: str = ""
+    sums: bool = False
 
 
 METHODS: Sequence[Method] = (
@@ -59,7 +61,7 @@ METHODS: Sequence[Method] = (
     Method("dictionaries.feature_values"),
     Method("dictionaries.splice_hooks"),
     Method("heads.head_scores", attention="some"),
-    Method("heads.copying_scores", ("residual",), "some"),
+    Method("heads.copying_scores", ("residual",), "some", sums=True),
     Method("heads.relative_attention", attention="some"),
     Method("heads.find_sinks"),
     Method("heads.redistribution_hooks", ("pattern",), "some"),
@@ -99,4 +101,6 @@ def reason_against(bridge: VisionLanguageBridge, method: Method) -> str:
         return f"Block {without[0]} has no attention."
     if method.attention and len(without) == len(blocks):
         return "No block has attention."
+    if method.sums and getattr(bridge.cfg, "gated_q_proj", False):
+        return "Heads pass on what they gathered through a gate: of one token it says nothing."
     return ""
