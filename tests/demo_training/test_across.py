@@ -66,3 +66,14 @@ def test_at_one_moment_it_is_spearmans_correlation():
     accuracy = one["accuracy"].to_numpy()
     want = stats.spearmanr(values, accuracy).statistic
     assert across.equal_training(one.index, values, accuracy) == pytest.approx(want)
+
+
+@pytest.mark.slow
+def test_accuracies_are_dealt_within_a_fusion():
+    """What drives holds as it is alone; the fusion's mark is the same in every way."""
+    models, geometry = (table[table["seed"] < 3] for table in plant())
+    table = across.join(models, geometry)
+    ways = across.deal(table)
+    assert len(ways) == 36
+    assert ways[0] == across.relate(table)["holds"].sum()
+    assert ways[0] == max(ways) > sorted(ways)[18]
