@@ -10,7 +10,8 @@ from mm_lens.errors import InputError
 
 
 def test_unknown_name_lists_what_there_is() -> None:
-    assert demo.available() == [f"demo/{name}" for name in NAMES]
+    names = [*NAMES, *(f"{name}-scenes" for name in NAMES)]
+    assert demo.available() == sorted(f"demo/{name}" for name in names)
     for name in ("demo/none", "llava-next", "demo/", "demo/../demo/llava-next"):
-        with pytest.raises(InputError, match="Available: demo/llava-next, demo/omnifusion"):
+        with pytest.raises(InputError, match="Available: demo/llava-next, demo/llava-next-scenes, demo/omn"):
             demo.path(name)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 from built_demos import NAMES
 from transformers import AutoConfig
 
+import mm_lens
 from mm_lens import demo
 
 
@@ -34,3 +36,14 @@ def test_only_the_fusion_differs() -> None:
     different = {key for key in text[0] if text[0][key] != text[1][key]}
     assert different - {"dtype"} == {"vocab_size"}
     assert text[0]["vocab_size"] == text[1]["vocab_size"] + 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_models_of_scenes_answer_questions_about_scenes(name: str) -> None:
+    """28 questions of the test split; by guessing about four in ten are right."""
+    folder = demo.path(f"demo/{name}-scenes")
+    assert sum(file.stat().st_size for file in folder.iterdir()) <= 10e6
+    model = mm_lens.load(f"demo/{name}-scenes")
+    data = mm_lens.datasets.load("scenes", "test", limit=28, seed=0)
+    options: Any = {"max_tokens": 3, "conditions": ["given"], "progress": False}
+    assert mm_lens.evaluate(model, data, **options).answers["right"].mean() >= 0.85
