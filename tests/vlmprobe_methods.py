@@ -107,7 +107,7 @@ def read_all(pair, want, **options):
     return torch.zeros_like(want).scatter(-1, ids, top), want
 
 
-@theirs("looking.TunedLens", "lens.tuned, its weights")
+@theirs("looking.fit_tuned_lens", "lens.tuned, its weights")
 @torch.no_grad()
 def tuned(pair):
     weights, biases = (

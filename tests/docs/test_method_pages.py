@@ -68,6 +68,7 @@ def listed() -> set[str]:
     table = text[text.index(pictures.BEGIN) : text.index(pictures.END)]
     names = re.findall(r"^\| `([\w.]+)", table, re.M) + [method.name for method in METHODS]
     short = {name.split(".")[-1] for name in names} - ELSEWHERE.keys()
+    short = {name for name in short if not name.startswith("hook_")}  # no methods: hook points
     return {SAID_WITH.get(name, name) for name in short}
 
 
