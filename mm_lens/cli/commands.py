@@ -373,9 +373,8 @@ def _draw_sample(model: Any, data: Any, directory: Path) -> list[str]:
             sample = data[i]
             if sample.image is None:
                 continue
-            draw_layout(model.prepare(sample.text, sample.image)).savefig(
-                directory / report.SAMPLE_FILE
-            )
+            figure = draw_layout(model.prepare(sample.text, sample.image))
+            figure.savefig(directory / report.SAMPLE_FILE)
         except MMLensError:  # no places in the picture, or none that can be read: told elsewhere
             continue
         return [report.SAMPLE_FILE]
