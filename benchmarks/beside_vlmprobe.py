@@ -164,7 +164,7 @@ def our_methods(model: Any, corrupted: Any, clean: Any, direction: Any) -> dict[
         return torch.stack(found[1:]) - found[0]
 
     layers = [k + 1 for k in blocks]
-    lens = {"layers": layers, "quantity": "logits", "top_k": 5, "chunk_size": 4096}
+    lens = {"layers": layers, "quantity": "logits", "top_k": 5, "chunk_size": 512}
     return {
         "logit lens": lambda: looking.visual_logit_lens(*both, **lens),
         "embedding neighbours": lambda: looking.embedding_neighbours(*both, layers=[0], top_k=5),

@@ -5,8 +5,9 @@ stopped there (nostalgebraist 2020, "interpreting GPT: the logit lens"; for imag
 2024, arXiv 2410.07149). The readout is TransformerLens's `logit_readout`; what is added is the
 choice of tokens by what they are, batches of unequal pictures, and bounded memory:
 `transformer_lens.tools.analysis.logit_lens` gives the same numbers for all positions of a batch,
-and keeps `layers × batch × pos × d_model` several times over. Here each layer is read while the
-model runs, `chunk_size` tokens at a time, and only the top words are kept.
+and keeps `layers × batch × pos × d_model` several times over. Here layers are read while the model
+runs, `chunk_size` tokens at a time, and only the top words are kept. As `logit_readout` looks over
+the whole model whenever it is called, states of small models wait for a call together.
 
 An image token predicts the token after it, which in training never was asked for: what the lens
 shows is how its state lies to the words' directions, not what the model thinks there is.
@@ -23,6 +24,7 @@ from functools import partial
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
+from einops import rearrange
 from jaxtyping import Float32, Int64
 from PIL import Image
 from torch import Tensor
@@ -48,6 +50,8 @@ QUANTITIES: dict[ReturnType, str] = {
     "logits": "logit",
 }
 """What values of words are, as pictures say it."""
+WAITING_BYTES = 2**26
+"""States that wait to be read together: those of a small model all, of a large one a few layers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,7 +205,8 @@ def visual_logit_lens(
 ) -> Readout:
     """Read image tokens at each layer through the final norm and unembedding.
 
-    Memory: `chunk_size × d_vocab` logits, and `layers × batch × pos × top_k` results.
+    Memory: `chunk_size × d_vocab` logits, up to 64 MiB of states that wait (one layer's, if that is
+    more), and `layers × batch × pos × top_k` results.
 
     ```python
     lens = visual_logit_lens(model, model.prepare("what color is it?", image), targets=["red"])
@@ -255,19 +260,34 @@ def visual_logit_lens(
     checked: dict[str, Tensor] = {}
     bar = tqdm(total=len(wanted), desc="layers", disable=not progress)
 
+    rows, positions = mask.cpu().nonzero(as_tuple=True)
+    waiting: dict[int, Tensor] = {}
+
+    def read_waiting() -> None:
+        device = next(iter(waiting.values())).device  # layers may lie on several
+        states = torch.cat([states.to(device) for states in waiting.values()])
+        found = readout(states, top_k=top_k)
+        assert found.top_ids is not None
+        at = (torch.tensor([*waiting])[:, None], rows, positions)
+
+        def of_layers(values: Tensor) -> Tensor:
+            return rearrange(values.cpu(), "(layers n) ... -> layers n ...", layers=len(waiting))
+
+        top_ids[at], top[at] = of_layers(found.top_ids), of_layers(found.values.float())
+        entropy[at] = of_layers(found.entropy)
+        if target_ids:
+            found = readout(states, targets=target_ids)
+            assert found.target_ranks is not None
+            values[at] = of_layers(found.values.float())
+            ranks[at] = of_layers(found.target_ranks.float())
+        bar.update(len(waiting))
+        waiting.clear()
+
     def read(k: int, state: Tensor) -> None:
         if k < len(wanted):
-            rows = translate(lens, state[mask.to(state.device)], wanted[k], n_states)
-            found = readout(rows, top_k=top_k)
-            assert found.top_ids is not None
-            top_ids[k, mask], top[k, mask] = found.top_ids.cpu(), found.values.float().cpu()
-            entropy[k, mask] = found.entropy.cpu()
-            if target_ids:
-                found = readout(rows, targets=target_ids)
-                assert found.target_ranks is not None
-                values[k, mask] = found.values.float().cpu()
-                ranks[k, mask] = found.target_ranks.float().cpu()
-            bar.update()
+            waiting[k] = translate(lens, state[mask.to(state.device)], wanted[k], n_states)
+            if sum(states.nbytes for states in waiting.values()) >= WAITING_BYTES:
+                read_waiting()
         if layered[k] == n_states - 1:
             checked["read"] = logit_readout(model, state[probe.to(state.device)]).values
 
@@ -276,6 +296,8 @@ def visual_logit_lens(
         some = probe.any(1).nonzero()[:, 0]  # of the other rows any position will do
         kept = Kept(model, probe.int().argmax(1))
         logits = kept.of(read_states(model, inputs, layered, read, **kept.options))[:, 0]
+        if waiting:
+            read_waiting()
     check_path(checked["read"].cpu().float(), logits[some.to(logits.device)].cpu().float())
     return Readout(
         layers=wanted,
