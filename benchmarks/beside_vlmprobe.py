@@ -66,8 +66,18 @@ def their_methods(folder: Path) -> dict[str, Method]:
         senders=[(1, 0)], receivers=[(4, 1, "k")], sender_tokens="visual", receiver_tokens="all"
     )
     patch = causal.patch(tokens="visual")
+
+    @torch.no_grad()
+    def words() -> Any:
+        """What the lens's user does with the logits, and ours does by itself."""
+        logits = lens.logit(tokens="visual").run(corrupted).tensors["logits"]
+        log_probs = logits.log_softmax(-1)
+        return logits.topk(5, dim=-1), -(log_probs.exp() * log_probs).sum(-1)
+
     return {
-        "logit lens": lambda: lens.logit(tokens="visual").run(corrupted),
+        "forward pass": torch.no_grad()(lambda: model(**corrupted)),
+        "logit lens, top words and entropy": words,
+        "logit lens (theirs: logits alone)": lambda: lens.logit(tokens="visual").run(corrupted),
         "embedding neighbours": lambda: lens.embed(tokens="visual").run(corrupted, top_k=5),
         "attention map": lambda: attention.profile(
             queries="last_prompt", include_attention=True
@@ -166,7 +176,9 @@ def our_methods(model: Any, corrupted: Any, clean: Any, direction: Any) -> dict[
     layers = [k + 1 for k in blocks]
     lens = {"layers": layers, "quantity": "logits", "top_k": 5, "chunk_size": 512}
     return {
-        "logit lens": lambda: looking.visual_logit_lens(*both, **lens),
+        "forward pass": torch.no_grad()(lambda: model(corrupted)),
+        "logit lens, top words and entropy": lambda: looking.visual_logit_lens(*both, **lens),
+        "logit lens (theirs: logits alone)": lambda: looking.visual_logit_lens(*both, **lens),
         "embedding neighbours": lambda: looking.embedding_neighbours(*both, layers=[0], top_k=5),
         "attention map": lambda: looking.attention_map(*both, key="all"),
         "rollout": lambda: attribution.attention_rollout(*both, "all"),
