@@ -3,12 +3,12 @@
     python benchmarks/blocks.py [--nnsight FOLDER]
 
 The demo model on easy-VQA, one thread, one row and eight. Beside the native model: the bridge as
-TransformerLens runs it (`parts.quiet.restore`), ours without a hook, and ours caching visual
-`resid_post`; and, if a folder is named that nnsight was installed into, nnsight saving what every
-block gives (`pip install --target FOLDER --no-deps nnsight greenlet cloudpickle websocket-client
-zstandard`: the versions of everything else are those of this environment). Times are of the
-processor, and hold on a machine that is busy with other things; a ratio is the quotient of medians
-over rounds that run every variant once.
+TransformerLens runs it (`parts.quiet.restore`), ours without a hook, and ours caching `resid_post`,
+of all tokens and of the visual ones; and, if a folder is named that nnsight was installed into,
+nnsight saving what every block gives, of all tokens (`pip install --target FOLDER --no-deps nnsight
+greenlet cloudpickle websocket-client zstandard`: the versions of everything else are those of this
+environment). Times are of the processor, and hold on a machine that is busy with other things; a
+ratio is the quotient of medians over rounds that run every variant once.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def main() -> None:
     model = mm_lens.load("demo/llava-next", check=False)
     plain = copy.deepcopy(model)
     restore(plain)
-    names = mm_lens.names("resid_post", modality="visual")
+    every, visual = mm_lens.names("resid_post"), mm_lens.names("resid_post", modality="visual")
     samples = list(datasets.load("easy-vqa", limit=max(GOALS)))
     for rows, goal in GOALS.items():
         inputs = model.prepare([s.text for s in samples[:rows]], [s.image for s in samples[:rows]])
@@ -69,8 +69,11 @@ def main() -> None:
             "native": lambda inputs=inputs: native(**inputs.native),
             "TransformerLens's parts": lambda inputs=inputs: plain(inputs),
             "bridge": lambda inputs=inputs: model(inputs),
+            "caching resid_post": lambda inputs=inputs: model.run_with_cache(
+                inputs, names_filter=every
+            ),
             "caching visual resid_post": lambda inputs=inputs: model.run_with_cache(
-                inputs, names_filter=names
+                inputs, names_filter=visual
             ),
         }
         if folder is not None:
