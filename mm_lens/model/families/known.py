@@ -57,8 +57,11 @@ class Known:
 
     def tokens(self, inputs: Mapping[str, Any]) -> Int[Tensor, "batch pos"]:
         """The tokens, on the CPU."""
+        tokens: Tensor = inputs["input_ids"]
+        if tokens.device.type == "cpu":  # to keep these would keep all of it for ever
+            return tokens
         if self._tokens is None:
-            self._tokens = inputs["input_ids"].cpu()
+            self._tokens = tokens.cpu()
         return self._tokens
 
     def layout_there(self, family: Family, inputs: Mapping[str, Any]) -> TokenLayout:

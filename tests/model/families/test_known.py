@@ -118,6 +118,8 @@ def test_what_is_known_dies_with_the_tokens(model):
     before = len(known._KNOWN)
     inputs = ask(model)
     run(model, inputs)
+    assert inputs.on_cpu[1] is not None  # of a profile; on the CPU these are the tokens themselves
+    assert inputs.layout is not None
     assert len(known._KNOWN) == before + 1
     del inputs
     forget(model)
