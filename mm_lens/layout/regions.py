@@ -278,7 +278,7 @@ def _bound(boxes: Float[Tensor, "n 4"]) -> Float[Tensor, " 4"]:
 
 def _corners(rects: Sequence[Float[Tensor, "row 4"]]) -> dict[str, list[float]]:
     """Columns of the pixel box of each region, if every row has the same."""
-    if not rects or not all(torch.allclose(r, r[:1], rtol=0, equal_nan=True) for r in rects):
+    if not rects or not all(bool((rect == rect[0]).all()) for rect in rects):
         return {}
     corners = torch.stack([rect[0] for rect in rects])
     table = rearrange(corners, "region corner -> corner region").tolist()

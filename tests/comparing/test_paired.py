@@ -166,6 +166,9 @@ def test_without_replicates_the_bound_is_wide():
     a, b = made_curve([1, 2], 0, "a", rest=0.1), made_curve([1, 2], 0, "b", rest=0.1)
     assert combine((a, np.array([-1.0, 1]))).error == pytest.approx(0.2)  # |w| sums
     assert combine((a, np.ones(2)), (b, -np.ones(2))).error == pytest.approx(0.2 * math.sqrt(2))
+    wider = replace(b, rest=np.array([0.2, 0.2]))
+    first = np.array([1.0, 0])
+    assert combine((a, 3 * first), (wider, 2 * first)).rest == pytest.approx(0.5)  # 0.3 and 0.4
 
 
 def test_a_missing_value_is_not_used_and_not_hidden():
@@ -239,6 +242,8 @@ def test_the_fewest_groups_say_how_sure_the_error_is():
     assert combine((many, one)).freedom == combine((many, one), (none, one)).freedom == 15
     assert combine((none, one)).freedom == GROUPS - 1
     assert combine((few, one), (none, one)).freedom == 7
+    # No more than the groups of samples tell, whatever a curve says.
+    assert combine((replace(many, freedom=99), one)).freedom == GROUPS - 1
 
 
 def test_a_model_is_never_independent_of_itself():

@@ -189,10 +189,39 @@ def test_a_pixel_belongs_to_the_box_that_holds_its_centre() -> None:
         outside = f"Pixel x={x}, y={y} lies outside of image 0, which is 6 pixels wide and 4 high."
         with pytest.raises(InputError, match=f"^{outside}$"):
             tokens.tokens_at(0, x, y)
+    with pytest.raises(InputError, match="no row 3 in a batch of 3"):
+        tokens.tokens_at(0, 0, 0, row=3)
     for image in (-1, 2):
         none = rf"^Row 0 has 2 image\(s\); there is no image {image}\.$"
         with pytest.raises(InputError, match=none):
             tokens.tokens_at(image, 0, 0)
+
+
+def test_what_a_processor_writes_around_images_is_a_marker() -> None:
+    tokens = by_hand(marker_ids=[6, 8])
+    assert tokens.segment_names[-1] == "marker"
+    assert tokens.mask("marker").nonzero().tolist() == [[0, 6], *([2, k] for k in range(2, 9))]
+    inside = torch.tensor([[1, 9, 5, 9, 5]])  # a word between two placeholders of one image
+    found = TokenLayout.build(inside, image_token_id=IMG, images=[SECOND])
+    assert found.mask("marker").tolist() == [[False, False, True, False, False]]
+    assert "marker" not in by_hand().segment_names
+    behind = by_hand(marker_ids=[7], special_ids=[7])  # both: a marker
+    assert behind.mask("marker").nonzero().tolist() == [[0, 9]]
+
+
+def test_places_are_asked_for_only_where_somebody_says_them() -> None:
+    """Image tokens of no tile come from a model that was opened without its geometry."""
+    first = dataclasses.replace(FIRST, tile=torch.zeros(4, dtype=torch.int16))
+    tokens = TokenLayout.build(torch.tensor([[9] * 4]), image_token_id=IMG, images=[first])
+    tokens.require_places("this")
+    unknown = dataclasses.replace(tokens, tile=tokens.tile * 0 - 1)
+    for ask, what in (
+        (lambda: unknown.require_places("this"), "this"),
+        (lambda: unknown.tokens_at(0, 0, 0), "tokens_at"),
+    ):
+        with pytest.raises(InputError, match=f"^{what} needs to know where image tokens lie"):
+            ask()
+    TokenLayout.build(torch.tensor([[5, 6]]), image_token_id=IMG).require_places("this")
 
 
 def test_a_description_by_hand() -> None:

@@ -200,6 +200,14 @@ def test_regions_match_row_by_row():
     )
 
 
+def test_the_row_that_is_named_is_the_one_without_a_match():
+    """Also where a row before it matches position 0."""
+    a = laid_out([strip(LEFT, RIGHT)], [strip(LEFT, RIGHT)])
+    blind = laid_out([strip(LEFT), 1], [strip(()), 1])
+    with pytest.raises(InputError, match="position 0 of row 1"):
+        match_regions(find_regions(a, ["visual"]), a, blind)
+
+
 def test_a_region_that_moved_is_matched_in_its_boxes():
     four = [token(0, 0, k, 4 * k, 0, 4 * (k + 1), 4) for k in range(4)]
     layout = laid_out([1, image(4, 16, *four)])
@@ -245,6 +253,8 @@ def test_counterparts_by_hand():
     assert {name: places(mask)[0] for name, mask in found} == expected
     regions = find_regions(a, {"told": axis["told"]})
     assert places(find_counterparts(regions, a, b).masks[0])[0] == expected["told"]
+    mask = a.mask("visual") & (torch.arange(a.shape[1]) == 2)
+    assert places(find_counterparts(find_regions(a, {"one": mask}), a, a).masks[0]) == [[2]]
     two = laid_out([1, image(4, 16, *four), image(4, 16, *four)])
     second = find_counterparts({"second": Box(4, 0, 8, 4, image=1)}, two, two)
     assert places(second.masks[0]) == [[6]]
