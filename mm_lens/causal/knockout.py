@@ -12,6 +12,10 @@ What a query sees is read from the mask that each block really gets: causal, a s
 tokens that see each other, padding. Knocking out what no block shows is an error, no silent no-op.
 So is leaving a query without any key: there is nothing to renormalise. `keep_self` leaves each
 query the key of its own position.
+
+Where a block chooses the keys that it attends to (block-sparse attention), what is cut is taken out
+of the choice. A key that would have lost it changes nothing, and still counts as cut in `knockout`,
+which sees the choice without it alone; `knockout_table` has run the model before, and warns.
 """
 
 from __future__ import annotations

@@ -246,9 +246,8 @@ class ModalityHookPoint(HookPoint):
             return None if selection is None else run(tensor, selection, user, points)
 
         user = hook
-        inner = self.parent.add_hook(
-            on_parent, is_permanent=is_permanent, level=level, prepend=prepend
-        )
+        # What a hook outlives is read from the handle below, which takes the place of this one.
+        inner = self.parent.add_hook(on_parent, prepend=prepend)
         handle = ViewHandle(
             _Removable(inner.hook, self.parent),  # type: ignore[arg-type]
             is_permanent,

@@ -724,6 +724,51 @@ def test_handles_levels_and_permanence(fresh):
     assert first == ["first", "second"]
 
 
+def test_a_view_keeps_and_loses_hooks_as_a_plain_hook_point_does():
+    """The same calls of TransformerLens's own HookPoint and of a view: the same hooks are left."""
+    plain, view = HookPoint(), a_view()
+    for point in (plain, view):
+        point.add_perma_hook(first := called("permanent"))
+        point.add_hook(called("at level 1"), level=1)
+        point.add_hook(called("permanent at level 2"), is_permanent=True, level=2)
+        point.add_hook(called("at level 2"), level=2, prepend=True)
+        point.add_hook(called("backward"), dir="bwd", level=1)
+        point.add_perma_hook(first, dir="bwd")
+
+    def left(point):
+        return [
+            (side, h.user_hook.__name__, h.is_permanent, h.context_level)
+            for side in ("fwd_hooks", "bwd_hooks")
+            for h in getattr(point, side)
+        ]
+
+    assert left(view) == left(plain)
+    assert len(left(plain)) == 6
+    for options in (
+        {"level": 1},
+        {"dir": "both", "level": 1},
+        {"dir": "both"},
+        {"dir": "both", "including_permanent": True, "level": 2},
+        {"dir": "both", "including_permanent": True},
+    ):
+        for asked in ({}, {"including_permanent": False}, {"level": 2}, {"dir": "bwd"}):
+            assert view.has_hooks(**asked) == plain.has_hooks(**asked)
+        before = len(left(plain))
+        for point in (plain, view):
+            point.remove_hooks(**options)
+        assert left(view) == left(plain)
+        assert len(left(plain)) < before
+    assert not view.parent._forward_hooks
+
+
+def called(name):
+    def hook(x, hook):
+        pass
+
+    hook.__name__ = name
+    return hook
+
+
 def test_views_without_hooks_leave_the_forward_alone(fresh):
     """No hook of a view, no code on the path: not even a torch hook."""
     views = [p for p in fresh.hook_points() if isinstance(p, ModalityHookPoint)]

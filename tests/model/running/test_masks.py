@@ -150,6 +150,26 @@ def test_a_choice_of_keys_is_made_without_those_that_are_hidden():
     assert (now & ~seen[0]).any()
 
 
+def test_a_key_that_lost_the_choice_is_no_cut_in_a_table():
+    """Hidden from who would not have chosen it: nothing changes, and the table says where."""
+    bridge, _ = share_family("minimax-m3")
+    inputs = make_inputs(bridge, rows=(True,), before=30, after=(30,))
+    last = inputs.layout.shape[1] - 1
+    with torch.no_grad(), read_masks(bridge) as masks:
+        plain = bridge(inputs)
+    lost = ~masks[1][0, :, last].any(0)[None]
+    assert lost.any()
+    with torch.no_grad(), knockout(bridge, inputs, query="last", key=lost, layers=[1]):
+        assert torch.equal(bridge(inputs), plain)
+    sample = (inputs, lambda logits: logits[:, -1, 20] - logits[:, -1, 31])
+    edges = {"lost": (lost, "last")}
+    with pytest.warns(MMLensWarning, match=r"cut in no row.* by the windows of layers 1[:,]"):
+        table = knockout_table(bridge, [sample], edges, progress=False)
+    effects = table.set_index("first_layer")["effect"]
+    assert effects[1] == 0
+    assert effects[0] != 0  # a dense block
+
+
 def test_blocks_without_attention_are_named():
     bridge, _ = share_family("qwen3.5")
     inputs = make_inputs(bridge, rows=(True,))
