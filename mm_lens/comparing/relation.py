@@ -21,6 +21,7 @@ confounder are one thing, nothing is left over, whichever of them it is.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +34,7 @@ from scipy.stats import rankdata
 
 from mm_lens._storage.hashing import digest
 from mm_lens.arguments import describe_value, require_whole
-from mm_lens.errors import DataError, InputError
+from mm_lens.errors import DataError, InputError, MMLensWarning
 from mm_lens.metrics.intervals import GROUPS, jackknife_error, margin, sample_groups
 
 PLACE = ("stream", "modality", "layer", "quantity")
@@ -160,19 +161,32 @@ def _quantities(
 ) -> tuple[Float[np.ndarray, "n m"], list[tuple[Any, ...]]]:
     """Every quantity at every place, standardised; without those that are missing or constant."""
     names = [name for name in geometry if name not in _KNOWN and name != "n_tokens"]
-    columns, places = [], []
+    columns, places, parts = [], [], []
     for place, rows in geometry.groupby(["stream", "modality", "layer"], sort=False):
         cells = rows.set_index("id").reindex(ids)
         for name in names:
             values = cells[name].to_numpy(float)
             there = np.isfinite(values)
-            if there.mean() < 1 - MISSING or np.ptp(values[there]) == 0:
+            if there.mean() < 1 - MISSING:
+                if there.any():
+                    parts.append((place, name, int(there.sum())))
+                continue
+            if np.ptp(values[there]) == 0:
                 continue
             values = np.where(there, values, values[there].mean())
             columns.append((values - values.mean()) / values.std())
             places.append((*place, name))
     if not columns:
         raise DataError("No quantity is there for nearly all samples, and differs among them.")
+    if parts:
+        (stream, modality, layer), name, n = parts[0]
+        warnings.warn(
+            "Not looked at are quantities that more than one sample in ten lacks, at "
+            f"{len(parts)} place(s); the first: {modality} {name} at layer {layer} of the {stream} "
+            f"stream, which {n} of {len(ids)} samples have.",
+            MMLensWarning,
+            stacklevel=3,
+        )
     return np.stack(columns, 1), places
 
 
@@ -190,7 +204,8 @@ def _confounders(
         if name not in told:
             raise InputError(
                 f"over names {name!r}, which is no column of the answers. There are: "
-                f"{', '.join(map(str, told))}."
+                f"{', '.join(map(str, told))}. A column of the data becomes one where the answers "
+                f"are counted by it: evaluate(by=[{str(name)!r}]), --by {name}."
             )
         if pd.api.types.is_numeric_dtype(told[name]):
             parts.append(told[name].to_numpy(float))

@@ -8,12 +8,15 @@ import pytest
 from scipy import optimize, stats
 
 import mm_lens
-from mm_lens import DataError, InputError
+from mm_lens import DataError, InputError, MMLensWarning
 from mm_lens.comparing.relation import _flip, area_under_curve, fit_logistic
 
+OTHERS = ("update", "mean_cosine", "norm")
+NEW = pytest.mark.parametrize("planted", ["linearity_error", "lens_entropy"])
 
-def plant(seed, drives=0.0, along=0.0, n=200, questions=2, layers=3):
-    """Samples whose `norm` at layer 1 drives right answers, or goes with what drives them."""
+
+def plant(seed, drives=0.0, along=0.0, n=200, questions=2, layers=3, planted="norm"):
+    """Samples of which one quantity at layer 1 drives right answers, or goes with what does."""
     chance = np.random.default_rng(seed)
     rows, answers = [], []
     for image in range(n // questions):
@@ -40,8 +43,13 @@ def plant(seed, drives=0.0, along=0.0, n=200, questions=2, layers=3):
                     "right": bool(chance.random() < 1 / (1 + np.exp(-strength))),
                 }
             )
-    names = ["id", "stream", "layer", "modality", "n_tokens", "norm", "update", "mean_cosine"]
-    return pd.DataFrame(rows, columns=names), pd.DataFrame(answers)
+    quantities = [planted, *(name for name in OTHERS if name != planted)][:3]
+    names = ["id", "stream", "layer", "modality", "n_tokens", *quantities]
+    samples = pd.DataFrame(rows, columns=names)
+    if planted == "linearity_error":  # no state comes before the first; few folds have no map
+        away = (samples["layer"] == 0) | (samples.index % 31 == 0)
+        samples.loc[away, planted] = np.nan
+    return samples, pd.DataFrame(answers)
 
 
 def ask(planted, **options):
@@ -64,6 +72,29 @@ def test_geometry_that_goes_along_with_a_confounder_is_told_apart():
     planted = plant(1, along=1.5)
     assert ask(planted).verdict == "along with the confounders"
     assert ask(planted, over=[]).verdict == "over and above"  # it is not known to be one
+
+
+@NEW
+def test_what_maps_and_lenses_say_of_samples_is_judged_as_the_rest_is(planted):
+    """Error of a map (missing at the first state), entropy of words: drives, along, neither."""
+    found = ask(plant(7, drives=1.5, planted=planted), flips=99)
+    best = found.table.sort_values("p_adjusted").iloc[0]
+    assert (found.verdict, best.quantity, best.layer) == ("over and above", planted, 1)
+    layers = {*found.table[found.table["quantity"] == planted]["layer"]}
+    assert layers == ({1, 2} if planted == "linearity_error" else {0, 1, 2})
+    along = ask(plant(8, along=1.5, planted=planted), flips=99)
+    assert along.verdict == "along with the confounders"
+    assert ask(plant(9, planted=planted), flips=99).verdict == "none"
+
+
+def test_what_is_missing_in_a_part_of_the_samples_is_left_out_with_a_word():
+    samples, answers = plant(10, drives=1.5)
+    samples.loc[(samples["layer"] == 1) & (samples.index % 4 == 0), "norm"] = np.nan
+    told = r"visual norm at layer 1 of the residual stream, which 150 of 200 samples"
+    with pytest.warns(MMLensWarning, match=told):
+        found = ask((samples, answers))
+    places = found.table[found.table["quantity"] == "norm"]["layer"]
+    assert {*places} == {0, 2}
 
 
 def test_neither():
@@ -116,7 +147,7 @@ def test_the_regression_minimises_what_it_says():
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda s, a: (s, a, {"over": ["level"]}), "over names 'level'"),
+        (lambda s, a: (s, a, {"over": ["level"]}), "over names 'level'.* --by level"),
         (lambda s, a: (s.head(30), a, {}), "that says nothing"),
         (lambda s, a: (s, a.assign(right=True), {}), "that says nothing"),
         (lambda s, a: (s, pd.concat([a, a]), {}), "ids must tell samples apart"),
