@@ -65,7 +65,7 @@ def run(arguments: Sequence[str]) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     own, problem = True, ""
-    with heed_sigterm() as heard:
+    with failures.warnings_in_lines(), heed_sigterm() as heard:
         try:
             try:
                 code = int(app(list(arguments), prog_name="mm-lens", standalone_mode=False) or 0)
@@ -386,9 +386,8 @@ def _write(result: Profile, directory: Path, progress: bool) -> list[str]:
     from tqdm import tqdm
 
     from mm_lens.drawing import components, curves, report
-    from mm_lens.profiling.result import PROVENANCE_FILE, TABLE_FILE
 
-    result.write(directory)
+    written = result.write(directory)
     result.table.to_csv(directory / CSV_FILE, index=False)
     pictures = tqdm(
         report.write(result, directory),
@@ -397,4 +396,4 @@ def _write(result: Profile, directory: Path, progress: bool) -> list[str]:
         unit="file",
         disable=not progress,
     )
-    return [PROVENANCE_FILE, TABLE_FILE, CSV_FILE, *(path.name for path in pictures)]
+    return [*written, CSV_FILE, *(path.name for path in pictures)]

@@ -39,7 +39,7 @@ def evaluate_command(
         str | None,
         typer.Option(
             help="Columns to divide by, with commas.",
-            show_default="subject and grade of scienceqa, kind of easy-vqa",
+            show_default="subject and grade of scienceqa, kind of easy-vqa and scenes",
         ),
     ] = None,
     choices: Annotated[

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +17,7 @@ from typing import Any
 import typer
 
 from mm_lens.cli import stopping
-from mm_lens.errors import DamageError, MMLensError, lacks_memory, show_safely
+from mm_lens.errors import DamageError, MMLensError, MMLensWarning, lacks_memory, show_safely
 
 # The root of typer's complaints about a command line, wherever its version keeps that class.
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
@@ -25,6 +27,21 @@ INTERRUPTED = "Interrupted: nothing was written."
 
 class Interrupted(MMLensError):
     """Ctrl-C, with what is kept."""
+
+
+@contextmanager
+def warnings_in_lines() -> Iterator[None]:
+    """Our own warnings as one line on stderr, without the place in the code."""
+    with warnings.catch_warnings():
+        warnings.showwarning = show_warning
+        yield
+
+
+def show_warning(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+    """As `warnings.showwarning`; those of libraries look as they always do."""
+    own = issubclass(category, MMLensWarning)
+    text = warnings.formatwarning(message, category, *place[:2]) if not own else ""
+    print(text.rstrip() or f"mm-lens: warning: {message}", file=sys.stderr)
 
 
 def explain(error: BaseException) -> tuple[int, str] | None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from mm_lens import demo
+from mm_lens.cli import failures
 from mm_lens.errors import MMLensError, MMLensWarning, lacks_memory
 from mm_lens.profiling import processes
 
@@ -32,9 +32,7 @@ def silence_libraries(speak: bool = True) -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("default" if speak else "ignore", MMLensWarning)
-        warnings.showwarning = lambda message, *_, **__: print(
-            f"mm-lens: warning: {message}", file=sys.stderr
-        )
+        warnings.showwarning = failures.show_warning
         yield
 
 

@@ -17,6 +17,7 @@ from mm_lens.profiling.points.lines import take_first
 from mm_lens.profiling.result import Profile
 
 WIDTH = 100
+PRESETS = ("honest", "paper", "between", "lens")
 
 
 def show(profile: Profile, directory: Path, files: Sequence[str]) -> None:
@@ -25,8 +26,10 @@ def show(profile: Profile, directory: Path, files: Sequence[str]) -> None:
     console = Console(
         width=min(WIDTH, terminal.width) if terminal.is_terminal else WIDTH, highlight=False
     )
-    for preset in ("honest", "paper", "between", "lens"):
-        if (table := headline(profile, preset)) is not None:
+    # Metrics belong to several: a table of the paper's own only for those who asked for them.
+    asked = profile.provenance.get("options", {}).get("presets") or PRESETS
+    for preset in PRESETS:
+        if preset in asked and (table := headline(profile, preset)) is not None:
             console.print(table)
     pictures = [name for name in files if name.endswith(".png")]
     rest = [name for name in files if name not in pictures]

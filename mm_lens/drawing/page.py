@@ -51,6 +51,10 @@ MEANINGS = {
         "Whether pictures that are alike to the model stand with texts that are. Near 1, both "
         "modalities arrange the samples in the same way; near 0, in unrelated ways."
     ),
+    "lens": (
+        "How undecided the model would be if it stopped at this layer and said the next word. "
+        "High: among many words; near 0: it would say one."
+    ),
 }
 """What high and low mean, by kind of metric."""
 TOPICS = {
@@ -100,7 +104,8 @@ def side_by_side(style: Look, panels: Sequence[Panel]) -> dict[str, Any]:
             "dtick": max(1, round(style.across[1] / 12)) if style.across[1] > 2 else 0.1,
         }
         layout[f"yaxis{suffix}"] = {
-            "title": {"text": style.unit or style.title},
+            # What stands behind a comma is in the heading: beside the axis there is no room.
+            "title": {"text": style.unit or style.title.partition(",")[0]},
             **({"type": "log", "tickvals": _log_ticks(style)} if style.log else {}),
             **({"range": _range(style)} if style.limits else {}),
         }

@@ -44,12 +44,12 @@ def write(profile: Profile, directory: Path) -> Iterator[Path]:
 
 
 def render(profile: Profile, directory: Path | None = None) -> str:
-    """The page: what was measured, three curves in words and those between the modalities, if there
-    are any; then everything by topic."""
+    """The page: what was measured, three curves in words, those between the modalities and of the
+    lens, if there are any; then everything by topic."""
     chosen = curves.metrics(profile)
     stand = curves.first_shown(profile)
     first = [m for m in stand if "honest" in METRICS[m].headline][:3]
-    first += [m for m in stand if "between" in METRICS[m].headline]
+    first += [m for m in stand if {"between", "lens"} & METRICS[m].headline]
     kinds = dict.fromkeys(METRICS[m].kind if m in METRICS else "other" for m in chosen)
     body = (
         f'<p class="lead">{escape(say_what_was_measured(profile))}</p>'

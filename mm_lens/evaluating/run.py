@@ -42,7 +42,7 @@ MAX_UNITS = 9_999
 """Most units under one condition: their names have four digits."""
 MOST_OPTIONS = 64
 """Most different answers of data that are taken for the options of all questions."""
-BY = {"scienceqa": ("subject", "grade"), "easy-vqa": ("kind",)}
+BY = {"scienceqa": ("subject", "grade"), "easy-vqa": ("kind",), "scenes": ("kind",)}
 """Columns by which named data sets are divided where nothing else is said."""
 
 
@@ -80,7 +80,7 @@ def evaluate(
         conditions: what becomes of images: "given" as they are, "blanked" uniform grey, "removed".
             Samples without an image are asked once, as given.
         by: columns of the data by which accuracy is told as well; None takes subject and grade of
-            ScienceQA, the kind of question of easy-VQA.
+            ScienceQA, the kind of question of easy-VQA and scenes.
         options: answers to choose from, the same for all samples that have none of their own. None
             takes, where the protocol needs some, the answers that there are in the data.
         samples: ask only so many, from the first on. `datasets.load(limit=…)` draws at random.

@@ -68,12 +68,28 @@ class Scores:
         about = self.provenance
         return f"{about['model']['name']} on {about['data']['name']}, protocol {about['protocol']}"
 
+    @property
+    def unread(self) -> str:
+        """Answers to choose from options that name none of them, in words; "" if all do."""
+        if not {"n_options", "said"} <= {*self.answers}:
+            return ""
+        closed = self.answers[self.answers["n_options"] > 0]
+        lost = closed[closed["said"] == ""]
+        if lost.empty:
+            return ""
+        return (
+            f"{len(lost):,} of {len(closed):,} answers to choose from options name none of them, "
+            f"as {str(lost['written'].iloc[0])[:40]!r}: they count as wrong."
+        )
+
     def __repr__(self) -> str:
-        return f"{self.title}\n{self._shown().to_string(index=False)}"
+        text = f"{self.title}\n{self._shown().to_string(index=False)}"
+        return f"{text}\n{self.unread}" if self.unread else text
 
     def _repr_html_(self) -> str:
         shown = self._shown()
-        return make_table([str(name) for name in shown], shown.itertuples(index=False), self.title)
+        title = f"{self.title}. {self.unread}" if self.unread else self.title
+        return make_table([str(name) for name in shown], shown.itertuples(index=False), title)
 
     def _shown(self) -> pd.DataFrame:
         rows = []
@@ -83,9 +99,9 @@ class Scores:
                     "condition": row["condition"],
                     "questions": row["group"] + (f": {row['value']}" if row["value"] else ""),
                     "n": f"{row['n']:,}",
-                    "right": _percent(row["accuracy"]),
+                    "right, %": _percent(row["accuracy"]),
                     "95 %": f"[{_percent(row['low'])}, {_percent(row['high'])}]",
-                    "chance": _percent(row["chance"]),
+                    "chance, %": _percent(row["chance"]),
                 }
             )
         return pd.DataFrame(rows)

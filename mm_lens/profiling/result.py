@@ -79,7 +79,7 @@ class Profile:
     def title(self) -> str:
         """Model and data."""
         data = self.provenance["data"]
-        names = f"{_shorten(self.provenance['model']['name'])} on {_shorten(data['name'])}"
+        names = f"{_shorten(self.provenance['model']['name'])} on {_shorten(data['name'], 2)}"
         return f"{names} ({data['n_samples']:,} sample{'s' * (data['n_samples'] != 1)})"
 
     def overview(self) -> pd.DataFrame:
@@ -132,8 +132,12 @@ class Profile:
 
         return draw(self, metrics)
 
-    def write(self, directory: Path) -> None:
-        """Write table, provenance and their checksums into an existing directory."""
+    def write(self, directory: Path) -> list[str]:
+        """Write table, provenance and their checksums into an existing directory.
+
+        Returns:
+            The names of the files, without that of the checksums.
+        """
         names = [TABLE_FILE, PROVENANCE_FILE]
         (directory / TABLE_FILE).write_bytes(self.table.to_parquet(index=False))
         if self.replicates is not None:
@@ -147,6 +151,7 @@ class Profile:
             text + "\n", encoding="utf-8", errors="backslashreplace"
         )
         write_sums(directory, names)
+        return names
 
     def save(self, path: str | Path, overwrite: bool = False) -> None:
         """Write profile.parquet, replicates.parquet, provenance.json and SHA256SUMS.
@@ -212,9 +217,13 @@ def _thirds(curve: pd.DataFrame) -> str:
     return " · ".join("–" if math.isnan(values[i]) else f"{values[i]:.3g}" for i in at)
 
 
-def _shorten(name: str) -> str:
-    """A name as it is; of a long path, the end."""
-    return name if len(name) <= 40 else f"…/{Path(name).name[-36:]}"
+def _shorten(name: str, parts: int = 1) -> str:
+    """A name as it is; of a long path, the last `parts`, and the data set's name before it."""
+    if len(name) <= 40:
+        return name
+    kind = re.match(r"[a-z][a-z-]+:|", name)
+    end = "/".join(Path(name).parts[-parts:])
+    return f"{kind[0] if kind else ''}…/{end[-36:]}"
 
 
 def _with_hooks(table: pd.DataFrame) -> pd.DataFrame:

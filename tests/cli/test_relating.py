@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -69,3 +70,15 @@ def test_a_profile_without_samples_is_refused(written, tmp_path, capsys):
     assert cli.run([*given, "--out", str(tmp_path / "one")]) == 1
     assert "per_sample=True" in capsys.readouterr().err
     assert not (tmp_path / "one").exists()
+
+
+def test_what_it_warns_of_is_one_line_without_a_place(written, tmp_path, capsys):
+    samples = mm_lens.Profile.load(written / "profile")
+    gaps = samples.samples.copy()
+    gaps.loc[gaps.id.isin([f"q{i}" for i in range(20)]), "norm"] = float("nan")
+    replace(samples, samples=gaps).save(tmp_path / "gaps")
+    given = ["relate", str(tmp_path / "gaps"), str(written / "scores"), "--flips", "19"]
+    assert cli.run([*given, "--out", str(tmp_path / "one")]) == 0
+    (line,) = capsys.readouterr().err.strip().split("\n")
+    assert line.startswith("mm-lens: warning: ")
+    assert "20 of 40 samples have" in line

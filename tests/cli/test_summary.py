@@ -42,6 +42,17 @@ def test_a_preset_without_metrics_has_no_table(profile):
     assert "demo/a" in shown(summary.headline(only, "paper"))
 
 
+def test_a_preset_is_shown_only_if_it_was_asked_for(tmp_path, capsys):
+    profile = planted()
+    summary.show(profile, tmp_path, [])
+    assert "preset paper" in capsys.readouterr().out
+    profile.provenance["options"] = {"presets": ["honest"]}
+    summary.show(profile, tmp_path, [])
+    said = capsys.readouterr().out
+    assert "preset honest" in said
+    assert "preset paper" not in said
+
+
 def test_files_and_warnings_are_named(profile, tmp_path, capsys):
     summary.show(profile, tmp_path, ["report.html", "a.png", "b.png"])
     said = capsys.readouterr().out

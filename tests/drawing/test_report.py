@@ -12,6 +12,7 @@ from PIL import Image
 
 from mm_lens.drawing import curves as plots
 from mm_lens.drawing import report
+from mm_lens.metrics import METRICS
 
 
 def test_files(tmp_path):
@@ -44,6 +45,19 @@ def test_page_needs_no_network_and_tells_all(profile):
         assert "95 % interval" in curves[0]["text"][0]
         assert re.search("40,00[01] tokens", curves[0]["text"][0])
     assert "constant &lt;/script&gt; states" in html
+
+
+def test_what_was_asked_for_is_not_folded_away():
+    """Curves between modalities and of the lens stand with the first ones; their axes are short."""
+    names = ("anisotropy_without_massive", "modality_gap_without_massive", "lens_entropy")
+    html = report.render(planted(metrics=names))
+    first = html.partition('id="all"')[0]
+    for name in names:
+        data = first.split(f'drawChart("plot-first-{name}", ')[1].split(");</script>")[0]
+        axis = json.loads("[" + data + "]")[1]["layout"]["yaxis"]["title"]["text"]
+        assert axis == (
+            METRICS[name].unit or METRICS[name].label.removesuffix(", no massive tokens")
+        )
 
 
 def test_what_is_said_of_a_curve_is_what_its_values_say():

@@ -80,4 +80,17 @@ def test_shown_with_interval_and_chance(scores):
     assert "m on d, protocol exact" in text
     assert f"{100 * scores.accuracy:.1f}" in text
     assert "grade: grade12" in text
+    assert "right, %" in text
     assert "<table" in scores._repr_html_()
+
+
+def test_answers_that_name_no_option_are_told_of(scores, answers):
+    """They may be below chance for that alone."""
+    assert "name none" not in repr(scores)
+    lost = answers.assign(said=["", "", *answers.said[2:]], written=["dunno"] * len(answers))
+    told = "2 of 60 answers to choose from options name none of them, as 'dunno'"
+    found = Scores(scores.table, lost, scores.provenance)
+    assert told in repr(found)
+    assert "name none of them" in found._repr_html_()
+    opened = Scores(scores.table, lost.assign(n_options=0), scores.provenance)
+    assert "name none" not in repr(opened)

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -95,6 +96,27 @@ def test_full_disk_leaves_what_was_there(profile, tmp_path, monkeypatch, earlier
 def test_loading_what_is_no_profile(tmp_path):
     with pytest.raises(DataError, match="no readable profile"):
         Profile.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("scenes/test", "scenes/test"),
+        ("scienceqa:/where/ever/it/is/far/away/set.parquet/test", "scienceqa:…/set.parquet/test"),
+        ("/somewhere/far/away/in/the/house/pictures/set.csv", "…/pictures/set.csv"),
+    ],
+)  # fmt: skip
+def test_a_long_name_of_data_keeps_what_it_is_known_by(profile, name, shown):
+    data = {**profile.provenance["data"], "name": name, "n_samples": 7}
+    one = replace(profile, provenance={**profile.provenance, "data": data})
+    assert one.title.endswith(f" on {shown} (7 samples)")
+
+
+def test_every_file_that_is_written_is_named(profile, tmp_path):
+    samples = pd.DataFrame({"id": ["a"], "norm": [1.0]})
+    named = replace(profile, samples=samples).write(tmp_path)
+    assert {*named, "SHA256SUMS"} == {path.name for path in tmp_path.iterdir()}
+    assert "samples.parquet" in named
 
 
 def test_warnings_are_counted_by_kind(profile):

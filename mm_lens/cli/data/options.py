@@ -11,8 +11,8 @@ import typer
 Data = Annotated[
     str,
     typer.Option(
-        help="easy-vqa, scienceqa:DIR, hf:ORGANISATION/NAME; a folder of images; a csv, tsv, json, "
-        "jsonl or parquet; the directory of a saved datasets.Dataset: docs/data.md."
+        help="easy-vqa, scenes, scienceqa:DIR, hf:ORGANISATION/NAME; a folder of images; a csv, "
+        "tsv, json, jsonl or parquet; the directory of a saved datasets.Dataset: docs/data.md."
     ),
 ]
 Split = Annotated[

@@ -6,8 +6,10 @@ import pytest
 from tiny import random_image
 
 from mm_lens.cli import commands as cli
+from mm_lens.cli.data.options import Data
 from mm_lens.cli.data.show import describe
 from mm_lens.data.samples import Sample
+from mm_lens.data.sets import OWN
 
 
 @pytest.fixture
@@ -37,3 +39,8 @@ def test_with_a_model_its_prompt_and_tokens(model):
     visual = int(inputs.layout.counts("visual")[0])
     assert any(line.startswith(f"tokens  {visual} visual, ") for line in lines)
     assert inputs.text[0].split("\n")[0] in "\n".join(lines)
+
+
+def test_the_option_names_every_data_set_that_ships():
+    help_of_data = Data.__metadata__[0].help
+    assert [name for name in OWN if name not in help_of_data] == []
