@@ -52,6 +52,7 @@ def relate_command(
             "verdict": found.verdict,
             "n": found.n,
             "n_images": found.n_images,
+            "n_right": found.n_right,
             "together": dict(found.together),
             "options": {"over": names, "condition": condition, "flips": flips, "seed": seed},
         }

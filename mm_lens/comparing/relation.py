@@ -41,6 +41,8 @@ PLACE = ("stream", "modality", "layer", "quantity")
 COLUMNS = (*PLACE, "n", "auc", "low", "high", "p_alone", "p", "p_adjusted")
 FEWEST = 30
 """Fewest images that say anything."""
+FEWEST_RARER = 10
+"""Fewest right, and fewest wrong, answers that are taken without a warning."""
 LEVEL = 0.05
 MISSING = 0.1
 """Largest share of samples in which a quantity may be missing; they get its mean."""
@@ -59,6 +61,7 @@ class Relation:
             its interval `low`, `high`.
         n: questions.
         n_images: what they are about; the unit of every test.
+        n_right: how many of the answers are right.
         verdict: "over and above", "along with the confounders" or "none".
     """
 
@@ -66,14 +69,15 @@ class Relation:
     together: Mapping[str, float]
     n: int
     n_images: int
+    n_right: int
     verdict: str
 
     def __repr__(self) -> str:
         first = self.table.sort_values("p_adjusted").head(5)
         t = self.together
         return (
-            f"Geometry and right answers, {self.n:,} questions about {self.n_images:,} images: "
-            f"{self.verdict}\n"
+            f"Geometry and right answers, {self.n:,} questions about {self.n_images:,} images, "
+            f"{self.n_right:,} answered right: {self.verdict}\n"
             f"held-out area {t['confounders']:.3f} by the confounders, {t['with_geometry']:.3f} "
             f"with geometry, gain {t['gain']:+.3f} [{t['low']:+.3f}, {t['high']:+.3f}]\n"
             f"{first.to_string(index=False)}"
@@ -120,6 +124,14 @@ def relate(
             f"{len(right)} answers are right: that says nothing. Give at least {FEWEST} images, "
             "some of them answered right and some wrong."
         )
+    if (rarer := int(min(right.sum(), len(right) - right.sum()))) < FEWEST_RARER:
+        warnings.warn(
+            f"{int(right.sum())} of {len(right)} answers are right: with {rarer} of the rarer kind "
+            f"hardly any relation can be found, and intervals are rough. Take more samples or "
+            f"harder questions, until there are {FEWEST_RARER}.",
+            MMLensWarning,
+            stacklevel=2,
+        )
     x, places = _quantities(geometry, list(told["id"]))
     confounders = _confounders(geometry, told, over)
     groups = _groups(images)
@@ -134,7 +146,7 @@ def relate(
     if found == "none" and alone.min() <= LEVEL:
         found = "along with the confounders"
     together = _together(x, confounders, right, groups)
-    return Relation(table, together, len(x), len({*images}), found)
+    return Relation(table, together, len(x), len({*images}), int(right.sum()), found)
 
 
 def _join(samples: Any, answers: Any, condition: str) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -97,6 +97,15 @@ def test_what_is_missing_in_a_part_of_the_samples_is_left_out_with_a_word():
     assert {*places} == {0, 2}
 
 
+def test_few_wrong_answers_are_told_of():
+    samples, answers = plant(11)
+    answers["right"] = answers.index % 50 > 0
+    with pytest.warns(MMLensWarning, match="196 of 200 answers are right: with 4 of the rarer"):
+        found = ask((samples, answers), flips=19)
+    assert found.n_right == 196
+    assert "196 answered right" in repr(found)
+
+
 def test_neither():
     assert ask(plant(2)).verdict == "none"
 
