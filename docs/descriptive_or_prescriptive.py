@@ -27,7 +27,9 @@ from mm_lens import replacing
 DOCS = Path(__file__).parent
 PAGE = DOCS / "descriptive_or_prescriptive.md"
 MODELS = ("demo/omnifusion", "demo/llava-next")
-EACH, FITTED = 80, 100
+EACH, FEWER, FITTED = 160, 80, 100
+"""Questions: where a row of the page asks for two points for certain, and of the other tables; and
+those that maps and directions are fitted on."""
 SIZES = (0, 1, 2, 4, 8, 16, 32, 96)
 HOWS = ("affine", "shift", "identity", "random", "mean")
 REPLACED = (
@@ -54,34 +56,45 @@ COUNTS = {
 
 def measure(out: Path, *models: str, each: int = EACH, fitted: int = FITTED) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    data = mm_lens.datasets.load("easy-vqa", limit=each + fitted)
     for name in models or MODELS:
         model = mm_lens.load(name)
         stem = out / name.removeprefix("demo/")
-        inputs = [model.prepare(sample.text, sample.image) for sample in data]
-        options = easy_vqa.get_answers()
-        pairs = zip(inputs[:each], data, strict=False)
-        samples = [(x, mm_lens.Answers(model, x, options, one.answer)) for x, one in pairs]
+        many, few = (ask(model, n, fitted) for n in (each, min(each, FEWER)))
         for kind, group, how, runs in REPLACED:
             if not (path := Path(f"{stem}-{kind}.csv")).exists():
-                maps = replacing.fit_maps(model, inputs[each:], group)
+                samples, others = many if kind == "visual" else few
+                maps = replacing.fit_maps(model, others, group)
                 maps.table.to_csv(f"{stem}-{kind}-maps.csv", index=False)
                 table = replacing.replacement_table(
                     model, samples, maps, how=how, runs=runs, save=f"{path}.pt", batch_size=32
                 )
                 table.to_csv(path, index=False)
-        subspaces = replacing.fit_subspaces(model, inputs[each:])
-        subspaces.table.to_csv(f"{stem}-counts.csv", index=False)
         if not (path := Path(f"{stem}-removal.csv")).exists():
+            samples, others = many
+            subspaces = replacing.fit_subspaces(model, others)
             table = replacing.removal_table(model, samples, subspaces, save=f"{path}.pt")
             table.to_csv(path, index=False)
         if not (path := Path(f"{stem}-dimension.csv")).exists():
+            samples, others = few
+            subspaces = replacing.fit_subspaces(model, others)
             table = replacing.dimension_table(
                 model, samples, subspaces, sizes=SIZES, save=f"{path}.pt", batch_size=32
             )
             table.to_csv(path, index=False)
             functional = replacing.functional_dimension(table, subspaces)
             functional.to_csv(f"{stem}-functional.csv", index=False)
+
+
+def ask(
+    model: mm_lens.VisionLanguageBridge, each: int, fitted: int
+) -> tuple[list[tuple[mm_lens.Inputs, mm_lens.Answers]], list[mm_lens.Inputs]]:
+    """Questions with their answers, and those that maps and directions are fitted on."""
+    data = mm_lens.datasets.load("easy-vqa", limit=each + fitted)
+    inputs = [model.prepare(sample.text, sample.image) for sample in data]
+    options = easy_vqa.get_answers()
+    pairs = zip(inputs[:each], data, strict=False)
+    asked = [(x, mm_lens.Answers(model, x, options, one.answer)) for x, one in pairs]
+    return asked, inputs[each:]
 
 
 def read(out: Path, kind: str) -> pd.DataFrame:
