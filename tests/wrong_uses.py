@@ -221,6 +221,12 @@ def file(content: bytes, name: str) -> str:
     return str(path)
 
 
+def misspelt(c: Case) -> Any:
+    folder = Path(tempfile.mkdtemp())
+    (folder / "mine-llava").mkdir()
+    return mm_lens.load(str(folder / "mine-lava"))
+
+
 def bound(c: Case, *inputs: Any) -> Any:
     with c.model.bound(*inputs):
         return c.model(c.x.input_ids)
@@ -667,6 +673,7 @@ USES: dict[str, Use] = {
         "The processor has",
         lambda c: mm_lens.load(hf_model=tiny_llava_next()[0], processor=c.model.tokenizer),
     ),
+    "a directory misspelt": says(r"no directory .*Did you mean '.*mine-llava'", misspelt),
     "flash attention": says(
         "attention is", lambda c: mm_lens.load("demo/llava-next", attention="f")
     ),

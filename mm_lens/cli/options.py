@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from mm_lens import demo
+from mm_lens._storage.files import check_below
 from mm_lens.arguments import check_name
 
 PICTURES = "mm-lens data show easy-vqa --save pictures"
@@ -19,7 +20,7 @@ First steps, with pictures and a model that come along:
 
 \b
   {PICTURES}
-  mm-lens ask pictures/test-0-1.png "what color is the shape?" --model demo/llava-next
+  mm-lens ask pictures/test-0-0.png "what color is the shape?" --model demo/llava-next
 """
 """What `mm-lens --help` begins with."""
 
@@ -111,10 +112,11 @@ def check_page(page: Path | None, overwrite: bool) -> None:
     """Refuse a page that is there, or that no browser would open.
 
     Raises:
-        BadParameter: naming it.
+        BadParameter, InputError: naming it.
     """
     if page is None:
         return
+    check_below(page)
     if page.suffix.lower() not in (".html", ".htm"):
         raise typer.BadParameter(f"{page} is no page: let it end in .html.", param_hint="'--out'")
     if page.exists() and not (overwrite and page.is_file()):

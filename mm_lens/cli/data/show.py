@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from hashlib import blake2b
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,7 +32,10 @@ def show_command(
     samples: Annotated[int, typer.Option(min=1, help="How many.")] = 3,
     save: Annotated[
         Path | None,
-        typer.Option(help="A new or empty directory: write the pictures there, as files of PNG."),
+        typer.Option(
+            help="A new or empty directory: write the pictures there as PNG; of samples about one "
+            "picture, the first is shown."
+        ),
     ] = None,
     split: options.Split = None,
     image_column: options.ImageColumn = "image",
@@ -72,13 +76,22 @@ def show_command(
     if model is not None:
         with silence_libraries():
             bridge = load_model(model, dtype=None, device_map=None, device="cpu", check=False)
-    for i in range(min(samples, len(found))):
-        typer.echo("")
+    shown: set[bytes] = set()
+    for i in range(len(found)):
         sample = found[i]
+        # To try commands on, pictures that differ: data sets often ask much about one.
+        pixels = b"".join(image.tobytes() for image in sample.images)
+        key = blake2b(pixels).digest() if save is not None and pixels else str(i).encode()
+        if key in shown:
+            continue
+        shown.add(key)
+        typer.echo("")
         for line in describe(sample, bridge, chat_template):
             typer.echo(show_safely(line))
         for path in save_pictures(sample, save) if save is not None else ():
             typer.echo(show_safely(f"wrote   {path}"))
+        if len(shown) == samples:
+            break
 
 
 def describe(sample: Sample, model: Any = None, chat_template: bool | None = None) -> list[str]:

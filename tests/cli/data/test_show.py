@@ -42,6 +42,17 @@ def test_pictures_of_a_data_set_are_written_to_try_commands_on(table, tmp_path, 
     assert "Name a directory that is new or empty" in capsys.readouterr().err
 
 
+def test_a_picture_is_written_once_however_often_it_is_asked_about(tmp_path, capsys):
+    random_image(8, 12).save(tmp_path / "a.png")
+    random_image(8, 12, 1).save(tmp_path / "b.png")
+    rows = ["a.png,What?", "a.png,Which?", ",No picture?", "b.png,What?", "a.png,Why?"]
+    (tmp_path / "set.csv").write_text("\n".join(["image,text", *rows]))
+    names = ["data", "show", str(tmp_path / "set.csv"), "--save", str(tmp_path / "pictures")]
+    assert cli.run([*names, "--samples", "9"]) == 0
+    assert capsys.readouterr().out.count("\nid ") == 3
+    assert {path.name for path in (tmp_path / "pictures").iterdir()} == {"0.png", "3.png"}
+
+
 def test_files_are_named_after_ids_and_stay_in_the_folder(tmp_path):
     pictures = (random_image(8, 8), random_image(9, 9))
     paths = save_pictures(Sample("../test/0 1", "What?", pictures, None), tmp_path)
