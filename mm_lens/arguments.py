@@ -208,6 +208,21 @@ def require_number(name: str, value: Any, low: float, high: float = float("inf")
         raise InputError(f"{name} is a number from {low:g}{most}, not {describe_value(value)}.")
 
 
+def check_return_type(asked: Any) -> Any:
+    """Refuse a picture where `model(…)` takes `return_type`; gives it back.
+
+    Raises:
+        InputError: saying how text and picture go together.
+    """
+    if asked is not None and not isinstance(asked, str):
+        raise InputError(
+            f"The second argument of model(…) is return_type, a text, not {describe_value(asked)}. "
+            "Text and picture go together: model(model.prepare(text, picture)) gives logits, "
+            "model.ask(text, picture) an answer."
+        )
+    return asked
+
+
 def check_name(name: Any) -> None:
     """Refuse what can be neither a directory nor a name of the hub.
 

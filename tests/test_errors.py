@@ -36,5 +36,5 @@ def test_a_torchvision_of_another_torch_is_told_by_its_name(monkeypatch):
             raise ModuleNotFoundError(f"Could not import module {name!r}.") from error
 
     monkeypatch.setattr(mm_lens.model, "_find", find)
-    with pytest.raises(ROOT, match="built for another torch.*pip uninstall torchvision"):
+    with pytest.raises(ROOT, match=r"built for another torch.*pip uninstall torchvision"):
         mm_lens.model.no_such_name  # noqa: B018

@@ -11,7 +11,7 @@ from contextlib import suppress
 import pytest
 from filelock import FileLock
 
-from mm_lens._storage.files import check_free, resumable_directory, whole_directory
+from mm_lens._storage.files import check_ahead, check_free, resumable_directory, whole_directory
 from mm_lens.errors import InputError, MMLensError
 
 MARK = "made.json"

@@ -55,10 +55,10 @@ USES = {
         "b.png is a file: nothing can be written below it",
         "Name another",
     ),
-    "generate: a temperature that is no number": (
-        lambda: ["generate", "a.png", Q, *MODEL, "--temperature", "nan"],
+    "generate: a temperature without end": (
+        lambda: ["generate", "a.png", Q, *MODEL, "--temperature", "inf"],
         2,
-        "nan is no temperature",
+        "inf is no temperature",
         "a number from 0",
     ),
     "generate: a seed that torch cannot take": (

@@ -65,6 +65,8 @@ def test_a_report_fits_a_phone(page, tmp_path):
         """
 const tops = [...document.querySelector(".chart").querySelectorAll("svg.panel")]
   .map(svg => svg.getBoundingClientRect().top);
+document.body.style.maxWidth = "300px";
+await new Promise(done => setTimeout(done, 500));
 const cut = [...document.querySelectorAll("svg.panel text.title")].filter(title =>
   title.getBoundingClientRect().right > title.ownerSVGElement.getBoundingClientRect().right + 1);
 return { below: tops[1] > tops[0], wide: document.documentElement.scrollWidth - innerWidth,
