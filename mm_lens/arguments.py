@@ -208,6 +208,21 @@ def require_number(name: str, value: Any, low: float, high: float = float("inf")
         raise InputError(f"{name} is a number from {low:g}{most}, not {describe_value(value)}.")
 
 
+def check_return_type(asked: Any) -> Any:
+    """Refuse a picture where `model(…)` takes `return_type`; gives it back.
+
+    Raises:
+        InputError: saying how text and picture go together.
+    """
+    if asked is not None and not isinstance(asked, str):
+        raise InputError(
+            f"The second argument of model(…) is return_type, a text, not {describe_value(asked)}. "
+            "Text and picture go together: model(model.prepare(text, picture)) gives logits, "
+            "model.ask(text, picture) an answer."
+        )
+    return asked
+
+
 def check_name(name: Any) -> None:
     """Refuse what can be neither a directory nor a name of the hub.
 
@@ -223,4 +238,18 @@ def check_name(name: Any) -> None:
     looks_local = isinstance(name, PathLike) or text[0] in "/.~" or text.count("/") > 1
     looks_local = looks_local or text.endswith("/")
     if looks_local and not Path(text).is_dir():
-        raise InputError(f"There is no directory {text}, and it is no hub id (organisation/model).")
+        raise InputError(
+            f"There is no directory {text}, and it is no hub id (organisation/model)."
+            f"{suggest_directory(text)}"
+        )
+
+
+def suggest_directory(name: str) -> str:
+    """The end of a message about a directory that is not there: one beside it of a like name."""
+    place = Path(name)
+    try:
+        beside = [path.name for path in place.parent.iterdir() if path.is_dir()]
+    except OSError:
+        return ""
+    near = difflib.get_close_matches(place.name, beside, 1, 0.6)
+    return f" Did you mean {str(place.parent / near[0])!r}?" if near else ""

@@ -42,6 +42,23 @@ def show_safely(text: str) -> str:
     return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
 
 
+def explain_import(error: BaseException) -> MMLensError | None:
+    """The error to raise where transformers cannot be imported for a torchvision of another torch.
+
+    transformers names a class of its own then, and hides the cause; None of any other error.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if "operator torchvision::" in str(cause):
+            return MMLensError(
+                "The torchvision that is installed was built for another torch, and transformers "
+                f"cannot be imported beside it ({cause}). Install the two together, or take "
+                "torchvision away: pip uninstall torchvision."
+            )
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
 def lacks_memory(error: BaseException) -> bool:
     """Whether memory ran out; torch says so in the message alone, but for GPUs."""
     text = str(error)

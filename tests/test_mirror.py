@@ -96,6 +96,7 @@ TESTS_WITHOUT_MODULE = {
     "tests/test_wrong_uses.py": "what comes of wrong uses, over all packages",
     "tests/causal/test_patching_location.py": "where trained models look, over many pictures",
     "tests/cli/test_convert_command.py": "the command `mm-lens convert`, from files to files",
+    "tests/cli/test_wrong_commands.py": "what comes of wrong command lines, over all commands",
     "tests/cli/test_startup.py": "what is imported when, over all modules",
     "tests/demo_training/test_shipped.py": "the weights that ship, which are no module",
     "tests/families/test_conformance.py": "every family, by mm_lens/check/suite.py",

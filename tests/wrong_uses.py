@@ -221,6 +221,12 @@ def file(content: bytes, name: str) -> str:
     return str(path)
 
 
+def misspelt(c: Case) -> Any:
+    folder = Path(tempfile.mkdtemp())
+    (folder / "mine-llava").mkdir()
+    return mm_lens.load(str(folder / "mine-lava"))
+
+
 def bound(c: Case, *inputs: Any) -> Any:
     with c.model.bound(*inputs):
         return c.model(c.x.input_ids)
@@ -667,6 +673,18 @@ USES: dict[str, Use] = {
         "The processor has",
         lambda c: mm_lens.load(hf_model=tiny_llava_next()[0], processor=c.model.tokenizer),
     ),
+    "a picture behind a text": says(
+        r"is return_type, .*model\.ask\(text, picture\)", lambda c: c.model("Why?", c.image)
+    ),
+    "image for visual, in a cache": names(
+        r"Did you mean blocks\.0\.visual\.hook_resid_post\?",
+        lambda c: c.cache["resid_post", 0, "image"],
+    ),
+    "image for visual, in a hook": says(
+        r"Did you mean 'blocks\.0\.visual\.hook_resid_post'\?",
+        lambda c: c.hooked(("blocks.0.image.hook_resid_post", zero)),
+    ),
+    "a directory misspelt": says(r"no directory .*Did you mean '.*mine-llava'", misspelt),
     "flash attention": says(
         "attention is", lambda c: mm_lens.load("demo/llava-next", attention="f")
     ),

@@ -31,6 +31,7 @@ html_theme = "furo"
 html_title = "mm_lens"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_js_files = ["site.js"]
 html_math_renderer = "mathml"
 html_show_sphinx = False
 html_copy_source = False

@@ -216,6 +216,7 @@ def check_ahead(path: Path, mark: str, overwrite: bool) -> None:
         MMLensError: another process is writing it, resumably.
     """
     path = Path(os.path.abspath(path))
+    check_below(path)
     _tidy_up(path)
     if _lock_file(path).exists():  # of a writer at work, or of one that was killed: then it goes
         with _lock(path):
@@ -227,12 +228,26 @@ def _lock_file(path: Path) -> Path:
     return path.with_name(f".{path.name}.lock")
 
 
+def check_below(path: Path) -> None:
+    """See that what `path` is to lie in is, or can become, a directory.
+
+    Raises:
+        InputError: it is a file.
+    """
+    for parent in Path(os.path.abspath(path)).parents:
+        if parent.is_dir():
+            return
+        if parent.exists():
+            raise InputError(f"{parent} is a file: nothing can be written below it. Name another.")
+
+
 def check_free(path: Path, mark: str, overwrite: bool) -> None:
     """See that a directory is not there, is empty, or may be replaced.
 
     Raises:
         InputError: it is not so.
     """
+    check_below(path)
     if not path.exists():
         return
     if not path.is_dir():

@@ -16,6 +16,7 @@ import torch
 from huggingface_hub.errors import HFValidationError
 
 from mm_lens._storage.files import check_ahead
+from mm_lens.arguments import suggest_directory
 from mm_lens.checkpoints import formats, hub, shards
 from mm_lens.checkpoints.building import blame
 from mm_lens.checkpoints.directory import check_regular
@@ -165,6 +166,7 @@ def _from_cache(
     raise MMLensError(
         f"{error} It is neither in the cache of the hub nor converted in {home.parent}. Connect "
         "once, or copy a directory here and give its path."
+        f"{suggest_directory(home.name.replace('--', '/'))}"
     ) from error
 
 

@@ -48,7 +48,7 @@ CSV_FILE = "profile.csv"
 
 app = typer.Typer(
     rich_markup_mode=None,  # frames around the options take as long to import as the rest
-    help="TransformerLens for vision-language models.",
+    help=options.ABOUT,
     epilog="Ends with 0; with 1 where something fails, 2 where the command line is wrong, 130 "
     "after Ctrl-C, 143 after SIGTERM. With --json, results are JSON on stdout.",
 )

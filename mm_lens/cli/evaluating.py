@@ -56,7 +56,7 @@ def evaluate_command(
             min=1, help="Most samples, drawn at random with the seed.", show_default="all"
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the samples.")] = 0,
     split: data_options.Split = None,
     image_column: data_options.ImageColumn = "image",
     text_column: data_options.TextColumn = "text",
@@ -119,8 +119,13 @@ def evaluate_command(
     if model.startswith("demo/"):
         demo.path(model)
     chosen = datasets.load(data, split, samples, seed, **which)
+    from mm_lens.evaluating.run import check_request
     from mm_lens.profiling import run_directory
 
+    groups = None if by is None else _split(by)
+    answers = None if choices is None else _split(choices)
+    if on_error == "raise":  # else the first sample may be one that is left out
+        check_request(chosen, protocol, groups, answers)
     crew = processes.Processes()
     quiet = quiet or not crew.main
     if not quiet:
@@ -139,8 +144,8 @@ def evaluate_command(
             chosen,
             protocol=protocol,
             conditions=asked,  # type: ignore[arg-type]
-            by=None if by is None else _split(by),
-            options=None if choices is None else _split(choices),
+            by=groups,
+            options=answers,
             batch_size=batch_size,
             max_tokens=max_tokens,
             progress=not quiet,

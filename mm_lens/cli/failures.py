@@ -17,7 +17,14 @@ from typing import Any
 import typer
 
 from mm_lens.cli import stopping
-from mm_lens.errors import DamageError, MMLensError, MMLensWarning, lacks_memory, show_safely
+from mm_lens.errors import (
+    DamageError,
+    MMLensError,
+    MMLensWarning,
+    explain_import,
+    lacks_memory,
+    show_safely,
+)
 
 # The root of typer's complaints about a command line, wherever its version keeps that class.
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
@@ -55,6 +62,8 @@ def explain(error: BaseException) -> tuple[int, str] | None:
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "mm-lens"
         return 2, f"{text}{'' if text.endswith('?') else '.'} See {command} --help."
+    if isinstance(error, ImportError | RuntimeError) and (told := explain_import(error)):
+        return 1, _line(told)
     if isinstance(error, typer.Abort | KeyboardInterrupt):
         return 130, INTERRUPTED
     if isinstance(error, stopping.Stopped):

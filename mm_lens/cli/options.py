@@ -9,7 +9,20 @@ from typing import Annotated, Literal
 import typer
 
 from mm_lens import demo
+from mm_lens._storage.files import check_below
 from mm_lens.arguments import check_name
+
+PICTURES = "mm-lens data show easy-vqa --save pictures"
+"""Writes pictures to try the commands on, for whom has none at hand."""
+ABOUT = f"""TransformerLens for vision-language models.
+
+First steps, with pictures and a model that come along:
+
+\b
+  {PICTURES}
+  mm-lens ask pictures/test-0-0.png "what color is the shape?" --model demo/llava-next
+"""
+"""What `mm-lens --help` begins with."""
 
 Model = Annotated[
     str, typer.Option(help="Hub id, local directory, or a demo model, e.g. demo/llava-next.")
@@ -90,7 +103,8 @@ def check_picture(name: str, hint: str = "'IMAGE'") -> None:
     if not Path(name).is_file():
         kind = "a directory" if Path(name).is_dir() else "not there"
         raise typer.BadParameter(
-            f"{name!r} is {kind}: give the file of a picture.", param_hint=hint
+            f"{name!r} is {kind}: give the file of a picture. `{PICTURES}` writes some to try.",
+            param_hint=hint,
         )
 
 
@@ -98,10 +112,11 @@ def check_page(page: Path | None, overwrite: bool) -> None:
     """Refuse a page that is there, or that no browser would open.
 
     Raises:
-        BadParameter: naming it.
+        BadParameter, InputError: naming it.
     """
     if page is None:
         return
+    check_below(page)
     if page.suffix.lower() not in (".html", ".htm"):
         raise typer.BadParameter(f"{page} is no page: let it end in .html.", param_hint="'--out'")
     if page.exists() and not (overwrite and page.is_file()):

@@ -26,7 +26,7 @@ def relate_command(
     ] = "",
     condition: Annotated[str, typer.Option(help="Which answers.")] = "given",
     flips: Annotated[int, typer.Option(min=19, help="Random flips of signs.")] = 999,
-    seed: Annotated[int, typer.Option(help="Of the flips.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the flips.")] = 0,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an earlier one at --out.")
     ] = False,

@@ -69,6 +69,14 @@ def list_prompts(prompts: Any) -> tuple[bool, list[str | list[Message]]]:
     ]
 
 
+def read_question(prompt: str | Sequence[Message]) -> str:
+    """A prompt as a person reads it: of a conversation, the last text."""
+    if isinstance(prompt, str):
+        return prompt
+    said = [part["text"] for message in prompt for part in message["content"] if "text" in part]
+    return str(said[-1]) if said else ""
+
+
 def _check_messages(messages: Any, where: str = "") -> list[Message]:
     """A conversation whose contents are all lists of parts.
 

@@ -177,6 +177,12 @@ function drawChart(id, about, figure) {
     const each = width < 700 ? width : Math.floor((width - 16 * (count - 1)) / count);
     panels.style.gridTemplateColumns = width < 700 ? "1fr" : `repeat(${count}, 1fr)`;
     panels.replaceChildren(...Array.from({ length: count }, (_, k) => panel(chart, k, each)));
+    for (const title of panels.querySelectorAll("text.title")) {  // on a phone: closer, not cut off
+      const room = each - title.getAttribute("x") - 2;
+      if (title.getComputedTextLength() > room) {
+        title.setAttribute("textLength", room); title.setAttribute("lengthAdjust", "spacingAndGlyphs");
+      }
+    }
   }
   for (const t of figure.data.filter(t => t.showlegend)) {
     const button = document.createElement("button");

@@ -18,7 +18,11 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto
 h1 { font-size: 1.4em; } h2 { font-size: 1.1em; margin: 2em 0 .4em; }
 img { background: #fff; max-width: 100%; height: auto; } pre { white-space: pre-wrap; }
 iframe { max-width: 100%; } section { overflow-x: auto; }
-@media (max-width: 700px) { section img { max-width: none !important; width: 640px; } }
+@media (max-width: 700px) {
+  section img { max-width: none !important; width: 640px; }
+  section:has(img):not(:has(.photo)) h2::after { content: " (wider than the screen: scroll ↔)";
+    font: .8em system-ui, sans-serif; opacity: .75; }
+}
 .pictures { display: flex; flex-wrap: wrap; gap: 1em; }
 figure { margin: 0; flex: 1 1 130px; max-width: 260px; }
 section img.photo { width: 100% !important; image-rendering: pixelated; }

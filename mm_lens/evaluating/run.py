@@ -176,6 +176,24 @@ def evaluate(
     )
 
 
+def check_request(
+    data: Samples,
+    protocol: str | Protocol,
+    by: Sequence[str] | None,
+    options: Sequence[str] | None,
+) -> None:
+    """What can be told without a model, of the request and of the first sample.
+
+    Raises:
+        InputError, DataError: as `evaluate`.
+    """
+    chosen = find_protocol(protocol)
+    if not len(data):
+        raise DataError("The data set holds no samples.")
+    _groups(data, by)
+    Questions(data, chosen, "given", _choices(data, chosen, options), 1)[0]
+
+
 def _groups(data: Samples, by: Sequence[str] | None) -> tuple[str, ...]:
     name = getattr(data, "name", "").split(" ")[0]
     chosen = BY.get(name, ()) if by is None else tuple(by)

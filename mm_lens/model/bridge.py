@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 from transformer_lens.model_bridge import TransformerBridge
 
-from mm_lens.arguments import check_hooks, check_reached
+from mm_lens.arguments import check_hooks, check_reached, check_return_type
 from mm_lens.data.pictures import Picture
 from mm_lens.errors import InputError
 from mm_lens.layout.layout import TokenLayout
@@ -26,17 +26,14 @@ from mm_lens.model.binding import Binding, guard_patch, unpack
 from mm_lens.model.cache import LayoutCache, adjust_entries, choose_cached
 from mm_lens.model.families import Family, without_own
 from mm_lens.model.forward import ForwardContext
-from mm_lens.model.hooks import (
-    GROUPS,
-    install_views,
-    uninstall_views,
-)
+from mm_lens.model.hooks import GROUPS, install_views, uninstall_views
 from mm_lens.model.inputs import Inputs, Prompt
 from mm_lens.model.naming import NamedHooks, Names, suggesting
 from mm_lens.model.native import add_left_out
 from mm_lens.model.parts.copying import Copied
 from mm_lens.model.parts.guards import guard
 from mm_lens.model.parts.quiet import quieten, restore
+from mm_lens.model.parts.spelling import Spelled
 from mm_lens.model.report import Report
 from mm_lens.model.running import generation
 from mm_lens.model.running.asking import Asked
@@ -46,7 +43,7 @@ from mm_lens.model.running.methods import list_methods
 Hooks: TypeAlias = "Sequence[tuple[str | Callable[[str], bool], Callable[..., Any]]]"
 
 
-class VisionLanguageBridge(Copied, Asked, NamedHooks):
+class VisionLanguageBridge(Copied, Asked, Spelled, NamedHooks):
     """A `TransformerBridge` with hook points for visual and text tokens. Made by `mm_lens.load`."""
 
     # At image positions embed.hook_out is the placeholder's own row, which the image features
@@ -205,7 +202,7 @@ class VisionLanguageBridge(Copied, Asked, NamedHooks):
         a logit are left out.
         """
         tokens, kwargs = self._unpack(input, kwargs)
-        return_type = args[0] if args else kwargs.get("return_type", "logits")
+        return_type = check_return_type(args[0] if args else kwargs.get("return_type", "logits"))
         if return_type in ("loss", "both") and kwargs.get("labels") is None:
             mask = kwargs.get("attention_mask")
             kwargs["labels"] = _inputs.find_targets(tokens, mask, self.family, self.cfg.d_vocab)

@@ -21,7 +21,7 @@ from mm_lens.errors import HookError, InputError
 from mm_lens.layout.layout import TokenLayout
 from mm_lens.metrics.tokens import Tokens, subsample
 from mm_lens.model.binding import READ, Binding, identify_documents, take_frame
-from mm_lens.model.hooks import GROUPS, PARENTS, ModalityHookPoint, canonical
+from mm_lens.model.hooks import GROUPS, PARENTS, ModalityHookPoint, canonical, respell
 from mm_lens.model.parts.copying import Copied
 from mm_lens.model.report import Need, Report
 from mm_lens.model.running.frames import Frame
@@ -188,6 +188,8 @@ class LayoutCache(Copied, ActivationCache):
             shown = ", ".join(list(kinds)[:_SHOWN]) + (", …" if len(kinds) > _SHOWN else "")
             text += f" ({shown})"
         near = difflib.get_close_matches(name, list(self.cache_dict), 1)
+        if (respelled := canonical(respell(name))) != name and respelled in self._points():
+            near = [respelled]
         return f"{text}. " + (f"Did you mean {near[0]}?" if near else "Cache it: see names_filter.")
 
     def _kinds(self) -> dict[str, str]:

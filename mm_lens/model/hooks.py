@@ -128,6 +128,20 @@ class HookNames:
         return [f"blocks.{layer}.{tail}" for layer in layers for tail in sorted(self.tails)]
 
 
+_MEANT = {
+    **dict.fromkeys(("image", "images", "img", "vision", "picture", "pictures"), "visual"),
+    **dict.fromkeys(("language", "words", "prompt", "txt"), "text"),
+}
+"""What modalities are called elsewhere."""
+
+
+def respell(name: str) -> str:
+    """A name of a hook point with modalities called as here: `image` is `visual`."""
+    return re.sub(
+        r"(?<=\.)[a-z]+(?=\.)|(?<=\.hook_)[a-z]+(?=_)", lambda n: _MEANT.get(n[0], n[0]), name
+    )
+
+
 def canonical(name: str) -> str:
     """Resolve the spelling `blocks.3.hook_visual_q` of `blocks.3.visual.hook_q`."""
     if (match := _ALIAS.fullmatch(name)) and match[2] in GROUPS and match[3] in PARENTS:

@@ -17,7 +17,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from mm_lens._notebook import make_table, make_thumbnails
 from mm_lens.arguments import require_kind
 from mm_lens.data.pictures import Picture, open_picture
-from mm_lens.data.prompts import Message, list_prompts, place_images, render
+from mm_lens.data.prompts import Message, list_prompts, place_images, read_question, render
 from mm_lens.errors import InputError, MMLensWarning
 from mm_lens.layout.layout import SHOWN, TokenLayout
 from mm_lens.model.families import ORIGINAL_SIZES, Family, without_own
@@ -67,6 +67,7 @@ class Inputs(Mapping[str, Any]):
         family: the family of the model they were prepared for.
         templated: whether the chat template was applied, for each row.
         text_only: whether rows without an image are meant: it was said that they have none.
+        questions: what each row asks, as a person reads it: the prompt without the chat template.
     """
 
     tensors: Mapping[str, Any]
@@ -75,6 +76,7 @@ class Inputs(Mapping[str, Any]):
     family: Family
     templated: tuple[bool, ...] = ()
     text_only: bool = False
+    questions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for known in [known for known in list(_STORAGES) if known.expired()]:
@@ -274,6 +276,7 @@ def prepare(
         family,
         templated=tuple(prompt.templated for prompt in rendered),
         text_only=images is not OMITTED,
+        questions=tuple(map(read_question, prompts)),
     )
 
 

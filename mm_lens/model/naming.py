@@ -17,7 +17,7 @@ from transformer_lens.model_bridge.generalized_components.base import alias_gene
 from mm_lens.arguments import check_hooks, require_filter, suggest
 from mm_lens.errors import HookError, MMLensError, UnknownHookError
 from mm_lens.model.forward import ForwardContext
-from mm_lens.model.hooks import PARENTS, HookNames, canonical, narrow
+from mm_lens.model.hooks import PARENTS, HookNames, canonical, narrow, respell
 
 Names: TypeAlias = "str | list[str] | Callable[[str], bool] | None"
 
@@ -41,7 +41,9 @@ def suggesting(names: Any, known: Iterable[str]) -> Iterator[None]:
         if ours or not ("does not exist" in told or "matched no hook" in told):
             raise
         first = names if isinstance(names, str) else next(iter(names), "")
-        remedy = suggest(first, known) or " model.hook_dict holds the names."
+        respelled = canonical(respell(str(first)))
+        meant = respelled if respelled in {*known} else first
+        remedy = suggest(meant, known) or " model.hook_dict holds the names."
         if first in PARENTS:
             remedy = f' mm_lens.names("{first}") names it in every block.'
         raise UnknownHookError(f"No hook point is called {first!r}. {told}{remedy}") from error

@@ -29,6 +29,19 @@ def table() -> pd.DataFrame:
     return pd.DataFrame([{c: getattr(r, c) for c in columns} for r in RECIPES.values()])
 
 
+def check_recipe(name: str) -> None:
+    """Refuse a name of no recipe.
+
+    Raises:
+        InputError: naming those there are.
+    """
+    if name not in RECIPES:
+        raise InputError(
+            f"No recipe is called {name!r}. There are: {', '.join(RECIPES)}."
+            f"{suggest(name, RECIPES)}"
+        )
+
+
 def run(
     name: str,
     model: VisionLanguageBridge,
@@ -54,11 +67,7 @@ def run(
     Raises:
         InputError: there is no such recipe; no such question; the thing is not to be found.
     """
-    if name not in RECIPES:
-        raise InputError(
-            f"No recipe is called {name!r}. There are: {', '.join(RECIPES)}."
-            f"{suggest(name, RECIPES)}"
-        )
+    check_recipe(name)
     if limit is not None:
         require_whole("limit", limit, 1)
     if model.training:

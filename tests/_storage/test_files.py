@@ -11,7 +11,7 @@ from contextlib import suppress
 import pytest
 from filelock import FileLock
 
-from mm_lens._storage.files import check_free, resumable_directory, whole_directory
+from mm_lens._storage.files import check_ahead, check_free, resumable_directory, whole_directory
 from mm_lens.errors import InputError, MMLensError
 
 MARK = "made.json"
@@ -66,6 +66,14 @@ def test_only_its_own_is_replaced_and_only_when_asked(tmp_path):
     with pytest.raises(InputError, match="is a file"):
         check_free(path / "thesis.tex", MARK, overwrite=True)
     check_free(tmp_path / "nowhere", MARK, overwrite=False)
+
+
+def test_below_a_file_nothing_can_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file" / "out", tmp_path / "file" / "deeper" / "out"):
+        with pytest.raises(InputError, match="file is a file: nothing can be written below it"):
+            check_ahead(path, "mark", False)
+    check_ahead(tmp_path / "not" / "yet" / "there", "mark", False)
 
 
 def test_what_appears_meanwhile_is_kept(tmp_path):

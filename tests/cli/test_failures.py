@@ -61,6 +61,18 @@ def test_memory_that_ran_out_in_a_kernel_is_told_as_such(error, line):
     assert told.startswith(line)
 
 
+def test_a_torchvision_of_another_torch_is_told():
+    cause = RuntimeError("operator torchvision::nms does not exist")
+    error = ModuleNotFoundError("Could not import module 'PreTrainedModel'.")
+    error.__cause__ = cause
+    code, told = failures.explain(error)
+    assert code == 1
+    assert "built for another torch" in told
+    assert "operator torchvision::nms does not exist" in told
+    assert "pip uninstall torchvision" in told
+    assert failures.explain(ModuleNotFoundError("No module named 'numpy'")) is None
+
+
 def test_damage_is_not_to_be_resumed(tmp_path):
     """It said both: begin anew, and run the same again to resume."""
     (tmp_path / "part-0").mkdir()

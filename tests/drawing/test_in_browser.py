@@ -65,13 +65,19 @@ def test_a_report_fits_a_phone(page, tmp_path):
         """
 const tops = [...document.querySelector(".chart").querySelectorAll("svg.panel")]
   .map(svg => svg.getBoundingClientRect().top);
-return { below: tops[1] > tops[0], wide: document.documentElement.scrollWidth - innerWidth };
+document.body.style.maxWidth = "300px";
+await new Promise(done => setTimeout(done, 500));
+const cut = [...document.querySelectorAll("svg.panel text.title")].filter(title =>
+  title.getBoundingClientRect().right > title.ownerSVGElement.getBoundingClientRect().right + 1);
+return { below: tops[1] > tops[0], wide: document.documentElement.scrollWidth - innerWidth,
+  cut: cut.map(title => title.textContent) };
 """,
         tmp_path,
         size=(500, 844),  # the least that Chromium takes
     )
     assert told["below"]
     assert told["wide"] <= 0
+    assert told["cut"] == []
 
 
 def test_nobody_is_kept_out_of_a_report(page, tmp_path):

@@ -3,6 +3,9 @@
 # torch and transformers are imported inside the command, and only where a model is asked for.
 from __future__ import annotations
 
+import re
+from hashlib import blake2b
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -27,6 +30,13 @@ def show_command(
         typer.Option(help="Hub id, directory or demo model: its prompt and tokens are shown too."),
     ] = None,
     samples: Annotated[int, typer.Option(min=1, help="How many.")] = 3,
+    save: Annotated[
+        Path | None,
+        typer.Option(
+            help="A new or empty directory: write the pictures there as PNG; of samples about one "
+            "picture, the first is shown."
+        ),
+    ] = None,
     split: options.Split = None,
     image_column: options.ImageColumn = "image",
     text_column: options.TextColumn = "text",
@@ -50,7 +60,13 @@ def show_command(
     """Print the first samples as a model will see them: prompt, pictures, tokens.
 
     Example: mm-lens data show questions.csv --text-column q --model demo/llava-next
+
+    Pictures to try the other commands on: mm-lens data show easy-vqa --save pictures
     """
+    if save is not None and save.exists() and not (save.is_dir() and not any(save.iterdir())):
+        raise typer.BadParameter(
+            f"{save} exists already. Name a directory that is new or empty.", param_hint="'--save'"
+        )
     from mm_lens.data import datasets
 
     which = options.read(locals())
@@ -60,10 +76,22 @@ def show_command(
     if model is not None:
         with silence_libraries():
             bridge = load_model(model, dtype=None, device_map=None, device="cpu", check=False)
-    for i in range(min(samples, len(found))):
+    shown: set[bytes] = set()
+    for i in range(len(found)):
+        sample = found[i]
+        # To try commands on, pictures that differ: data sets often ask much about one.
+        pixels = b"".join(image.tobytes() for image in sample.images)
+        key = blake2b(pixels).digest() if save is not None and pixels else str(i).encode()
+        if key in shown:
+            continue
+        shown.add(key)
         typer.echo("")
-        for line in describe(found[i], bridge, chat_template):
+        for line in describe(sample, bridge, chat_template):
             typer.echo(show_safely(line))
+        for path in save_pictures(sample, save) if save is not None else ():
+            typer.echo(show_safely(f"wrote   {path}"))
+        if len(shown) == samples:
+            break
 
 
 def describe(sample: Sample, model: Any = None, chat_template: bool | None = None) -> list[str]:
@@ -83,6 +111,17 @@ def describe(sample: Sample, model: Any = None, chat_template: bool | None = Non
         lines += _block("answer", sample.answer)
     rest = [name for name in sample.about if name != "question"]
     return [*lines, f"columns {', '.join(rest)}"] if rest else lines
+
+
+def save_pictures(sample: Sample, folder: Path) -> list[Path]:
+    """Write a sample's pictures as PNG files named after its id; returns the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    name = re.sub(r"[^\w.-]+", "-", sample.id).strip("-.") or "sample"
+    paths = []
+    for number, image in enumerate(sample.images):
+        paths.append(folder / (f"{name}.png" if number == 0 else f"{name}-{number}.png"))
+        image.save(paths[-1])
+    return paths
 
 
 def _block(name: str, text: str) -> list[str]:

@@ -36,7 +36,8 @@ def read_config(path: Path, commands: Mapping[str, Any]) -> list[str]:
     import yaml
 
     if not path.is_file():
-        raise DataError(f"There is no file {path}. Give one with a command and its options (YAML).")
+        which = f"{path} is a directory" if path.is_dir() else f"There is no file {path}"
+        raise DataError(f"{which}. Give one with a command and its options (YAML).")
     try:
         entries = yaml.safe_load(path.read_text("utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
@@ -44,14 +45,27 @@ def read_config(path: Path, commands: Mapping[str, Any]) -> list[str]:
         raise DataError(f"{path} is no YAML: {told}. Correct the file.") from error
     if not isinstance(entries, dict) or COMMAND not in entries:
         raise DataError(f"{path} names no command. Write 'command: profile' into it.")
-    name = str(entries.pop(COMMAND))
-    if name not in commands or name == "run":
-        known = [known for known in commands if known != "run"]
+    name = " ".join(str(entries.pop(COMMAND)).split())
+    found = _flatten(commands)
+    if name not in found:
+        known = [*found]
         raise DataError(
             f"{path} names the command {name!r}, which there is not. Use one of: "
             f"{', '.join(known)}.{suggest(name, known)}"
         )
-    return [name, *_spell(path, entries, commands[name].params)]
+    return [*name.split(), *_spell(path, entries, found[name].params)]
+
+
+def _flatten(commands: Mapping[str, Any]) -> dict[str, Any]:
+    """All but `run` itself, those of groups as `recipe run`."""
+    found: dict[str, Any] = {}
+    for name, command in commands.items():
+        inner = getattr(command, "commands", None)
+        if inner is not None:
+            found |= {f"{name} {each}": inner[each] for each in inner}
+        elif name != "run":
+            found[name] = command
+    return found
 
 
 def _spell(path: Path, entries: Mapping[Any, Any], parameters: Sequence[Any]) -> list[str]:

@@ -37,7 +37,9 @@ def run_command(
     model: options.Model = "demo/llava-next",
     data: data_options.Data = "easy-vqa",
     limit: Annotated[int, typer.Option(min=1, help="Questions that are asked.")] = 50,
-    seed: Annotated[int, typer.Option(help="Of the questions and all chance.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**63 - 1, help="Of the questions and all chance.")
+    ] = 0,
     device: options.Device = None,
     dtype: options.Dtype = None,
     device_map: options.DeviceMap = None,
@@ -52,7 +54,9 @@ def run_command(
     options.check_device(device)
     from mm_lens import recipes
     from mm_lens.data import datasets
+    from mm_lens.recipes.catalogue import check_recipe
 
+    check_recipe(name)
     chosen = datasets.load(data, None, 20 * limit, seed)  # not all are asked about
     with silence_libraries():
         loaded = load_model(

@@ -3,6 +3,7 @@
 # torch and the pictures are imported when the model is loaded: `--help` is instant.
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any
 
 import typer
@@ -68,7 +69,7 @@ def generate_command(
     temperature: Annotated[
         float, typer.Option(min=0, help="0 takes the most probable token; above, tokens are drawn.")
     ] = 0.0,
-    seed: Annotated[int, typer.Option(help="Of the draw.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the draw.")] = 0,
     out: options.Page = None,
     as_json: options.AsJson = False,
     overwrite: options.Overwrite = False,
@@ -81,6 +82,11 @@ def generate_command(
 
     Example: mm-lens generate photo.jpg "Describe the picture." --model demo/llava-next
     """
+    if not math.isfinite(temperature):
+        raise typer.BadParameter(
+            f"{temperature} is no temperature: give a number from 0 on.",
+            param_hint="'--temperature'",
+        )
     request = Request(
         image, question, model, out, as_json, overwrite, device, dtype, chat_template, not no_check
     )

@@ -37,7 +37,7 @@ class Reply:
     """What the model answered to one question.
 
     Attributes:
-        question: the prompt as it was given.
+        question: the prompt as it was given, without the chat template.
         text: what the model wrote, without the token that ends it.
         tokens: the tokens of the text.
         token_ids: their ids.
@@ -175,7 +175,7 @@ class Asked:
         require_whole("max_new_tokens", max_new_tokens, 1)
         spelled = {} if options is None else spell_options(model.tokenizer, options)
         if isinstance(question, Inputs):
-            found = _answer(model, question, question.text, spelled, max_new_tokens)
+            found = _answer(model, question, spelled, max_new_tokens)
             return found if len(found) > 1 else found[0]
         single, prompts = list_prompts(question)
         unknown = {"chat_template": chat_template, **unknown}
@@ -183,7 +183,7 @@ class Asked:
         if single or family.padding_side != "right":
             side = {} if single else {"padding_side": "left"}
             inputs = model.prepare(question, images, **{**side, **unknown})
-            found = _answer(model, inputs, [_spoken(p) for p in prompts], spelled, max_new_tokens)
+            found = _answer(model, inputs, spelled, max_new_tokens)
             return found[0] if single else found
         # Rows of such a model cannot be padded for generation: one after the other.
         pictures = [images] * len(prompts) if images is OMITTED or images is None else images
@@ -224,18 +224,9 @@ def spell_options(tokenizer: Any, options: Any) -> dict[str, list[int]]:
     return dict(zip(words, ids, strict=True))
 
 
-def _spoken(prompt: Any) -> str:
-    """A prompt as a person reads it: of a conversation, the last text."""
-    if isinstance(prompt, str):
-        return prompt
-    said = [part["text"] for message in prompt for part in message["content"] if "text" in part]
-    return said[-1] if said else ""
-
-
 def _answer(
     model: Any,
     inputs: Inputs,
-    questions: Sequence[str],
     spelled: Mapping[str, Sequence[int]],
     max_new_tokens: int,
 ) -> Replies:
@@ -252,7 +243,7 @@ def _answer(
         for option, tokens in spelled.items()
     }
     replies = []
-    for row, question in enumerate(questions):
+    for row, question in enumerate(inputs.questions or inputs.text):
         ids = new[row].tolist()
         end = next((k for k, token in enumerate(ids) if token in stops), len(ids))
         tokens = ids[:end]

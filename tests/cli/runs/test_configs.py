@@ -57,6 +57,15 @@ def test_files_that_say_nothing_that_can_be_run(tmp_path, text, message, capsys)
     assert message in " ".join(capsys.readouterr().err.split())
 
 
+def test_a_command_of_a_group(tmp_path, capsys):
+    (tmp_path / "set.csv").write_text("image,text\n,Why?\n")
+    text = f"command: data show\ndata: {tmp_path / 'set.csv'}\nsamples: 1\n"
+    assert run(tmp_path, text) == 0
+    assert "text    Why?" in capsys.readouterr().out
+    assert run(tmp_path, "command: recipe\nlimit: 3\n") == 1
+    assert "recipe run" in capsys.readouterr().err
+
+
 def test_no_file(capsys):
     assert commands.run(["run", "no-such.yaml"]) == 1
     assert "There is no file no-such.yaml" in capsys.readouterr().err

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 
 from mm_lens.cli import run
+from mm_lens.cli.runs import recipes
 
 
-def test_list_and_run(capsys):
+def test_list_and_run(capsys, monkeypatch):
     assert run(["recipe", "list"]) == 0
     listed = capsys.readouterr().out
     assert "object-ablation: " in listed
@@ -19,5 +20,8 @@ def test_list_and_run(capsys):
     assert told["low"] <= told["value"] <= told["high"]
     assert told["verdict"] in ("holds", "does not hold", "cannot be told")
     assert len(told["table"]) == 3
-    assert run(["recipe", "run", "nothing", "--no-check"]) == 1
-    assert "No recipe is called 'nothing'" in capsys.readouterr().err
+    monkeypatch.setattr(recipes, "load_model", None)  # told before anything is loaded
+    assert run(["recipe", "run", "object-ablatoin", "--data", "nowhere"]) == 1
+    told = capsys.readouterr().err
+    assert "No recipe is called 'object-ablatoin'" in told
+    assert "Did you mean 'object-ablation'?" in told
