@@ -69,3 +69,20 @@ def test_marks_are_known():
     marks = {mark_of(block) for page in pages for block in blocks_of(page)}
     assert marks <= {"", "no-run"}
     assert any(block.runs for page in pages for block in blocks_of(page))
+
+
+def test_modules_that_pages_and_cards_run_are_there():
+    """`python -m demo_training.train`, say; the cards once named modules that had moved."""
+    texts = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "mm_lens").rglob("*.md")]
+    named = {
+        name
+        for text in texts
+        for name in re.findall(r"-m ((?:mm_lens|demo_training)[.\w]*\w)", text.read_text("utf-8"))
+    }
+    assert "demo_training.scenes.shortcuts" in named
+    places = [ROOT / name.replace(".", "/") for name in sorted(named)]
+    assert [
+        str(place)
+        for place in places
+        if not (place.with_suffix(".py").is_file() or (place / "__main__.py").is_file())
+    ] == []
