@@ -28,8 +28,8 @@ DOCS = Path(__file__).parent
 PAGE = DOCS / "descriptive_or_prescriptive.md"
 MODELS = ("demo/omnifusion", "demo/llava-next")
 EACH, FEWER, FITTED = 160, 80, 100
-"""Questions: where a row of the page asks for two points for certain, and of the other tables; and
-those that maps and directions are fitted on."""
+"""Questions about single blocks and visual tokens, where answers that never change have to tell two
+points; of the other tables; and those that maps and directions are fitted on."""
 SIZES = (0, 1, 2, 4, 8, 16, 32, 96)
 HOWS = ("affine", "shift", "identity", "random", "mean")
 REPLACED = (
@@ -70,7 +70,7 @@ def measure(out: Path, *models: str, each: int = EACH, fitted: int = FITTED) -> 
                 )
                 table.to_csv(path, index=False)
         if not (path := Path(f"{stem}-removal.csv")).exists():
-            samples, others = many
+            samples, others = few
             subspaces = replacing.fit_subspaces(model, others)
             table = replacing.removal_table(model, samples, subspaces, save=f"{path}.pt")
             table.to_csv(path, index=False)
