@@ -238,7 +238,9 @@ def check_below(path: Path) -> None:
         if parent.is_dir():
             return
         if parent.exists():
-            raise InputError(f"{parent} is a file: nothing can be written below it. Name another.")
+            raise InputError(
+                f"{parent} is a file: nothing can be written below it; name another directory."
+            )
 
 
 def check_free(path: Path, mark: str, overwrite: bool) -> None:

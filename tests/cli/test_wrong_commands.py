@@ -53,7 +53,7 @@ USES = {
         lambda: ["explore", "a.png", Q, *MODEL, "--out", "b.png/o.html"],
         1,
         "b.png is a file: nothing can be written below it",
-        "Name another",
+        "name another directory",
     ),
     "generate: a temperature without end": (
         lambda: ["generate", "a.png", Q, *MODEL, "--temperature", "inf"],
@@ -89,7 +89,7 @@ USES = {
         lambda: ["evaluate", *MODEL, "--data", "set.csv", "--out", "a.png/o"],
         1,
         "a.png is a file",
-        "Name another",
+        "name another directory",
     ),
     "evaluate: data without answers": (
         lambda: ["evaluate", *MODEL, "--data", "bare.csv", "--out", "o"],
