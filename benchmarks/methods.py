@@ -1,8 +1,9 @@
 """Seconds of each method over those of a loop written by hand: ``python benchmarks/methods.py``.
 
 The loop runs the native model, with plain forward hooks of its own, and gives the same numbers (the
-comparisons of tests/outside); nothing of mm_lens is in it. One thread; both are run in turns, and
-the best of `--repeats` counts, since other work on the machine can only add.
+comparisons of tests/outside); nothing of mm_lens is in it. One thread; both are run in turns, times
+are of the processor, and the best of `--repeats` counts, since other work on the machine can only
+add.
 """
 
 import argparse
@@ -19,6 +20,8 @@ from mm_lens import attribution, demo, looking
 from mm_lens.causal import steering_hooks
 from mm_lens.causal.knockout import knockout
 from mm_lens.data import datasets
+from mm_lens.dictionaries import SparseCoder, feature_values, splice_hooks
+from mm_lens.looking.lenses.patchscopes import TARGET
 
 Pair = tuple[Callable[[], Any], Callable[[], Any]]
 
@@ -54,11 +57,19 @@ def score(logits: torch.Tensor) -> torch.Tensor:
     return logits[:, -1, 3] - logits[:, -1, 5]
 
 
+def encode(weights: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    """Features of states: the eight largest."""
+    raw = (x - weights["b_dec"]) @ weights["W_enc"] + weights["b_enc"]
+    top = raw.topk(8, dim=-1)
+    return torch.zeros_like(raw).scatter(-1, top.indices, top.values.relu())
+
+
 class Methods:
     """Both sides of each method, on one batch."""
 
-    def __init__(self, model: Any, native: Any, clean: Any, inputs: Any) -> None:
+    def __init__(self, model: Any, native: Any, clean: Any, inputs: Any, one: Any) -> None:
         self.model, self.native, self.clean, self.inputs = model, native, clean, inputs
+        self.one, self.one_visual = one, one.layout.mask("visual")
         self.blocks = native.model.language_model.layers
         self.visual = inputs.layout.mask("visual")
         self.text = inputs.layout.mask("text")
@@ -188,6 +199,107 @@ class Methods:
 
         return ours, loop
 
+    def feature_values(self) -> Pair:
+        weights, layer = self._coder(), self.model.cfg.n_layers // 2
+        coder = SparseCoder("topk", weights, {"k": 8})
+
+        @torch.no_grad()
+        def loop() -> Any:
+            states: list[Any] = []
+            with hooked(self.blocks[layer], states.append):
+                self.run(logits_to_keep=1)
+            out = torch.full((2, *self.visual.shape), torch.nan)
+            out[:, self.visual] = encode(weights, states[0][self.visual])[:, [3, 7]].T
+            return out
+
+        def ours() -> Any:
+            return feature_values(self.model, self.inputs, coder, [3, 7], layer=layer)
+
+        return ours, loop
+
+    def splice(self) -> Pair:
+        weights, layer = self._coder(), self.model.cfg.n_layers // 2
+        coder = SparseCoder("topk", weights, {"k": 8})
+
+        @torch.no_grad()
+        def loop() -> Any:
+            def edit(x: Any) -> Any:
+                out = x.clone()
+                found = encode(weights, x[self.visual])
+                out[self.visual] = found @ weights["W_dec"] + weights["b_dec"]
+                return out
+
+            with hooked(self.blocks[layer], edit):
+                return self.run().logits
+
+        @torch.no_grad()
+        def ours() -> Any:
+            hooks = splice_hooks(self.model, self.inputs, coder, layer=layer, error=False)
+            return self.model.run_with_hooks(self.inputs, fwd_hooks=hooks)
+
+        return ours, loop
+
+    def _coder(self) -> dict[str, torch.Tensor]:
+        """Weights at random, four times as many features as the states are wide."""
+        d = self.model.cfg.d_model
+        draw = torch.Generator().manual_seed(0)
+        weight = torch.nn.functional.normalize(torch.randn(4 * d, d, generator=draw), dim=1)
+        zero = {"b_enc": torch.zeros(4 * d), "b_dec": torch.zeros(d)}
+        return {"W_enc": weight.T.contiguous(), "W_dec": weight, **zero}
+
+    def jacobian_lens(self) -> Pair:
+        """Of one row: there is a backward pass for each dimension."""
+        one, mask, n = self.one, self.one_visual[0], len(self.blocks)
+
+        def loop() -> Any:
+            held: list[Any] = []
+
+            def leave(x: Any) -> Any:
+                held.append(x if held else x.detach().requires_grad_(True))
+                return held[-1]
+
+            with ExitStack() as stack:
+                for block in self.blocks:
+                    stack.enter_context(hooked(block, leave))
+                self.native(**one.native, logits_to_keep=1)
+            rows = []
+            for i in range(held[-1].shape[-1]):
+                total = held[-1][0, :-1, i].sum()
+                found = torch.autograd.grad(total, held[:-1], retain_graph=True)
+                rows.append([x[0, mask].mean(0) for x in found])
+            return [torch.stack([row[k] for row in rows]) for k in range(n - 1)]
+
+        return lambda: looking.fit_jacobian_lens(self.model, one, corpus="one row"), loop
+
+    def patchscope(self) -> Pair:
+        """Of 16 tokens of one row."""
+        one, mask = self.one, self.one_visual & (self.one_visual.cumsum(1) <= 16)
+        tokenizer, layer = self.model.tokenizer, self.model.cfg.n_layers // 2
+        options = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": None}
+
+        @torch.no_grad()
+        def loop() -> Any:
+            states: list[Any] = []
+            with hooked(self.blocks[layer], states.append, before=True):
+                self.native(**one.native, logits_to_keep=1)
+            given = tokenizer([TARGET] * 16, return_tensors="pt")
+            at = given.input_ids.shape[1] - 1
+
+            def put(x: Any) -> Any:
+                if x.shape[1] == 1:
+                    return None
+                out = x.clone()
+                out[:, at] = states[0][mask]
+                return out
+
+            with hooked(self.blocks[layer], put, before=True):
+                found = self.native.generate(
+                    **given, **options, pad_token_id=tokenizer.pad_token_id
+                )
+            return tokenizer.batch_decode(found[:, at + 1 :])
+
+        return lambda: looking.patchscope(self.model, one, mask, layer=layer), loop
+
     def _gradient(self, change: Any) -> Any:
         held: list[Any] = []
 
@@ -208,6 +320,10 @@ NAMES = (
     "knockout",
     "gradient_input",
     "integrated_gradients",
+    "feature_values",
+    "splice",
+    "jacobian_lens",
+    "patchscope",
 )
 
 
@@ -217,6 +333,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("model", nargs="?", default="demo/llava-next")
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--only", nargs="+", choices=NAMES)
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
     model = mm_lens.load(args.model, check=False)
@@ -230,15 +347,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         model.prepare(questions, x) for x in (images[: args.rows], images[args.rows :])
     )
     print(f"{args.model}: {args.rows} rows of {inputs.layout.shape[1]} positions, one thread")
-    methods = Methods(model, native, clean, inputs)
-    for name in NAMES:
+    one = model.prepare(questions[0], images[0])
+    methods = Methods(model, native, clean, inputs, one)
+    for name in args.only or NAMES:
         sides = getattr(methods, name)()
         times: list[list[float]] = [[], []]
         for _ in range(args.repeats + 1):  # the first warms up
             for side, run in enumerate(sides):
-                start = time.perf_counter()
+                start = time.process_time()
                 run()
-                times[side].append(time.perf_counter() - start)
+                times[side].append(time.process_time() - start)
         ours, loop = (min(found[1:]) for found in times)
         print(f"{name:22}{ours:8.3f} s   loop {loop:8.3f} s   ratio {ours / loop:5.2f}")
 

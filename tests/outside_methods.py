@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from scipy.stats import entropy
 from sklearn.decomposition import PCA
 from sklearn.linear_model import RidgeClassifier
+from sklearn.metrics import r2_score
 from sklearn.metrics.pairwise import cosine_similarity
 from sklearn.neighbors import NearestNeighbors
 from tiny import random_image
@@ -28,16 +29,25 @@ from transformer_lens.utilities.statistics import derive_generator
 
 import mm_lens
 from mm_lens import attribution, looking
-from mm_lens.causal import ablation_hooks, principal_directions, steering_hooks
+from mm_lens.causal import (
+    ablation_hooks,
+    ablation_table,
+    knockout_table,
+    principal_directions,
+    steering_hooks,
+    write_without,
+)
 from mm_lens.causal.knockout import knockout
-from mm_lens.dictionaries import load_coder, splice_hooks
+from mm_lens.dictionaries import feature_table, feature_values, load_coder, splice_hooks
 from mm_lens.heads import (
+    copying_scores,
     find_sinks,
     head_scores,
+    redistribution_hooks,
     relative_attention,
     reweighting_hooks,
 )
-from mm_lens.looking.probes import fit_probe
+from mm_lens.looking.probes import fit_probe, probe_table
 
 DOCS = Path(__file__).parents[1] / "docs" / "tools.md"
 BEGIN, END = "<!-- methods -->\n", "<!-- end of methods -->"
@@ -191,6 +201,100 @@ def swaps(case):
     return got.effect.flatten(), want[None]
 
 
+def of_pixels(case):
+    """From the pixels to the metric, natively."""
+
+    def run(pixels):
+        given = {**case.one.native, "pixel_values": pixels}
+        where = (case.one["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+        return metric(case.native(**given, position_ids=where).logits)
+
+    return run
+
+
+@method("attribution.pixel_attribution", "captum IntegratedGradients")
+def of_each_pixel(case):
+    pixels = case.one["pixel_values"].double()
+    want = IntegratedGradients(lambda x: of_pixels(case)(x).sum()[None]).attribute(
+        pixels,
+        pixels.mean().expand_as(pixels),
+        n_steps=4,
+        method="gausslegendre",
+        internal_batch_size=len(pixels),
+    )
+    got = attribution.pixel_attribution(case.model, case.one, metric, "integrated", steps=4)
+    return got.pixels["pixel_values"], want
+
+
+@method("attribution.tower_grad_cam", "autograd of the native tower")
+def in_the_tower(case):
+    tower = case.native.model.vision_tower
+    layer, held = getattr(tower, "vision_model", tower).encoder.layers[-2], []
+    hook = layer.register_forward_hook(
+        lambda m, args, out: held.append(out[0] if isinstance(out, tuple) else out)
+    )
+    value = of_pixels(case)(case.one["pixel_values"].double().requires_grad_(True)).sum()
+    hook.remove()
+    (gradient,) = torch.autograd.grad(value, held[0])
+    weight = gradient[:, 1:].mean(1, keepdim=True)  # of the patches: the first is no patch
+    want = (weight * held[0][:, 1:]).sum(-1).relu()
+    return attribution.tower_grad_cam(case.model, case.one, metric)[0], want
+
+
+@method("attribution.deletion_insertion", "native model, tokens at their mean")
+@torch.no_grad()
+def deleted(case):
+    mask, steps = case.one.layout.mask("visual"), 2
+    values = torch.linspace(-1, 1, mask.shape[1]).sin()[None]
+    found = attribution.deletion_insertion(
+        case.model, case.one, metric, {"mine": values}, steps=steps, random_orders=1
+    )
+    states, _ = case.run(case.one)
+    empty, order = case.baseline(case.one, states), values[0].masked_fill(~mask[0], -9).argsort()
+    want = []
+    for step in range(steps + 1):
+        out = torch.zeros_like(mask)
+        out[0, order.flip(0)[: round(step / steps * int(mask.sum()))]] = True
+
+        def change(own, out=out):
+            return torch.where(out[..., None], empty, own)
+
+        want.append(metric(case.run(case.one, 0, change)[1].logits))
+    mine = found.curves.query("map == 'mine' and curve == 'deletion'").sort_values("share")
+    return mine["value"].to_numpy(), torch.cat(want)
+
+
+def alone(case):
+    """The one sample of a table, with its metric."""
+    return [(case.one, {"metric": metric})]
+
+
+QUIET = {"progress": False}
+
+
+@method("causal.knockout_table", "native model, 4-D mask edited")
+@torch.no_grad()
+def tabled_cuts(case):
+    table = knockout_table(case.model, alone(case), [("visual", "text")], **QUIET)
+    layout, want = case.one.layout, []
+    edges = layout.mask("text")[:, :, None] & layout.mask("visual")[:, None]
+    for k in range(len(case.layers)):
+        with edges_cut(case.native, edges, [k]):
+            want.append(metric(case.run(case.one)[1].logits))
+    return table["value"].to_numpy(), torch.cat(want)
+
+
+@method("causal.ablation_table", "native model, forward hooks")
+@torch.no_grad()
+def tabled_zeros(case):
+    table = ablation_table(case.model, alone(case), ["visual"], **QUIET)
+    mask, want = case.one.layout.mask("visual")[..., None], []
+    for k in range(len(case.layers)):
+        with block_edited(case.native, k, lambda x: x.masked_fill(mask, 0)):
+            want.append(metric(case.run(case.one)[1].logits))
+    return table["value"].to_numpy(), torch.cat(want)
+
+
 @method("causal.knockout", "native model, 4-D mask edited")
 @torch.no_grad()
 def knocked_out(case):
@@ -241,6 +345,26 @@ def edited(case, hooks, change, group):
     return written(case, under, case.model.hooks(fwd_hooks=hooks))
 
 
+@method("causal.write_without", "native greedy loop without a cache")
+def rewritten(case):
+    layout, blocks = case.inputs.layout, range(len(case.layers))
+
+    def under(total):
+        keys = torch.nn.functional.pad(layout.mask("visual"), (0, total - layout.shape[1]))
+        own = torch.eye(total, dtype=torch.bool)
+        return edges_cut(case.native, keys[:, None] & ~own, blocks)
+
+    want = [native_greedy(case.native, case.inputs, 3, x)[0] for x in (None, under)]
+    found = write_without(
+        case.model,
+        case.inputs,
+        max_new_tokens=3,
+        stop_at_eos=False,
+        suppress_tokens=[*range(90, case.model.cfg.d_vocab)],
+    )
+    return torch.stack([found.plain_tokens, found.tokens]), torch.stack(want)
+
+
 @method("causal.ablation_hooks, in generate", "native greedy loop, forward hooks")
 def ablated_writing(case):
     hooks = ablation_hooks(case.model, case.inputs, "visual", layers=[1])
@@ -271,6 +395,24 @@ def probed(case):
     labels = ["image" if here else "text" for here in case.one.layout.mask("visual")[0].tolist()]
     want = RidgeClassifier(alpha=1.0).fit(states.numpy(), labels).coef_.reshape(-1)
     return fit_probe(states, labels).weights[1], torch.tensor(want)
+
+
+@method("looking.probe_table", "scikit-learn RidgeClassifier, held out")
+def held_out(case):
+    pictures = [random_image(12, 12, k).point(lambda v, k=k: v >> 2 * (k % 2)) for k in range(6)]
+    labels = ["light", "dark"] * 3
+    samples = [(case.model.prepare(["Eh?"] * 6, pictures), labels)]
+    options = {"layers": [1], "hook": "resid_pre", "folds": 2, "controls": 1}
+    table = probe_table(case.model, samples, ["visual"], **options)
+    (inputs, _), fold = samples[0], torch.randperm(6, generator=derive_generator(0, "folds")) % 2
+    mask = inputs.layout.mask("visual")
+    states = case.run(inputs, 1)[0]
+    x = torch.stack([one[here].mean(0) for one, here in zip(states, mask, strict=True)]).numpy()
+    right, y = np.zeros(6), np.array(labels)
+    for k in range(2):
+        out = (fold == k).numpy()
+        right[out] = RidgeClassifier(alpha=1.0).fit(x[~out], y[~out]).predict(x[out]) == y[out]
+    return table[["accuracy"]].to_numpy(), right.mean()[None, None]
 
 
 @method("looking.visual_logit_lens", "native norm and unembedding")
@@ -469,6 +611,38 @@ def coded(case):
     return torch.cat(got), torch.cat(want)
 
 
+def native_features(case):
+    """Features of native image tokens, by the weights in a file, and what they decode to."""
+    w = load_file(SAE / "jumprelu" / "sae_weights.safetensors")
+    w = {name: x.double() for name, x in w.items()}
+    x = native_tokens(case, 2)
+    raw = (x - w["b_dec"]) @ w["W_enc"] + w["b_enc"]
+    features = raw.relu() * (raw > w["threshold"])
+    return x, features, features @ w["W_dec"] + w["b_dec"]
+
+
+@method("dictionaries.feature_values", "native states, products with SAELens's weights")
+def fired(case):
+    coder = load_coder(SAE / "jumprelu")
+    got = feature_values(case.model, case.one, coder, [*range(0, 40, 4)], layer=1)
+    _, features, _ = native_features(case)
+    return got[:, case.one.layout.mask("visual")], features[:, [*range(0, 40, 4)]].T
+
+
+@method("dictionaries.feature_table", "scikit-learn r2_score of native states")
+def explained(case):
+    coder = load_coder(SAE / "jumprelu")
+    table = feature_table(case.model, case.one, coder, ["visual"], layer=1, least=0)
+    x, features, made = native_features(case)
+    want = [
+        r2_score(x, made, multioutput="variance_weighted"),
+        (features > 0).sum(1).double().mean(),
+    ]
+    got = [table.attrs[name]["visual"] for name in ("explained", "active")]
+    shares = table.sort_values("feature")["share"].tolist()
+    return [*got, *shares], torch.tensor([*want, *(features > 0).double().mean(0)])
+
+
 @method("dictionaries.splice_hooks", "native model, forward hooks")
 @torch.no_grad()
 def spliced(case):
@@ -494,6 +668,28 @@ def scored(case):
     return got, np.stack([weights.sum(-1).ravel(), spread.ravel()], 1)
 
 
+@method("heads.copying_scores", "native value and output projections of one head")
+@torch.no_grad()
+def copied(case):
+    table = copying_scores(case.model, case.one, "text", layers=[1])
+    held, attention = [], case.layers[1].self_attn
+    hook = attention.v_proj.register_forward_hook(lambda m, a, out: held.append(out[0]))
+    case.run(case.one)
+    hook.remove()
+    n, words = case.model.cfg.n_heads, case.native.lm_head.out_features
+    mask = case.one.layout.mask("text")[0] & (case.one.input_ids[0] < words)
+    own = case.one.input_ids[0, mask][:, None]
+    values = held[0][mask].view(len(own), -1, attention.head_dim)
+    want = []
+    for head in range(n):
+        only = values.new_zeros(len(own), n, attention.head_dim)
+        only[:, head] = values[:, head * values.shape[1] // n]
+        found = native_log_probs(case, attention.o_proj(only.flatten(1)))
+        below = (found < found.gather(1, own)).sum(1)
+        want.append((below / (found.shape[1] - 1)).mean())
+    return table["rank"].to_numpy(), torch.stack(want)
+
+
 @method("heads.relative_attention", "native attention, two prompts")
 @torch.no_grad()
 def relative(case):
@@ -513,6 +709,35 @@ def sunk(case):
     want = (x.abs() / x.square().mean(-1, keepdim=True).sqrt())[:, [2, 5]].amax(-1)
     found = find_sinks(case.model, case.one, layers=[1], dims=[2, 5])
     return found.height[0][case.one.layout.mask("visual")], want
+
+
+@method("heads.redistribution_hooks", "native attention moved by hand")
+@torch.no_grad()
+def moved(case):
+    mask, attention = case.one.layout.mask("visual"), case.layers[1].self_attn
+    sinks, held = mask & (mask.cumsum(1) <= 3), []
+    hook = attention.v_proj.register_forward_hook(lambda m, args, out: held.append(out[0]))
+    pattern = case.run(case.one, output_attentions=True)[1].attentions[1][0, :, -1]
+    hook.remove()
+    taken = 0.6 * pattern[:, sinks[0]].sum(1, keepdim=True)
+    rest = (mask & ~sinks)[0]
+    pattern = pattern.clone()
+    pattern[:, sinks[0]] *= 0.4
+    pattern[:, rest] *= 1 + taken / pattern[:, rest].sum(1, keepdim=True)
+    values = held[0].view(len(held[0]), -1, attention.head_dim)
+    values = values.repeat_interleave(len(pattern) // values.shape[1], 1)
+    z = torch.einsum("hp,phd->hd", pattern, values).flatten()
+
+    def put(module, args):
+        x = args[0].clone()
+        x[0, -1] = z
+        return (x,)
+
+    hook = attention.o_proj.register_forward_pre_hook(put)
+    want = case.run(case.one)[1].logits
+    hook.remove()
+    hooks = redistribution_hooks(case.model, case.one, sinks, layers=[1], share=0.6)
+    return case.model.run_with_hooks(case.one, fwd_hooks=hooks), want
 
 
 @method("heads.reweighting_hooks", "native model, bias in its 4-D mask")

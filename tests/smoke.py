@@ -17,6 +17,7 @@ def check_files() -> None:
     files = {path.as_posix() for path in distribution("mm-lens").files or ()}
     for demo in ("llava-next", "omnifusion"):
         assert f"mm_lens/demo/{demo}/model.safetensors" in files, demo
+    assert "mm_lens/demo/llava-next/dictionary/sae_weights.safetensors" in files
     for package in ("mm_lens", "mm_lens_adapters"):
         assert f"{package}/py.typed" in files, package
     assert "mm_lens/__init__.pyi" in files

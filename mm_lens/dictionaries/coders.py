@@ -22,6 +22,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from os import fspath
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -31,6 +32,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from mm_lens import demo
 from mm_lens.errors import DataError
 
 ARCHITECTURES = (
@@ -170,13 +172,16 @@ def load_coder(path: str | Path) -> SparseCoder:
     ```
 
     Args:
-        path: with `cfg.json` and `sae_weights.safetensors`.
+        path: with `cfg.json` and `sae_weights.safetensors`; or a demo model that has one
+            ("demo/llava-next").
 
     Raises:
+        InputError: no autoencoder ships for the states of this demo model.
         DataError: a file is missing or damaged; the architecture, or what it asks for, is not one
             of the module's table.
     """
-    folder = Path(path)
+    name = fspath(path)
+    folder = demo.dictionary_path(name) if name.startswith("demo/") else Path(name)
     try:
         config = json.loads((folder / CONFIG).read_text("utf-8"))
         if not isinstance(config, dict):

@@ -6,6 +6,8 @@ import pytest
 from attribution_cases import Case
 from outside_methods import BEGIN, BOUND, DOCS, END, METHODS, difference, table
 
+from mm_lens.model.running import methods
+
 
 @pytest.fixture(scope="module")
 def case(family):
@@ -30,3 +32,11 @@ def test_the_page_has_a_row_for_each():
     wanted = [line.split("|")[1:3] for line in table({}).splitlines()[2:]]
     assert rows == wanted
     assert "not run" not in printed
+
+
+def test_every_method_that_a_model_lists_has_a_row():
+    """A profile's numbers are those of its metrics, whose references are in tests/metrics."""
+    text = DOCS.read_text("utf-8")
+    rows = {row.split("`")[1].split(",")[0] for row in text.splitlines() if row.startswith("| `")}
+    listed = {one.name.replace("knockout.knockout", "knockout") for one in methods.METHODS}
+    assert listed - rows == {"profile"}
