@@ -25,7 +25,7 @@ IMAGES = DOCS / "images"
 METHODS = IMAGES / "methods"
 PAGES = (
     *("patching", "writing", "attribution", "looking", "lenses", "dictionaries"),
-    *("replacing", "recipes", "evaluating"),
+    *("replacing", "recipes", "evaluating", "relating"),
 )
 LARGEST = 58 * 1024
 """Of a picture, in bytes: a larger one is saved with 256 colours."""
