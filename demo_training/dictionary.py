@@ -4,7 +4,7 @@ States of image and text tokens, as many of each, behind one early block of `dem
 pictures of easy-VQA train. Its figures are of pictures of easy-VQA test. The folder is one of
 `mm_lens.dictionaries.load_coder`: `cfg.json` and `sae_weights.safetensors`, as SAELens writes them.
 
-Why an early block: from the third on, this model answers as well when the states of its image
+Why the first block: behind blocks 2 to 5 this model answers as well when the states of its image
 tokens are zero, and no loss of answers would tell a good coder from a bad one there.
 
 TopK (Gao et al. 2024, arXiv 2406.04093), with their auxiliary loss for features that do not fire.
