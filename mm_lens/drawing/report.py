@@ -103,7 +103,7 @@ def say_what_it_shows(profile: Profile, metric: str) -> str:
     said = f"Here, on the {curves.STREAM_NAMES[stream]}: {'; '.join(told)}."
     if len(above) == 2:
         (a, one), (b, other) = above.items()
-        both = one.join(other, lsuffix="_a", rsuffix="_b", how="inner")
+        both = one.merge(other, left_index=True, right_index=True, suffixes=("_a", "_b"))
         apart = int(((both.low_a > both.high_b) | (both.low_b > both.high_a)).sum())
         higher = int((both.value_a > both.value_b).sum())
         said += (

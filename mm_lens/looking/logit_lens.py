@@ -270,8 +270,8 @@ def visual_logit_lens(
         assert found.top_ids is not None
         at = (torch.tensor([*waiting])[:, None], rows, positions)
 
-        def of_layers(values: Tensor) -> Tensor:
-            return rearrange(values.cpu(), "(layers n) ... -> layers n ...", layers=len(waiting))
+        def of_layers(x: Tensor) -> Tensor:
+            return rearrange(x.cpu(), "(layers n) ... -> layers n ...", layers=len(waiting))
 
         top_ids[at], top[at] = of_layers(found.top_ids), of_layers(found.values.float())
         entropy[at] = of_layers(found.entropy)
