@@ -15,7 +15,7 @@ LISTED = [re.sub(r"^.*<(.*)>$", r"\1", line) for line in LINES]
 
 def test_each_page_is_in_one_table_of_contents():
     pages = [page for page in (ROOT / "docs").rglob("*.md") if SITE not in page.parents]
-    pages += [*(ROOT / "tutorials").glob("*.ipynb")]
+    pages += [*(ROOT / "tutorials").glob("*.ipynb"), *(ROOT / "mm_lens" / "demo").rglob("*.md")]
     names = {page.relative_to(ROOT).with_suffix("").as_posix() for page in pages}
     assert names <= {*LISTED}
     assert len(LISTED) == len({*LISTED})
