@@ -74,6 +74,10 @@ def test_same_tokens_match_one_by_one_to_half_a_patch():
         b = [strip(*((x0 + dx, y0 + dy, x1 + dx, y1 + dy) for x0, y0, x1, y1 in (LEFT, RIGHT)))]
         assert matches(a, b) == [0, 1]
     assert matches(a, [strip((2.5, 0, 6.5, 4), (6.5, 0, 10.5, 4))]) == [0, 0]
+    # One that moved further is enough, though the other did not.
+    assert matches(a, [strip((2, 0, 6, 4), (9, 0, 13, 4))]) == [0, 0]
+    column = [strip(LEFT, (0, 4, 4, 8), size=(8, 4))]
+    assert matches(column, [strip((0, 2, 4, 6), (0, 9, 4, 13), size=(8, 4))]) == [0, 0]
     assert matches(a, [strip(RIGHT, LEFT)]) == [1, 0]
     up_down = [strip((0, 0, 8, 2), (0, 2, 8, 4))]
     assert matches(up_down, [strip((0, 2, 8, 4), (0, 0, 8, 2))]) == [1, 0]
@@ -122,6 +126,24 @@ def test_fractions_of_pictures_of_other_shapes():
     assert matches(a, b) == [4, 5, 6]
     # narrow: x = 1/2, y = 1/8 to 7/8: all nearest to the middle.
     assert matches(b, a) == [1, 1, 1, 1, 0, 1, 2]
+    # Two thirds of three pixels are two thirds of thirty, not half of them.
+    few, many = (
+        token(0, 0, 0, 1, 0, 3, 4),
+        [token(0, 0, k, x, 0, x + 2, 4) for k, x in ((0, 14), (1, 19))],
+    )
+    assert matches([image(4, 3, few)], [image(4, 30, *many)]) == [1]
+
+
+def test_unknown_places_match_one_by_one_or_not_at_all():
+    def unknown(*row):
+        layout = laid_out([*row])
+        return replace(layout, tile=layout.tile * 0 - 1, box=layout.box * torch.nan)
+
+    two = unknown(strip(LEFT, RIGHT))
+    assert match_positions(two, two).tolist() == [[0, 1]]
+    for other in (unknown(strip(LEFT, RIGHT, size=(12, 16))), unknown(strip(LEFT))):
+        with pytest.raises(InputError, match="Matching pictures of different sizes needs to"):
+            match_positions(two, other)
 
 
 def test_newlines_match_the_nearest_height():
