@@ -56,7 +56,7 @@ def evaluate_command(
             min=1, help="Most samples, drawn at random with the seed.", show_default="all"
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the samples.")] = 0,
+    seed: Annotated[int, options.make_seed("Of the samples.")] = 0,
     split: data_options.Split = None,
     image_column: data_options.ImageColumn = "image",
     text_column: data_options.TextColumn = "text",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -62,6 +62,15 @@ Layers = Annotated[
 ]
 
 _ADDRESS = re.compile(r"(https?|ftp|data|file):/{0,2}|[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+
+
+def make_seed(help: str) -> Any:
+    """The option of a seed that torch takes.
+
+    Args:
+        help: of what it is the seed.
+    """
+    return typer.Option(min=0, max=2**63 - 1, help=help)
 
 
 def check_model(model: str) -> None:

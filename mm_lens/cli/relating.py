@@ -11,6 +11,7 @@ import typer
 import mm_lens
 from mm_lens._storage.files import whole_directory
 from mm_lens._storage.sums import write_sums
+from mm_lens.cli import options
 
 MARK = "relation.json"
 
@@ -26,7 +27,7 @@ def relate_command(
     ] = "",
     condition: Annotated[str, typer.Option(help="Which answers.")] = "given",
     flips: Annotated[int, typer.Option(min=19, help="Random flips of signs.")] = 999,
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the flips.")] = 0,
+    seed: Annotated[int, options.make_seed("Of the flips.")] = 0,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an earlier one at --out.")
     ] = False,

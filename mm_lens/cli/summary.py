@@ -12,12 +12,13 @@ from rich.console import Console
 from rich.table import Table
 
 from mm_lens.drawing import curves
-from mm_lens.metrics import METRICS
+from mm_lens.metrics import METRICS, PRESETS
 from mm_lens.profiling.points.lines import take_first
 from mm_lens.profiling.result import Profile
 
 WIDTH = 100
-PRESETS = ("honest", "paper", "between", "lens")
+SHOWN = sorted(PRESETS, key=lambda name: name != "honest")
+"""Presets in the order of their tables: what is meant by default comes first."""
 
 
 def show(profile: Profile, directory: Path, files: Sequence[str]) -> None:
@@ -27,8 +28,8 @@ def show(profile: Profile, directory: Path, files: Sequence[str]) -> None:
         width=min(WIDTH, terminal.width) if terminal.is_terminal else WIDTH, highlight=False
     )
     # Metrics belong to several: a table of the paper's own only for those who asked for them.
-    asked = profile.provenance.get("options", {}).get("presets") or PRESETS
-    for preset in PRESETS:
+    asked = profile.provenance.get("options", {}).get("presets") or SHOWN
+    for preset in SHOWN:
         if preset in asked and (table := headline(profile, preset)) is not None:
             console.print(table)
     pictures = [name for name in files if name.endswith(".png")]

@@ -37,9 +37,7 @@ def run_command(
     model: options.Model = "demo/llava-next",
     data: data_options.Data = "easy-vqa",
     limit: Annotated[int, typer.Option(min=1, help="Questions that are asked.")] = 50,
-    seed: Annotated[
-        int, typer.Option(min=0, max=2**63 - 1, help="Of the questions and all chance.")
-    ] = 0,
+    seed: Annotated[int, options.make_seed("Of the questions and all chance.")] = 0,
     device: options.Device = None,
     dtype: options.Dtype = None,
     device_map: options.DeviceMap = None,

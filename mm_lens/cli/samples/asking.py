@@ -69,7 +69,7 @@ def generate_command(
     temperature: Annotated[
         float, typer.Option(min=0, help="0 takes the most probable token; above, tokens are drawn.")
     ] = 0.0,
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the draw.")] = 0,
+    seed: Annotated[int, options.make_seed("Of the draw.")] = 0,
     out: options.Page = None,
     as_json: options.AsJson = False,
     overwrite: options.Overwrite = False,
